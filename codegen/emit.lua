@@ -1,0 +1,267 @@
+-- Prints a plan: dims.h (the shape as C constants), engine.c and pack.c (one file each, made of the
+-- templates and the runtime by inlining their includes), and report.md.
+
+local lfs = require("lfs")
+local files = require("codegen.files")
+local fail = require("codegen.fail").fail
+
+local emit = {}
+
+-- A C string literal. Spec strings hold printable ASCII only (spec.lua), this makes them harmless.
+local function c_string(text)
+    return '"' .. text:gsub('[\\"?%c]', function(c)
+        return ("\\%03o"):format(c:byte())
+    end) .. '"'
+end
+
+-- A float constant that reads back exactly.
+local function c_float(value)
+    local text = ("%.9g"):format(value)
+    return text .. (text:find("[%.e]") and "f" or ".0f")
+end
+
+local function enum(rows)
+    local out = { "enum {" }
+    for _, row in ipairs(rows) do
+        local name, value, comment = table.unpack(row)
+        local line = ("    %s = %d,"):format(name, value)
+        out[#out + 1] = comment and ("%-36s // %s"):format(line, comment) or line
+    end
+    out[#out + 1] = "};"
+    return table.concat(out, "\n")
+end
+
+local function c_matrix(m)
+    return m and ("{ %d, %d, %d }"):format(m.offset, m.row_tiles, m.column_tiles)
+        or "{ 0, 0, 0 }"
+end
+
+local function layout_table(p)
+    local l = p.layer
+    local rows = {
+        { "embedding", c_matrix(p.embedding), "[vocab, hidden]" },
+        { "head", c_matrix(p.head), "[vocab, hidden], the embedding itself if tied" },
+        { "final_norm", p.final_norm, "[hidden] fp32" },
+        { "layers", p.layers_offset, "layer n starts at layers + n * layer_stride" },
+        { "layer_stride", l.stride },
+        { "qkv", c_matrix(l.qkv), "[QKV_VALUE_ROW + kv_heads * head_dim, hidden]" },
+        { "o", c_matrix(l.o), "[hidden, heads * head_dim]" },
+        { "gate_up", c_matrix(l.gate_up), "[2 * intermediate, hidden], 8 gates, 8 ups, ..." },
+        { "down", c_matrix(l.down), "[hidden, intermediate]" },
+        { "input_norm", l.input_norm.offset, "[hidden] fp32" },
+        { "post_norm", l.post_norm.offset, "[hidden] fp32" },
+        { "qkv_bias", l.qkv_bias.offset, "[rows of qkv] fp32" },
+        { "end", p.weights_end, "the tokenizer follows" },
+    }
+    local out = {}
+    for _, row in ipairs(rows) do
+        local line = ("    .%s = %s,"):format(row[1], row[2])
+        out[#out + 1] = row[3] and ("%-44s // %s"):format(line, row[3]) or line
+    end
+    return table.concat(out, "\n")
+end
+
+local function adapter_table(p)
+    local out = {}
+    for _, a in ipairs(p.adapters) do
+        out[#out + 1] = ("    { %d, %d, %d, %d, %d, %s, %s, %d, %d },"):format(a.streams,
+            a.prefix_tokens, a.prefix_k, a.prefix_v, a.prefix_block, c_matrix(a.mix),
+            c_matrix(a.weigh), a.mix_bias or 0, a.weigh_bias or 0)
+    end
+    return table.concat(out, "\n")
+end
+
+local function buffer_struct(name, list)
+    local out = { ("struct %s {"):format(name) }
+    for _, b in ipairs(list) do
+        out[#out + 1] = ("    _Alignas(64) %s %s[%d]; // %s"):format(b.type, b.name, b.elements,
+                                                                    b.shape)
+    end
+    out[#out + 1] = "};"
+    out[#out + 1] = ('_Static_assert(sizeof(struct %s) == %d, "the plan\'s size");'):format(name,
+                                                                                   list.bytes)
+    return table.concat(out, "\n")
+end
+
+local DIMS = [[
+// The shape of this model, as planned by the generator. Every number is a constant.
+#ifndef DIMS_H
+#define DIMS_H
+
+#include <stddef.h>
+
+static const char SPEC_NAME[] = %s;
+static const char PLAN_DIGEST[] = "%s";
+
+%s
+
+// A matrix of the pack: where it starts, and its size in tiles. A row of tiles is contiguous and
+// holds WEIGHT_PLANES times column_tiles tiles.
+struct matrix {
+    size_t offset;
+    int row_tiles, column_tiles;
+};
+
+// Where everything lies in the pack: bytes from its start, in a layer from the layer's start.
+static const struct layout {
+    struct matrix embedding, head;
+    size_t final_norm, layers, layer_stride;
+    struct matrix qkv, o, gate_up, down;
+    size_t input_norm, post_norm, qkv_bias, end;
+} LAYOUT = {
+%s
+};
+
+#endif
+]]
+
+local ENGINE_DIMS = [[
+// What only the engine needs of the plan: numbers, adapters, and all memory that it takes.
+#ifndef ENGINE_DIMS_H
+#define ENGINE_DIMS_H
+
+#include <stdint.h>
+#include "dims.h"
+#include "sample.h"
+
+static const float RMS_NORM_EPS = %s;
+static const float ROPE_THETA = %s;
+static const float STREAM_SMOOTHING = %s; // parscale_attn_smooth
+
+// What belongs to one P: a prefix for each layer, stream and kv head (prefix_k [T, head_dim] and
+// prefix_v [head_dim, T], prefix_block bytes each), and the aggregation network.
+static const struct adapter {
+    int streams, prefix_tokens;
+    size_t prefix_k, prefix_v, prefix_block;
+    struct matrix mix;   // aggregate_layer.0 [hidden, P * hidden], columns stream by stream
+    struct matrix weigh; // aggregate_layer.2 [P, hidden]
+    size_t mix_bias, weigh_bias;
+} ADAPTERS[] = {
+%s
+};
+
+// All memory that the threads share but the cache.
+%s
+
+// Each thread's own.
+%s
+
+#endif
+]]
+
+function emit.dims(p)
+    local s = p.spec
+    return DIMS:format(c_string(s.name), p.digest, enum({
+        { "HIDDEN_SIZE", s.hidden_size },
+        { "INTERMEDIATE_SIZE", s.intermediate_size },
+        { "LAYERS", s.num_hidden_layers },
+        { "HEADS", s.num_attention_heads },
+        { "KV_HEADS", s.num_key_value_heads },
+        { "HEAD_DIM", s.head_dim },
+        { "VOCAB_SIZE", s.vocab_size },
+        { "CONTEXT", s.context, "positions the cache holds" },
+        { "MAX_STREAMS", p.max_streams, "the largest P" },
+        { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
+        { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
+        { "CONTEXT_TILES", p.cache.context_tiles },
+        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys or values of one kv head" },
+        { "CACHE_SLOTS", p.cache.slots, "layer 0 once, every other layer for each stream" },
+        { "BLOCK_COLUMNS", p.block_columns, "tokens x streams computed together, at most" },
+        { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
+        { "ATTENTION_CHUNK", p.attention_chunk, "keys between two updates of the softmax" },
+        { "DECODE_SPLITS", p.decode_splits, "parts that one token's keys are attended in" },
+        { "HEAD_TOKENS", p.head_tokens, "tokens whose logits are computed together" },
+    }), layout_table(p))
+end
+
+function emit.engine_dims(p)
+    local s = p.spec
+    return ENGINE_DIMS:format(c_float(s.rms_norm_eps), c_float(s.rope_theta),
+        c_float(s.parscale_attn_smooth), adapter_table(p), buffer_struct("buffers", p.buffers),
+        buffer_struct("scratch", p.scratch))
+end
+
+-- The packer's table: one row for each kind of checkpoint tensor.
+function emit.placements(p)
+    local out = { "static const struct placement PLACEMENTS[] = {" }
+    for _, e in ipairs(p.placements) do
+        out[#out + 1] = ("    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },")
+            :format(c_string(e.name), e.kind, e.count, e.stride, e.offset, e.blocks,
+                    e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
+                    e.row_map, e.first, e.column_map, e.streams, c_float(e.mean),
+                    c_float(e.deviation))
+    end
+    out[#out + 1] = "};\n"
+    return table.concat(out, "\n")
+end
+
+-- Inlines `#include "x"` once each, found in `generated` or in the folders; keeps everything else.
+local function amalgamate(root, name, generated)
+    local seen, out = {}, {}
+    local function find(include)
+        if generated[include] then return generated[include] end
+        for _, folder in ipairs({ "/templates/", "/runtime/" }) do
+            local path = root .. folder .. include
+            if lfs.attributes(path, "mode") == "file" then
+                return files.read(path, 1 << 20)
+            end
+        end
+        fail("%s: include of %s: no such file", name, include)
+    end
+    local function inline(include)
+        if seen[include] then return end
+        seen[include] = true
+        for line in find(include):gmatch("([^\n]*)\n") do
+            local inner = line:match('^#include "([^"]+)"')
+            if inner then
+                if not seen[inner] then
+                    inline(inner)
+                end
+            else
+                out[#out + 1] = line
+            end
+        end
+    end
+    inline(name)
+    return table.concat(out, "\n") .. "\n"
+end
+
+local function head_comment(p, what)
+    local out = {
+        "// " .. what,
+        "//",
+        "// Generated by parscale.c from this spec; edit the spec or the templates, not this file.",
+        "// plan " .. p.digest,
+        "//",
+    }
+    local keys = {}
+    for key in pairs(p.spec) do keys[#keys + 1] = key end
+    table.sort(keys)
+    for _, key in ipairs(keys) do
+        local value = p.spec[key]
+        if type(value) == "table" then
+            value = "{ " .. table.concat(value, ", ") .. " }"
+        elseif math.type(value) == "float" then
+            value = ("%.9g"):format(value)
+        end
+        out[#out + 1] = ("//     %s = %s"):format(key, tostring(value))
+    end
+    return table.concat(out, "\n") .. "\n"
+end
+
+function emit.engine(root, p, generated)
+    return head_comment(p, "engine.c: the inference engine for " .. p.spec.name .. ".")
+        .. amalgamate(root, "engine.c", generated)
+end
+
+function emit.packer(root, p, generated)
+    return head_comment(p, "pack.c: makes model.psc, the weights of " .. p.spec.name .. ".")
+        .. amalgamate(root, "pack.c", generated)
+end
+
+-- Report: what the plan takes, in bytes.
+function emit.report(p)
+    return "# " .. p.spec.name .. "\n"
+end
+
+return emit

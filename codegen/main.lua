@@ -1,0 +1,130 @@
+-- The generator's command line: checkpoint and spec -> out/NAME/{engine.c, pack.c, report.md} and the
+-- pack job. Prints out/NAME. Run by the Makefile from the root of the project.
+
+local root = arg[0]:match("^(.*)/codegen/main%.lua$") or "."
+package.path = root .. "/?.lua;" .. package.path
+
+local argparse = require("argparse")
+local lfs = require("lfs")
+local checkpoint = require("codegen.checkpoint")
+local emit = require("codegen.emit")
+local failure = require("codegen.fail")
+local job = require("codegen.job")
+local plan = require("codegen.plan")
+local spec = require("codegen.spec")
+local tokenizer = require("codegen.tokenizer")
+local unicode = require("codegen.unicode")
+
+local fail = failure.fail
+local UNICODE_DIR = "/usr/share/unicode" -- Debian's package unicode-data
+
+local function parse_arguments()
+    local parser = argparse("codegen/main.lua",
+        "Generates the inference engine of one ParScale model.")
+    parser:option("--from", "a Hugging Face folder, a GGUF file, or random"):count(1)
+    parser:option("--adapter", "safetensors with prefixes and aggregation network"):count("*")
+    parser:option("--spec", "a Lua spec: the shape for random, deployment keys otherwise")
+    parser:option("--name", "folder in out/; the spec's name if not given")
+    parser:option("--out", "folder of all engines"):default("out")
+    return parser:parse()
+end
+
+-- Writes a file at once or not at all, and only if its content changes, so that make sees no news
+-- where there is none.
+local function write_file(path, text)
+    local old = io.open(path, "rb")
+    if old then
+        local same = old:read("a") == text
+        old:close()
+        if same then return end
+    end
+    local part = path .. ".part"
+    local file, message = io.open(part, "wb")
+    if not file then fail("%s", message) end
+    local written, reason = file:write(text)
+    local closed, late = file:close()
+    if not (written and closed and os.rename(part, path)) then
+        os.remove(part)
+        fail("%s: %s", path, reason or late or "cannot be written")
+    end
+end
+
+local function make_folder(path)
+    if lfs.attributes(path, "mode") ~= "directory" then
+        local done, message = lfs.mkdir(path)
+        if not done then fail("%s: %s", path, message) end
+    end
+end
+
+-- The spec, and the checkpoint unless the weights are random.
+local function read_input(options)
+    if options.from == "random" then
+        if not options.spec then fail("--spec: missing, random weights need a spec") end
+        local given = spec.load(options.spec)
+        given.name = options.name or given.name
+        return spec.complete(given, options.spec), nil
+    end
+    local source = checkpoint.open(options.from, options.adapter)
+    local given, where = source.spec, source.where
+    if options.spec then
+        given = spec.merge(given, spec.load(options.spec), where, options.spec)
+    end
+    given.name = options.name or given.name
+    return spec.complete(given, where), source
+end
+
+-- The tokenizer's part of the pack; nil if the checkpoint has none.
+local function tokenizer_blob(source, model)
+    local from = source and source.tokenizer
+    if not from then return nil end
+    local tok = from.kind == "json" and tokenizer.read_json(from.path)
+        or tokenizer.from_gguf(from.metadata, from.path)
+    return tokenizer.encode(tok, model.vocab_size, model.eos_token_id)
+end
+
+-- If a source file is newer than the pack job, the pack is made anew.
+local function touch_if_newer(source, path)
+    local made = lfs.attributes(path, "modification")
+    for _, tensor in pairs(source.tensors) do
+        if lfs.attributes(tensor.file, "modification") > made then
+            lfs.touch(path)
+            return
+        end
+    end
+end
+
+local function generate(options)
+    local model, source = read_input(options)
+    local p = plan.make(model)
+    local folder = options.out .. "/" .. model.name
+    local job_text
+    local blob = tokenizer_blob(source, model)
+    if source then
+        job_text = job.write(p, source, blob and folder .. "/tokenizer.bin")
+    end
+    local generated = {
+        ["dims.h"] = emit.dims(p),
+        ["engine_dims.h"] = emit.engine_dims(p),
+        ["placements.h"] = emit.placements(p),
+        ["unicode_tables.h"] = unicode.generate(UNICODE_DIR),
+    }
+    make_folder(options.out)
+    make_folder(folder)
+    write_file(folder .. "/engine.c", emit.engine(root, p, generated))
+    write_file(folder .. "/pack.c", emit.packer(root, p, generated))
+    write_file(folder .. "/report.md", emit.report(p))
+    if blob then write_file(folder .. "/tokenizer.bin", blob) end
+    if source then
+        write_file(folder .. "/pack.job", job_text)
+        touch_if_newer(source, folder .. "/pack.job")
+    end
+    print(folder)
+end
+
+local options = parse_arguments()
+local ok, problem = pcall(generate, options)
+if not ok then
+    if not failure.is_failure(problem) then error(problem, 0) end
+    io.stderr:write("parscale: ", problem.message, "\n")
+    os.exit(2)
+end

@@ -1,0 +1,137 @@
+// See threads.h. Threads spin for a moment before they sleep: a decode step has hundreds of phases
+// of a few microseconds.
+#include <pthread.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include "threads.h"
+
+enum {
+    SPINS_IN_BARRIER = 1 << 14,   // then yield the processor between looks
+    SPINS_BETWEEN_JOBS = 1 << 16, // then sleep
+};
+
+struct worker {
+    struct pool *pool;
+    pthread_t handle;
+    int thread;
+};
+
+struct pool {
+    int threads;
+    atomic_uint arrived;  // at the barrier in progress
+    atomic_uint barriers; // completed
+    atomic_uint jobs;     // given out; one ends before the next begins
+    void (*job)(void *argument, int thread);
+    void *argument;
+    bool stopping;
+    pthread_mutex_t mutex; // for sleeping between jobs only
+    pthread_cond_t wake;
+    struct worker workers[]; // [threads - 1]
+};
+
+static inline void spin_pause(void) {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
+static void pool_barrier(struct pool *pool) {
+    unsigned completed = atomic_load_explicit(&pool->barriers, memory_order_relaxed);
+    unsigned arrived = atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1;
+    if (arrived == (unsigned)pool->threads) {
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->barriers, completed + 1, memory_order_release);
+        return;
+    }
+    for (unsigned spins = 0;
+         atomic_load_explicit(&pool->barriers, memory_order_acquire) == completed; spins++) {
+        if (spins < SPINS_IN_BARRIER)
+            spin_pause();
+        else
+            sched_yield();
+    }
+}
+
+static struct range pool_share(const struct pool *pool, int thread, size_t n) {
+    size_t threads = (size_t)pool->threads, i = (size_t)thread;
+    return (struct range){n * i / threads, n * (i + 1) / threads};
+}
+
+// Waits until a job after `seen` is given out.
+static void wait_for_job(struct pool *pool, unsigned seen) {
+    for (unsigned spins = 0; spins < SPINS_BETWEEN_JOBS; spins++) {
+        if (atomic_load_explicit(&pool->jobs, memory_order_acquire) != seen)
+            return;
+        spin_pause();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    while (atomic_load_explicit(&pool->jobs, memory_order_acquire) == seen)
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void *worker_main(void *argument) {
+    struct worker *worker = argument;
+    struct pool *pool = worker->pool;
+    for (unsigned seen = 0;; seen++) {
+        wait_for_job(pool, seen);
+        if (pool->stopping)
+            return NULL;
+        pool->job(pool->argument, worker->thread);
+        pool_barrier(pool);
+    }
+}
+
+static void give_out(struct pool *pool) {
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add_explicit(&pool->jobs, 1, memory_order_release);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static void pool_run(struct pool *pool, void (*job)(void *argument, int thread), void *argument) {
+    pool->job = job;
+    pool->argument = argument;
+    give_out(pool);
+    job(argument, 0);
+    pool_barrier(pool);
+}
+
+static int pool_start(struct pool **result, int threads, struct error *error) {
+    *result = NULL;
+    struct pool *pool = calloc(1, sizeof *pool + (size_t)threads * sizeof(struct worker));
+    if (!pool)
+        return fail(error, EXIT_MEMORY, "threads: no memory for %d threads", threads);
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->threads = 1;
+    for (int i = 1; i < threads; i++) {
+        struct worker *worker = &pool->workers[i - 1];
+        worker->pool = pool;
+        worker->thread = i;
+        int code = pthread_create(&worker->handle, NULL, worker_main, worker);
+        if (code) {
+            pool_stop(pool);
+            return fail(error, EXIT_MEMORY, "threads: cannot start thread %d of %d: %s", i + 1,
+                        threads, strerror(code));
+        }
+        pool->threads = i + 1;
+    }
+    *result = pool;
+    return EXIT_OK;
+}
+
+static void pool_stop(struct pool *pool) {
+    if (!pool)
+        return;
+    pool->stopping = true;
+    give_out(pool);
+    for (int i = 1; i < pool->threads; i++)
+        pthread_join(pool->workers[i - 1].handle, NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}

@@ -1,0 +1,39 @@
+// UTF-8, the three character classes of the splitting rules, and normalization form C (Unicode
+// Standard Annex 15). Relies on the generated unicode_tables.h.
+#ifndef UNICODE_H
+#define UNICODE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum unicode_class { // the values in unicode_class_starts
+    UNICODE_OTHER,
+    UNICODE_LETTER, // \p{L}: Lu, Ll, Lt, Lm, Lo
+    UNICODE_NUMBER, // \p{N}: Nd, Nl, No
+    UNICODE_SPACE,  // \s: White_Space
+};
+
+static enum unicode_class unicode_class(uint32_t point);
+
+// Reads the code point that starts at text, of which bytes > 0 are there. Returns its length, 1 to
+// 4, or 0 if this is not UTF-8: stray or missing continuation bytes, overlong forms, surrogates,
+// anything past U+10FFFF.
+static size_t utf8_decode(const char *text, size_t bytes, uint32_t *point);
+
+// Writes a code point at text; returns its length, 1 to 4.
+static size_t utf8_encode(char *text, uint32_t point);
+
+// Whether text surely is in form C: it holds no code point from U+0300 on, where the first
+// character lives that is not. (False does not mean that it is not in form C.)
+static int nfc_is_plain(const char *text, size_t bytes);
+
+// A text of n bytes becomes at most 3 n bytes in form C (U+1D160 does, among others), and is at
+// most 3 n / 2 code points when decomposed (U+0390: two bytes, three code points).
+enum { NFC_BYTES_FACTOR = 3, NFC_POINTS_FACTOR = 2 };
+
+// Writes the form C of text, valid UTF-8, to out [NFC_BYTES_FACTOR * bytes]; returns its length.
+// points, spare: scratch, [NFC_POINTS_FACTOR * bytes] each. Time is linear, whatever the text.
+static size_t nfc_normalize(const char *text, size_t bytes, char *out, uint32_t *points,
+                            uint32_t *spare);
+
+#endif

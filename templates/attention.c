@@ -1,0 +1,258 @@
+// Attention of all streams, for one layer. Keys and values lie in tiles, so that scores are a
+// product keys [positions, head_dim] x queries and the result is values [head_dim, positions] x
+// probabilities: the same products as everywhere else. The query heads of a group are columns of
+// one product, so keys and values are read once for all of them.
+//
+// A work item is one stream, one kv head, up to ATTENTION_TOKENS tokens and one part of the keys.
+// It walks its keys in chunks with a running maximum (online softmax, Milakov & Gimelshein 2018)
+// and leaves sums that `combine_splits` adds up.
+#include <math.h>
+#include "model.h"
+
+static const size_t GROUP_HEADS = HEADS / KV_HEADS;
+static const size_t HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE;
+static const size_t PARTIAL = HEAD_DIM + 2; // one head's result: sum [head_dim], max, total
+
+// Keys and values of one stream and kv head: the learned prefix, or the cache.
+struct segment {
+    const char *keys;       // [tiles of positions, head_dim]
+    const char *values;     // [head_dim, tiles of positions]
+    size_t tile_bytes;      //
+    size_t value_row_tiles; // tiles from one row of values to the next
+    size_t planes;          // a prefix has the weights' planes, the cache one
+    size_t plane_bytes;     //
+    size_t positions;       // valid ones, for the last token of the item
+    bool causal;            // token t of the block sees positions up to its own
+    void (*product)(const void *, size_t, const void *, size_t, size_t, float *, size_t);
+};
+
+struct item {
+    size_t stream, kv_head;
+    size_t token, tokens; // in the block
+    size_t split, splits;
+    size_t columns; // tokens * GROUP_HEADS; column = token * GROUP_HEADS + head
+};
+
+// Cache of one (layer, stream, kv head). Layer 0 is the same in all streams.
+static char *cache_block(const struct parscale *model, size_t layer, size_t stream,
+                         size_t kv_head) {
+    size_t slot = layer == 0 ? 0 : 1 + (layer - 1) * MAX_STREAMS + stream;
+    size_t block_bytes = (size_t)CACHE_BLOCK_TILES * TILE_ELEMENTS * model->isa->cache_bytes;
+    return model->cache + (slot * KV_HEADS + kv_head) * 2 * block_bytes;
+}
+
+static struct segment cache_segment(const struct parscale *model, size_t layer,
+                                    const struct item *item) {
+    const struct isa *isa = model->isa;
+    size_t tile_bytes = TILE_ELEMENTS * isa->cache_bytes;
+    const char *keys = cache_block(model, layer, item->stream, item->kv_head);
+    return (struct segment){
+        .keys = keys,
+        .values = keys + CACHE_BLOCK_TILES * tile_bytes,
+        .tile_bytes = tile_bytes,
+        .value_row_tiles = CONTEXT_TILES,
+        .planes = 1,
+        .positions = model->block.position + item->token + item->tokens,
+        .causal = true,
+        .product = isa->product_cache,
+    };
+}
+
+static struct segment prefix_segment(const struct parscale *model, size_t layer,
+                                     const struct item *item) {
+    const struct adapter *adapter = model->adapter;
+    size_t block = (layer * (size_t)adapter->streams + item->stream) * KV_HEADS + item->kv_head;
+    size_t offset = block * adapter->prefix_block;
+    return (struct segment){
+        .keys = pack_at(model, adapter->prefix_k + offset),
+        .values = pack_at(model, adapter->prefix_v + offset),
+        .tile_bytes = TILE_BYTES,
+        .value_row_tiles = tiles_for((size_t)adapter->prefix_tokens),
+        .planes = WEIGHT_PLANES,
+        .plane_bytes = adapter->prefix_block / WEIGHT_PLANES,
+        .positions = (size_t)adapter->prefix_tokens,
+        .product = model->isa->product,
+    };
+}
+
+// One row of tiles times packed columns, summed over the segment's planes.
+static void segment_product(const struct segment *segment, const char *row, size_t column_tiles,
+                            const char *x, size_t x_stride, size_t columns, float *y,
+                            size_t y_stride, float *spare) {
+    segment->product(row, column_tiles, x, x_stride, columns, y, y_stride);
+    for (size_t plane = 1; plane < segment->planes; plane++) {
+        segment->product(row + plane * segment->plane_bytes, column_tiles, x, x_stride, columns,
+                         spare, TILE);
+        for (size_t c = 0; c < columns; c++)
+            for (size_t r = 0; r < TILE; r++)
+                y[c * y_stride + r] += spare[c * TILE + r];
+    }
+}
+
+// Queries of an item, scaled by 1/sqrt(head_dim) and packed.
+static void gather_queries(const struct parscale *model, size_t layer, const struct item *item,
+                           struct scratch *scratch) {
+    size_t stride = packed_bytes(model->isa, HEAD_DIM);
+    const float scale = 1.0f / sqrtf((float)HEAD_DIM);
+    for (size_t c = 0; c < item->columns; c++) {
+        size_t token = item->token + c / GROUP_HEADS;
+        size_t column = (layer == 0 ? 0 : item->stream * model->block.tokens) + token;
+        size_t head = item->kv_head * GROUP_HEADS + c % GROUP_HEADS;
+        const float *query = model->buffers->query + (column * HEADS + head) * HEAD_DIM;
+        for (size_t i = 0; i < HEAD_TILES * TILE; i++)
+            scratch->row[i] = i < HEAD_DIM ? query[i] * scale : 0.0f;
+        model->isa->pack(scratch->row, HEAD_TILES * TILE, scratch->query + c * stride);
+        scratch->running[2 * c] = -INFINITY;
+        scratch->running[2 * c + 1] = 0;
+    }
+    memset(scratch->sums, 0, item->columns * HEAD_TILES * TILE * sizeof(float));
+}
+
+// Turns a column's scores of one chunk into exp(score - max) and updates its running maximum and
+// total. Scores from `valid` on are masked. Returns the factor for the sums so far.
+static float update_softmax(const struct isa *isa, float *scores, size_t valid, size_t chunk,
+                            float *running) {
+    float max = running[0], factor = 1.0f, total = 0.0f;
+    if (valid > 0) {
+        total = isa->exponentials(scores, valid, &max);
+        factor = running[0] == max ? 1.0f : expf(running[0] - max);
+    }
+    for (size_t i = valid; i < chunk; i++)
+        scores[i] = 0.0f;
+    running[0] = max;
+    running[1] = running[1] * factor + total;
+    return factor;
+}
+
+// Attends positions [first_tile * 16, (first_tile + tiles) * 16) of a segment.
+static void attend_chunk(const struct parscale *model, const struct segment *segment,
+                         const struct item *item, size_t first_tile, size_t tiles,
+                         struct scratch *scratch) {
+    const struct isa *isa = model->isa;
+    size_t query_stride = packed_bytes(isa, HEAD_DIM);
+    size_t chance_stride = packed_bytes(isa, ATTENTION_CHUNK);
+    size_t columns = item->columns;
+    for (size_t t = 0; t < tiles; t++)
+        segment_product(segment,
+                        segment->keys + (first_tile + t) * HEAD_TILES * segment->tile_bytes,
+                        HEAD_TILES, scratch->query, query_stride, columns,
+                        scratch->scores + t * TILE, ATTENTION_CHUNK, scratch->product);
+    for (size_t c = 0; c < columns; c++) {
+        size_t behind = segment->causal ? item->tokens - 1 - c / GROUP_HEADS : 0;
+        size_t visible = segment->positions - behind, start = first_tile * TILE;
+        size_t valid = visible < start ? 0 : visible - start;
+        valid = valid > tiles * TILE ? tiles * TILE : valid;
+        float *scores = scratch->scores + c * ATTENTION_CHUNK;
+        float factor = update_softmax(isa, scores, valid, tiles * TILE, scratch->running + 2 * c);
+        isa->pack(scores, tiles * TILE, scratch->chances + c * chance_stride);
+        float *sums = scratch->sums + c * HEAD_TILES * TILE;
+        if (factor != 1.0f)
+            for (size_t i = 0; i < HEAD_TILES * TILE; i++)
+                sums[i] *= factor;
+    }
+    float *y = scratch->product, *spare = y + columns * TILE;
+    for (size_t d = 0; d < HEAD_TILES; d++) {
+        size_t tile = d * segment->value_row_tiles + first_tile;
+        segment_product(segment, segment->values + tile * segment->tile_bytes, tiles,
+                        scratch->chances, chance_stride, columns, y, TILE, spare);
+        for (size_t c = 0; c < columns; c++)
+            for (size_t r = 0; r < TILE; r++)
+                scratch->sums[(c * HEAD_TILES + d) * TILE + r] += y[c * TILE + r];
+    }
+}
+
+// The item's part of the chunks: those of the prefix first, then those of the cache.
+static void attend_item(const struct parscale *model, size_t layer, const struct item *item,
+                        struct scratch *scratch) {
+    const size_t chunk_tiles = ATTENTION_CHUNK / TILE;
+    struct segment segments[2] = {prefix_segment(model, layer, item),
+                                  cache_segment(model, layer, item)};
+    size_t tiles[2] = {tiles_for(segments[0].positions), tiles_for(segments[1].positions)};
+    size_t chunks[2];
+    for (size_t s = 0; s < 2; s++)
+        chunks[s] = (tiles[s] + chunk_tiles - 1) / chunk_tiles;
+    size_t all = chunks[0] + chunks[1];
+    size_t begin = all * item->split / item->splits, end = all * (item->split + 1) / item->splits;
+
+    gather_queries(model, layer, item, scratch);
+    for (size_t i = begin; i < end; i++) {
+        size_t s = i < chunks[0] ? 0 : 1;
+        size_t first = (s ? i - chunks[0] : i) * chunk_tiles;
+        size_t n = tiles[s] - first < chunk_tiles ? tiles[s] - first : chunk_tiles;
+        attend_chunk(model, &segments[s], item, first, n, scratch);
+    }
+}
+
+// Leaves an item's sums in buffers.partial.
+static void store_partial(const struct parscale *model, const struct item *item,
+                          const struct scratch *scratch) {
+    size_t block_columns = model->block.tokens * model->block.streams;
+    for (size_t c = 0; c < item->columns; c++) {
+        size_t column = item->stream * model->block.tokens + item->token + c / GROUP_HEADS;
+        size_t head = item->kv_head * GROUP_HEADS + c % GROUP_HEADS;
+        float *partial = model->buffers->partial +
+                         ((item->split * block_columns + column) * HEADS + head) * PARTIAL;
+        memcpy(partial, scratch->sums + c * HEAD_TILES * TILE, HEAD_DIM * sizeof(float));
+        partial[HEAD_DIM] = scratch->running[2 * c];
+        partial[HEAD_DIM + 1] = scratch->running[2 * c + 1];
+    }
+}
+
+static size_t attention_splits(const struct block *block) {
+    return block->tokens == 1 ? DECODE_SPLITS : 1;
+}
+
+// This thread's share of the layer's attention: query -> partial.
+static void attend(const struct parscale *model, size_t layer, int thread,
+                   struct scratch *scratch) {
+    const struct block *block = &model->block;
+    size_t token_groups = (block->tokens + ATTENTION_TOKENS - 1) / ATTENTION_TOKENS;
+    size_t splits = attention_splits(block);
+    size_t items = block->streams * KV_HEADS * token_groups * splits;
+    struct range share = pool_share(model->pool, thread, items);
+    for (size_t i = share.begin; i < share.end; i++) {
+        struct item item = {.splits = splits, .split = i % splits};
+        size_t rest = i / splits;
+        item.kv_head = rest % KV_HEADS;
+        rest /= KV_HEADS;
+        item.stream = rest % block->streams;
+        item.token = rest / block->streams * ATTENTION_TOKENS;
+        item.tokens = block->tokens - item.token < ATTENTION_TOKENS ? block->tokens - item.token
+                                                                    : ATTENTION_TOKENS;
+        item.columns = item.tokens * GROUP_HEADS;
+        attend_item(model, layer, &item, scratch);
+        store_partial(model, &item, scratch);
+    }
+}
+
+// Adds the splits of one column and packs all its heads: partial -> input. Splits are added in
+// order, each scaled to the common maximum.
+static void combine_splits(const struct parscale *model, size_t column, struct scratch *scratch) {
+    size_t columns = model->block.tokens * model->block.streams;
+    size_t splits = attention_splits(&model->block);
+    float *out = scratch->row;
+    for (size_t head = 0; head < HEADS; head++, out += HEAD_DIM) {
+        const float *first = model->buffers->partial + (column * HEADS + head) * PARTIAL;
+        size_t stride = columns * HEADS * PARTIAL;
+        float max = -INFINITY, total = 0;
+        for (size_t s = 0; s < splits; s++)
+            max = first[s * stride + HEAD_DIM] > max ? first[s * stride + HEAD_DIM] : max;
+        memset(out, 0, HEAD_DIM * sizeof(float));
+        for (size_t s = 0; s < splits; s++) {
+            const float *part = first + s * stride;
+            if (part[HEAD_DIM + 1] == 0.0f)
+                continue;
+            float factor = expf(part[HEAD_DIM] - max);
+            total += part[HEAD_DIM + 1] * factor;
+            for (size_t i = 0; i < HEAD_DIM; i++)
+                out[i] += part[i] * factor;
+        }
+        for (size_t i = 0; i < HEAD_DIM; i++)
+            out[i] /= total;
+    }
+    for (size_t i = HEADS * HEAD_DIM; i < tiles_for(HEADS * HEAD_DIM) * TILE; i++)
+        scratch->row[i] = 0.0f;
+    size_t stride = packed_stride(model->bulk, HEADS * HEAD_DIM);
+    pack_column(model->bulk, scratch->row, HEADS * HEAD_DIM,
+                model->buffers->input + column * stride);
+}

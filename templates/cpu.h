@@ -1,0 +1,41 @@
+// What a CPU path must provide: everything that depends on the instruction set. The forward pass
+// (forward.c) is written once on top of it.
+#ifndef CPU_H
+#define CPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct isa {
+    const char *name;
+    bool (*usable)(void);
+    size_t packed_bytes; // bytes that 16 packed activations take
+    size_t cache_bytes;  // bytes of one element of the KV cache: 2 (bf16) or 4 (fp32)
+
+    // The path for products whose inputs should not be rounded; NULL: this one keeps fp32 itself.
+    const struct isa *exact;
+
+    // Packs x [n], n a multiple of 16, in the order of a tile's groups.
+    void (*pack)(const float *x, size_t n, void *packed);
+
+    // One row of tiles [16, 16 * column_tiles] times packed activations:
+    // y[c * y_stride + r] = sum over k of W[r, k] * x[c][k], r in 0..15, c in 0..columns-1;
+    // x[c] starts x_stride bytes after x[c - 1]. The sum's order depends on nothing but
+    // column_tiles.
+    void (*product)(const void *row, size_t column_tiles, const void *x, size_t x_stride,
+                    size_t columns, float *y, size_t y_stride);
+    // The same with tiles of the KV cache (cache_bytes an element).
+    void (*product_cache)(const void *row, size_t column_tiles, const void *x, size_t x_stride,
+                          size_t columns, float *y, size_t y_stride);
+
+    // Raises *max to the largest of s [n]; s[i] = exp(s[i] - *max); returns their sum.
+    float (*exponentials)(float *s, size_t n, float *max);
+    // out[i] = gate[i] * sigmoid(gate[i]) * up[i], i in 0..n-1, n a multiple of 8; gate_up holds
+    // 8 gates, 8 ups, 8 gates and so on: [n / 8, 2, 8].
+    void (*swiglu)(const float *gate_up, size_t n, float *out);
+};
+
+// The path named, or with NULL the fastest that this processor can run; NULL if there is none.
+static const struct isa *isa_find(const char *name);
+
+#endif

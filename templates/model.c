@@ -1,0 +1,251 @@
+// The C API of parscale.h on top of the forward pass: opening a model, feeding it ids, its logits.
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "model.h"
+
+static const struct adapter *find_adapter(int streams) {
+    const size_t count = sizeof ADAPTERS / sizeof *ADAPTERS;
+    if (streams == 0)
+        return &ADAPTERS[count - 1];
+    for (size_t i = 0; i < count; i++)
+        if (ADAPTERS[i].streams == streams)
+            return &ADAPTERS[i];
+    return NULL;
+}
+
+static size_t cache_bytes(const struct isa *isa) {
+    return (size_t)CACHE_SLOTS * KV_HEADS * 2 * CACHE_BLOCK_TILES * TILE_ELEMENTS *
+           isa->cache_bytes;
+}
+
+// Zeroed pages, taken from the system when they are first touched.
+static void *take_pages(size_t bytes) {
+    void *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages == MAP_FAILED ? NULL : pages;
+}
+
+// Takes the whole memory plan.
+static int take_memory(struct parscale *model, int threads) {
+    size_t cache = cache_bytes(model->isa), scratch = (size_t)threads * sizeof(struct scratch);
+    model->info.cache_bytes = cache;
+    model->info.activation_bytes = sizeof(struct buffers) + scratch;
+    model->buffers = take_pages(sizeof(struct buffers));
+    model->scratch = take_pages(scratch);
+    model->cache = take_pages(cache);
+    if (!model->buffers || !model->scratch || !model->cache)
+        return fail(&model->error, EXIT_MEMORY,
+                    "memory plan: %zu bytes of cache and %zu of activations could not be had: %s",
+                    cache, sizeof(struct buffers) + scratch, strerror(errno));
+    for (size_t i = 0; i < HEAD_DIM / 2; i++)
+        model->buffers->frequencies[i] = 1.0f / powf(ROPE_THETA, (float)(2 * i) / (float)HEAD_DIM);
+    return EXIT_OK;
+}
+
+static int choose_paths(struct parscale *model, const struct parscale_options *options) {
+    model->bulk = isa_find(options->isa);
+    if (!model->bulk)
+        return fail(&model->error, EXIT_USAGE,
+                    "--isa %s: this processor does not have it, or it is unknown", options->isa);
+    model->isa = model->bulk->exact ? model->bulk->exact : model->bulk;
+    model->adapter = find_adapter(options->streams);
+    if (!model->adapter)
+        return fail(&model->error, EXIT_USAGE,
+                    "--streams %d: not among the P of this engine's plan", options->streams);
+    return EXIT_OK;
+}
+
+static void fill_info(struct parscale *model, int threads) {
+    struct parscale_info *info = &model->info;
+    info->name = SPEC_NAME;
+    info->plan_digest = PLAN_DIGEST;
+    info->isa = model->bulk->name;
+    info->hidden_size = HIDDEN_SIZE;
+    info->intermediate_size = INTERMEDIATE_SIZE;
+    info->layers = LAYERS;
+    info->heads = HEADS;
+    info->kv_heads = KV_HEADS;
+    info->head_dim = HEAD_DIM;
+    info->vocab_size = VOCAB_SIZE;
+    info->streams = model->adapter->streams;
+    info->prefix_tokens = model->adapter->prefix_tokens;
+    info->context = CONTEXT;
+    info->threads = threads;
+    info->has_tokenizer = model->file.header->tokenizer_bytes > 0;
+    info->pack_bytes = model->file.bytes;
+    info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
+                         (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
+                             WEIGHT_PLANES * TILE_BYTES;
+    info->kv_bytes_position =
+        (size_t)CACHE_SLOTS * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
+}
+
+static int open_model(struct parscale *model, const struct parscale_options *options) {
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    int threads = options->threads > 0 ? options->threads : online > 0 ? (int)online : 1;
+    threads = threads > MAX_THREADS ? MAX_THREADS : threads;
+    const struct pack_expectation expected = {PLAN_DIGEST, SPEC_NAME, LAYOUT.end};
+
+    int code = choose_paths(model, options);
+    if (!code)
+        code = pool_start(&model->pool, threads, &model->error);
+    if (!code)
+        code = pack_open(&model->file, options->pack, &expected, model->pool, &model->error);
+    if (code)
+        return code;
+    fill_info(model, threads);
+    if (model->info.has_tokenizer)
+        code = tokenizer_open(&model->tokenizer, pack_at(model, LAYOUT.end),
+                              (size_t)model->file.header->tokenizer_bytes, &model->error);
+    return code ? code : take_memory(model, threads);
+}
+
+int parscale_open(struct parscale **handle, const struct parscale_options *options) {
+    struct parscale *model = calloc(1, sizeof *model);
+    *handle = model;
+    return model ? open_model(model, options) : EXIT_MEMORY;
+}
+
+void parscale_close(struct parscale *model) {
+    if (!model)
+        return;
+    size_t threads = (size_t)model->info.threads;
+    pool_stop(model->pool);
+    pack_close(&model->file);
+    if (model->buffers)
+        munmap(model->buffers, sizeof(struct buffers));
+    if (model->scratch)
+        munmap(model->scratch, threads * sizeof(struct scratch));
+    if (model->cache)
+        munmap(model->cache, model->info.cache_bytes);
+    free(model);
+}
+
+const char *parscale_error(const struct parscale *model) {
+    return model ? model->error.text : "out of memory";
+}
+
+const struct parscale_info *parscale_info(const struct parscale *model) {
+    return &model->info;
+}
+
+int parscale_position(const struct parscale *model) {
+    return (int)model->position;
+}
+
+int parscale_rewind(struct parscale *model, int position) {
+    if (position < 0 || (size_t)position > model->position)
+        return fail(&model->error, EXIT_INPUT, "rewind: found position %d, expected 0 to %zu",
+                    position, model->position);
+    model->position = (size_t)position;
+    return EXIT_OK;
+}
+
+static int check_ids(struct parscale *model, const int32_t *ids, size_t n) {
+    if (n > CONTEXT - model->position)
+        return fail(&model->error, EXIT_INPUT,
+                    "context: found %zu positions in use and %zu to add, expected %d at most",
+                    model->position, n, CONTEXT);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= VOCAB_SIZE)
+            return fail(&model->error, EXIT_INPUT, "id %zu: found %d, expected 0 to %d", i, ids[i],
+                        VOCAB_SIZE - 1);
+    return EXIT_OK;
+}
+
+static void head_only(void *argument, int thread) {
+    struct parscale *model = argument;
+    head(model, thread, &model->scratch[thread]);
+}
+
+// Logits of every token of the block that was just computed, HEAD_TOKENS at a time.
+static int visit_block(struct parscale *model, size_t done,
+                       int (*visit)(void *user, size_t i, const float *logits), void *user) {
+    struct block *block = &model->block;
+    for (size_t first = 0; first < block->tokens; first += HEAD_TOKENS) {
+        size_t left = block->tokens - first;
+        block->head_first = first;
+        block->head_tokens = left < HEAD_TOKENS ? left : HEAD_TOKENS;
+        pool_run(model->pool, head_only, model);
+        model->logits_row = block->head_tokens - 1;
+        for (size_t t = 0; t < block->head_tokens; t++) {
+            int code = visit(user, done + first + t, model->buffers->logits + t * VOCAB_SIZE);
+            if (code)
+                return code;
+        }
+    }
+    return EXIT_OK;
+}
+
+// Appends ids block by block; logits of the last one, or with `visit` of every one.
+static int feed(struct parscale *model, const int32_t *ids, size_t n,
+                int (*visit)(void *user, size_t i, const float *logits), void *user) {
+    int code = check_ids(model, ids, n);
+    size_t streams = (size_t)model->adapter->streams, most = BLOCK_COLUMNS / streams;
+    for (size_t done = 0; done < n && !code;) {
+        size_t tokens = n - done < most ? n - done : most;
+        bool logits = !visit && done + tokens == n;
+        model->block = (struct block){
+            .ids = ids + done,
+            .tokens = tokens,
+            .streams = streams,
+            .position = model->position,
+            .head_first = tokens - 1,
+            .head_tokens = logits ? 1 : 0,
+        };
+        pool_run(model->pool, forward, model);
+        model->logits_row = 0;
+        memcpy(model->buffers->history + model->position, ids + done, tokens * sizeof *ids);
+        model->position += tokens;
+        if (visit)
+            code = visit_block(model, done, visit, user);
+        done += tokens;
+    }
+    return code;
+}
+
+int parscale_prefill(struct parscale *model, const int32_t *ids, size_t n) {
+    return feed(model, ids, n, NULL, NULL);
+}
+
+int parscale_score(struct parscale *model, const int32_t *ids, size_t n,
+                   int (*visit)(void *user, size_t i, const float *logits), void *user) {
+    return feed(model, ids, n, visit, user);
+}
+
+int parscale_decode(struct parscale *model, int32_t id) {
+    return feed(model, &id, 1, NULL, NULL);
+}
+
+const float *parscale_logits(const struct parscale *model) {
+    return model->buffers->logits + model->logits_row * VOCAB_SIZE;
+}
+
+const float *parscale_stream_weights(const struct parscale *model) {
+    return model->buffers->weights + model->logits_row * (size_t)model->adapter->streams;
+}
+
+int32_t parscale_sample(struct parscale *model, const struct parscale_sampling *sampling) {
+    struct sample_scratch scratch = {model->buffers->candidates, model->buffers->penalized};
+    return sample(parscale_logits(model), VOCAB_SIZE, model->buffers->history, (int)model->position,
+                  sampling, model->position, &scratch);
+}
+
+int parscale_tokenize(struct parscale *model, const char *text, size_t bytes, bool special,
+                      int32_t **ids, size_t *n) {
+    *ids = NULL;
+    *n = 0;
+    if (!model->info.has_tokenizer)
+        return fail(&model->error, EXIT_INPUT, "%s has no tokenizer: give ids", SPEC_NAME);
+    return tokenizer_encode(&model->tokenizer, text, bytes, special, ids, n, &model->error);
+}
+
+const char *parscale_piece(const struct parscale *model, int32_t id, size_t *bytes) {
+    return tokenizer_piece(&model->tokenizer, id, bytes);
+}
+
+bool parscale_is_stop(const struct parscale *model, int32_t id) {
+    return tokenizer_is_stop(&model->tokenizer, id);
+}

@@ -1,0 +1,65 @@
+// The engine's state: one pack, one cache, one block of columns being computed.
+//
+// A block is up to BLOCK_COLUMNS columns, tokens x streams; column c = stream * tokens + token. A
+// decode step is the block of one token. Every projection multiplies all columns by each weight
+// that is loaded: that is what makes P streams cheap.
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stdint.h>
+#include "engine_dims.h"
+#include "cpu.h"
+#include "error.h"
+#include "pack_file.h"
+#include "parscale.h"
+#include "sample.h"
+#include "threads.h"
+#include "tile.h"
+#include "tokenizer.h"
+
+struct block {
+    const int32_t *ids; // [tokens]
+    size_t tokens;
+    size_t streams;                 // P
+    size_t position;                // of the first token
+    size_t head_first, head_tokens; // logits are wanted for head_tokens tokens from head_first on
+};
+
+struct parscale {
+    struct parscale_info info;
+    struct error error;
+    struct pack_file file;
+    struct tokenizer tokenizer;
+    struct pool *pool;
+    const struct isa *isa;         // fp32 activations: attention and its inputs, the head
+    const struct isa *bulk;        // o, gate, up and down: activations may be rounded to bf16
+    const struct adapter *adapter; // of the P in use
+    struct buffers *buffers;       // the memory plan of dims.h
+    struct scratch *scratch;       // [threads]: each thread's own part of it
+    char *cache;                   // [CACHE_SLOTS, kv_heads, keys and values, tiles]
+    size_t position;               // ids in the cache
+    struct block block;            // the work in hand
+    size_t logits_row;             // row of buffers->logits that parscale_logits returns
+};
+
+static inline const void *pack_at(const struct parscale *model, size_t offset) {
+    return model->file.base + offset;
+}
+
+// Bytes of n packed activations, and of all their planes.
+static inline size_t packed_bytes(const struct isa *isa, size_t n) {
+    return tiles_for(n) * isa->packed_bytes;
+}
+
+static inline size_t packed_stride(const struct isa *isa, size_t n) {
+    return WEIGHT_PLANES * packed_bytes(isa, n);
+}
+
+// Packs x [n] for a product: once for each plane of the weights. Elements of x from n up to the
+// next multiple of 16 must be 0.
+static inline void pack_column(const struct isa *isa, const float *x, size_t n, char *packed) {
+    for (size_t plane = 0; plane < WEIGHT_PLANES; plane++)
+        isa->pack(x, tiles_for(n) * TILE, packed + plane * packed_bytes(isa, n));
+}
+
+#endif
