@@ -377,6 +377,9 @@ function M.from_gguf(metadata, where)
             add_gguf_token(tok, id, text, kind)
         end
     end
+    if tok.size == 0 then
+        refuse(where, "tokenizer.ggml.tokens", get("tokens", "table"), "tokens in it")
+    end
     add_merges(tok, "tokenizer.ggml.merges", get("merges", "table"))
     tok.eos = metadata["tokenizer.ggml.eos_token_id"]
     if tok.eos ~= nil and not (is_id(tok.eos) and tok.eos < tok.size) then

@@ -23,7 +23,7 @@ struct pack_header {
     char name[72];            // the spec's name, for messages only
     uint64_t file_bytes;      //
     uint64_t weights_end;     // weights and adapters: [header_bytes, weights_end)
-    uint64_t tokenizer_bytes; // the tokenizer: [weights_end, file_bytes), 0 if there is none
+    uint64_t tokenizer_bytes; // the tokenizer, from weights_end on; zeros up to a multiple of 8
     uint64_t data_checksum;   // of everything after the header
     uint64_t header_checksum; // of the header with this field 0
 };

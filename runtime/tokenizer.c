@@ -46,16 +46,12 @@ static int check_places(const char *name, const uint32_t *values, size_t n, uint
 
 static int check_added(const struct tokenizer *t, struct error *error) {
     for (uint32_t i = 0; i < t->added_tokens; i++) {
-        size_t bytes = 0, at = 0, length = 1;
-        uint32_t point, id = t->added[i] >> 1;
+        size_t bytes = 0;
+        uint32_t id = t->added[i] >> 1;
         const char *piece = id < t->ids ? tokenizer_piece(t, (int32_t)id, &bytes) : NULL;
-        for (; at < bytes && length > 0; at += length)
-            length = utf8_decode(piece + at, bytes - at, &point);
-        if (bytes == 0 || length == 0)
-            return fail(error, EXIT_PACK,
-                        "tokenizer: added[%u]: found id %u, expected one of %u "
-                        "that is UTF-8 text",
-                        i, id, t->ids);
+        if (bytes == 0 || utf8_prefix(piece, bytes) != bytes)
+            return fail(error, EXIT_PACK, "tokenizer: added[%u]: found id %u, expected a text's", i,
+                        id);
     }
     return EXIT_OK;
 }
@@ -398,17 +394,6 @@ static size_t encode_text(const struct tokenizer *t, const char *text, size_t by
     return n;
 }
 
-static int check_utf8(const char *text, size_t bytes, struct error *error) {
-    uint32_t point;
-    for (size_t at = 0, length; at < bytes; at += length) {
-        length = utf8_decode(text + at, bytes - at, &point);
-        if (length == 0)
-            return fail(error, EXIT_INPUT, "text: byte %zu: found 0x%02x, expected UTF-8", at,
-                        (unsigned char)text[at]);
-    }
-    return EXIT_OK;
-}
-
 // Takes the scratch, in one piece that starts at its heap, and the room for the ids.
 static int take_scratch(struct tokenizer_scratch *s, size_t n, size_t m, int32_t **ids,
                         struct error *error) {
@@ -436,10 +421,12 @@ static int tokenizer_encode(const struct tokenizer *t, const char *text, size_t 
     if (bytes > MAX_BYTES)
         return fail(error, EXIT_INPUT, "text: found %zu bytes, expected at most %d", bytes,
                     MAX_BYTES);
-    int code = check_utf8(text, bytes, error);
+    size_t valid = utf8_prefix(text, bytes);
+    if (valid < bytes)
+        return fail(error, EXIT_INPUT, "text: byte %zu: found 0x%02x, expected UTF-8", valid,
+                    (unsigned char)text[valid]);
     size_t room = t->nfc && !nfc_is_plain(text, bytes) ? NFC_BYTES_FACTOR * bytes : bytes;
-    if (code == EXIT_OK)
-        code = take_scratch(&scratch, bytes, room, ids, error);
+    int code = take_scratch(&scratch, bytes, room, ids, error);
     if (code != EXIT_OK)
         return code;
     size_t start = 0; // of the text that has no ids yet

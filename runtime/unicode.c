@@ -43,6 +43,14 @@ static size_t utf8_decode(const char *text, size_t bytes, uint32_t *point) {
     return value < smallest[length] || value > 0x10ffff || surrogate ? 0 : length;
 }
 
+static size_t utf8_prefix(const char *text, size_t bytes) {
+    uint32_t point;
+    size_t at = 0, length = 1;
+    for (; at < bytes && length > 0; at += length)
+        length = utf8_decode(text + at, bytes - at, &point);
+    return at;
+}
+
 static size_t utf8_encode(char *text, uint32_t point) {
     if (point < 0x80) {
         text[0] = (char)point;

@@ -20,6 +20,9 @@ static enum unicode_class unicode_class(uint32_t point);
 // anything past U+10FFFF.
 static size_t utf8_decode(const char *text, size_t bytes, uint32_t *point);
 
+// How many of the first bytes are UTF-8: all of them, or those before the first that are not.
+static size_t utf8_prefix(const char *text, size_t bytes);
+
 // Writes a code point at text; returns its length, 1 to 4.
 static size_t utf8_encode(char *text, uint32_t point);
 

@@ -35,14 +35,13 @@ static void plain_product(const void *row, size_t column_tiles, const void *x, s
                           size_t columns, float *y, size_t y_stride) {
     for (size_t group = 0; group < TILE_GROUPS; group++) {
         for (size_t c = 0; c < columns; c++) {
-            const uint16_t *tile = (const uint16_t *)row + group * 2 * TILE;
+            const uint32_t *tile = (const uint32_t *)row + group * TILE;
             const float *in = (const float *)((const char *)x + c * x_stride);
             float words[TILE] = {0};
             for (size_t k = 0; k < column_tiles; k++) {
                 for (size_t w = 0; w < TILE; w++)
-                    words[w] += bf16_to_float(tile[2 * w]) * in[w] +
-                                bf16_to_float(tile[2 * w + 1]) * in[TILE + w];
-                tile += TILE_ELEMENTS;
+                    words[w] += word_even(tile[w]) * in[w] + word_odd(tile[w]) * in[TILE + w];
+                tile += TILE_ELEMENTS / 2;
                 in += 2 * TILE;
             }
             plain_add_words(words, group, y + c * y_stride);

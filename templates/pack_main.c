@@ -61,7 +61,7 @@ static void pack_share(void *argument, int thread) {
     free(stored);
 }
 
-// The whole tokenizer blob: malloc'ed, its size rounded up to 8 with zeros.
+// The whole tokenizer blob, malloc'ed.
 static int read_blob(const char *path, char **blob, size_t *bytes, struct error *error) {
     FILE *file = fopen(path, "rb");
     struct stat status;
@@ -71,17 +71,16 @@ static int read_blob(const char *path, char **blob, size_t *bytes, struct error 
             fclose(file);
         return error->code;
     }
-    size_t size = (size_t)status.st_size;
-    *bytes = (size + 7) / 8 * 8;
-    *blob = calloc(1, *bytes + 1);
-    bool complete = *blob && fread(*blob, 1, size, file) == size;
+    *bytes = (size_t)status.st_size;
+    *blob = malloc(*bytes + 1);
+    bool complete = *blob && fread(*blob, 1, *bytes, file) == *bytes;
     fclose(file);
     return complete ? EXIT_OK : fail(error, EXIT_PACK, "%s: cannot be read", path);
 }
 
 static int fill(struct packing *packing, const char *blob, size_t blob_bytes, struct error *error) {
     char *pack = packing->pack;
-    size_t bytes = LAYOUT.end + blob_bytes;
+    size_t bytes = LAYOUT.end + (blob_bytes + 7) / 8 * 8;
     pool_run(packing->pool, pack_share, packing);
     if (packing->progress)
         fprintf(stderr, "\r\033[K");
@@ -113,7 +112,7 @@ static int fill(struct packing *packing, const char *blob, size_t blob_bytes, st
 // Creates `path` with all its space, maps it and fills it.
 static int write_pack(struct packing *packing, const char *path, const char *blob,
                       size_t blob_bytes, struct error *error) {
-    size_t bytes = LAYOUT.end + blob_bytes;
+    size_t bytes = LAYOUT.end + (blob_bytes + 7) / 8 * 8;
     int descriptor = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (descriptor < 0)
         return fail(error, EXIT_OUTPUT, "%s: %s", path, strerror(errno));

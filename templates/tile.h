@@ -49,6 +49,21 @@ static inline float bf16_to_float(uint16_t x) {
     return value;
 }
 
+// A word of a tile: the even column in its low half, the odd one in its high half.
+static inline float word_even(uint32_t word) {
+    uint32_t bits = word << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float word_odd(uint32_t word) {
+    uint32_t bits = word & 0xffff0000;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 // Rounds to nearest, ties to even; a NaN stays a NaN.
 static inline uint16_t float_to_bf16(float value) {
     uint32_t bits;

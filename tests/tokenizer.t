@@ -395,7 +395,7 @@ end
 
 local small_blob = write("small", tokenizer.encode(read_small(cjson.encode(small())), 262))
 tap.is(encode(small_blob, { "xabcab<|im_end|>" })[1].ids, "120 257 256 261", "a small tokenizer")
-local opened = run("'%s' '%s' corrupt 3000", checked, small_blob):match("opened (%d+)")
+local opened = run("'%s' '%s' corrupt 20000", checked, small_blob):match("opened (%d+)")
 tap.ok(tonumber(opened) > 0, "a small one, damaged: refused or harmless", opened)
 
 local BAD = { -- name, document, parts of the message
@@ -480,8 +480,7 @@ local GGUF_BAD = {
     { "ggml.model", "llama" }, { "ggml.pre", "llama-bpe" }, { "ggml.pre" }, { "ggml.tokens" },
     { "ggml.tokens", "x" }, { "ggml.merges" }, { "ggml.merges", { "a b" } },
     { "ggml.token_type", { 6 } }, { "ggml.tokens", { "a", "a" } }, { "ggml.tokens", { 5 } },
-    { "ggml.eos_token_id", 2 },
-    { "ggml.eos_token_id", "x" },
+    { "ggml.tokens", {} }, { "ggml.eos_token_id", 2 }, { "ggml.eos_token_id", "x" },
 }
 for i, case in ipairs(GGUF_BAD) do
     local metadata = {

@@ -15,7 +15,7 @@
 #include "unicode.c"
 #include "tokenizer.c"
 
-static void die(const char *message) {
+static _Noreturn void die(const char *message) {
     fprintf(stderr, "harness: %s\n", message);
     exit(99);
 }
@@ -121,11 +121,11 @@ static void damage(char *copy, size_t bytes, uint64_t *seed) {
 
 static void open_damaged(const char *blob, size_t bytes, int count) {
     static const char text[] =
-        "<|im_start|>user\nHello, world! \xc3\xa9\xe1\xb8\x9b\xcc\xa3 12  3<|im_end|>";
-    uint64_t seed = 1;
+        "<|im_start|>abcab, Hello! \xc3\xa9\xe1\xb8\x9b\xcc\xa3 12  3<|im_end|>";
+    uint64_t seed = 1, sum = 0; // sum: so that every byte is read
     int opened = 0;
     for (int i = 0; i < count; i++) {
-        struct tokenizer t;
+        struct tokenizer t = {0};
         struct error error = {0};
         int32_t *ids;
         size_t n, cut = i % 8 == 0 ? (size_t)i * 7919 % bytes : bytes, length;
@@ -137,14 +137,19 @@ static void open_damaged(const char *blob, size_t bytes, int count) {
             opened++;
             if (tokenizer_encode(&t, text, sizeof text, true, &ids, &n, &error) != EXIT_OK)
                 die(error.text);
-            while (n > 0)
-                if (tokenizer_piece(&t, ids[--n], &length) != NULL)
-                    tokenizer_is_stop(&t, ids[n]);
+            for (int32_t id = 0; (uint32_t)id < t.ids; id++) {
+                const char *piece = tokenizer_piece(&t, id, &length);
+                for (size_t k = 0; k < length; k++)
+                    sum += (unsigned char)piece[k];
+                sum += tokenizer_is_stop(&t, id);
+            }
+            for (size_t k = 0; k < t.chat.system_bytes; k++)
+                sum += (unsigned char)t.chat.system[k];
             free(ids);
         }
         free(copy);
     }
-    printf("opened %d of %d\n", opened, count);
+    printf("opened %d of %d, sum %" PRIu64 "\n", opened, count, sum);
 }
 
 static void print_classes(void) {
@@ -157,7 +162,7 @@ static void print_classes(void) {
 }
 
 int main(int argc, char **argv) {
-    struct tokenizer t;
+    struct tokenizer t = {0};
     struct error error = {0};
     size_t bytes;
     if (argc < 3)
