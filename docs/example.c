@@ -24,7 +24,8 @@ int main(int argc, char **argv) {
         if (parscale_is_stop(model, id))
             break;
         const char *piece = parscale_piece(model, id, &bytes);
-        fwrite(piece, 1, piece ? bytes : 0, stdout);
+        if (piece)
+            fwrite(piece, 1, bytes, stdout);
         code = parscale_decode(model, id);
     }
     if (code)

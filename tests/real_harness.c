@@ -3,8 +3,9 @@
 //
 //     N ids..., N - 1 log-probabilities, G greedy ids..., G margins
 //
-// Output: "error=E steps=S wrong=W": the mean absolute error of the prompt's log-probabilities, the
-// greedy steps that agree, and whether the step that differs had a margin of 0.1 or more.
+// Output: "tokens=N error=E steps=S wrong=W": the sum of the absolute errors of N log-probabilities,
+// the greedy steps that agree up to the first with a margin below 0.1, and whether one before it
+// differs.
 //
 //     real_harness PACK ISA
 #include <math.h>
@@ -77,16 +78,12 @@ int main(int argc, char **argv) {
             return 1;
         size_t equal = 0;
         int wrong = 0;
-        for (; equal < steps; equal++) {
-            int32_t id = argmax(parscale_logits(model), s.vocab);
-            if (id != greedy[equal]) {
-                wrong = margins[equal] >= 0.1;
-                break;
-            }
-            if (parscale_decode(model, id))
+        for (; equal < steps && margins[equal] >= 0.1 && !wrong; equal++) {
+            wrong = argmax(parscale_logits(model), s.vocab) != greedy[equal];
+            if (parscale_decode(model, greedy[equal]))
                 return 1;
         }
-        printf("error=%.5f steps=%zu wrong=%d\n", s.error / (double)(n - 1), equal, wrong);
+        printf("tokens=%zu error=%.5f steps=%zu wrong=%d\n", n - 1, s.error, equal, wrong);
     }
     parscale_close(model);
     return 0;
