@@ -15,7 +15,7 @@ struct isa {
     // The path for products whose inputs should not be rounded; NULL: this one keeps fp32 itself.
     const struct isa *exact;
 
-    // Packs x [n], n a multiple of 16, in the order of a tile's groups.
+    // Packs x [n], n a multiple of 16, in the order of a tile's words.
     void (*pack)(const float *x, size_t n, void *packed);
 
     // One row of tiles [16, 16 * column_tiles] times packed activations:
