@@ -257,11 +257,10 @@ end
 -- fast paths keep bf16, the plain path fp32.
 local function cache_layout(spec, max_streams)
     local context_tiles, head_tiles = tiles(spec.context), tiles(spec.head_dim)
-    local block_tiles = context_tiles * head_tiles -- K or V of one (layer, stream, kv head)
+    local block_tiles = context_tiles * head_tiles * 2 -- of one (layer, stream, kv head)
     local slots = 1 + (spec.num_hidden_layers - 1) * max_streams
-    local elements = slots * spec.num_key_value_heads * 2 * block_tiles * TILE * TILE
-    return { context_tiles = context_tiles, head_tiles = head_tiles, block_tiles = block_tiles,
-             slots = slots, elements = elements,
+    local elements = slots * spec.num_key_value_heads * block_tiles * TILE * TILE
+    return { block_tiles = block_tiles, slots = slots, elements = elements,
              elements_position = slots * spec.num_key_value_heads * 2 * spec.head_dim }
 end
 

@@ -11,8 +11,9 @@ static bool neon_usable(void) {
 
 // N columns, N <= 2. sums[c][g]: rows g and g + 8, two partial sums each.
 __attribute__((always_inline)) static inline void neon_pass(const char *row, size_t column_tiles,
-                                                            const char *x, size_t x_stride, int N,
-                                                            float *y, size_t y_stride) {
+                                                            size_t apart, const char *x,
+                                                            size_t x_stride, int N, float *y,
+                                                            size_t y_stride) {
     const uint32x4_t high_half = vdupq_n_u32(0xffff0000);
     float32x4_t sums[2][8];
     for (int c = 0; c < N; c++)
@@ -20,7 +21,7 @@ __attribute__((always_inline)) static inline void neon_pass(const char *row, siz
             sums[c][g] = vdupq_n_f32(0);
     for (size_t k = 0; k < column_tiles; k++) {
         for (size_t i = 0; i < 4; i++) {
-            const char *chunks = row + k * TILE_BYTES + i * 128;
+            const char *chunks = row + k * apart + i * 128;
             float32x4_t in_even[2], in_odd[2];
             for (int c = 0; c < N; c++) {
                 const float *in = (const float *)(x + (size_t)c * x_stride + k * 64 + i * 8);
@@ -47,13 +48,13 @@ __attribute__((always_inline)) static inline void neon_pass(const char *row, siz
     }
 }
 
-static void neon_product(const void *row, size_t column_tiles, const void *x, size_t x_stride,
-                         size_t columns, float *y, size_t y_stride) {
+static void neon_product(const void *row, size_t column_tiles, size_t apart, const void *x,
+                         size_t x_stride, size_t columns, float *y, size_t y_stride) {
     const char *in = x;
     for (; columns >= 2; columns -= 2, in += 2 * x_stride, y += 2 * y_stride)
-        neon_pass(row, column_tiles, in, x_stride, 2, y, y_stride);
+        neon_pass(row, column_tiles, apart, in, x_stride, 2, y, y_stride);
     if (columns == 1)
-        neon_pass(row, column_tiles, in, x_stride, 1, y, y_stride);
+        neon_pass(row, column_tiles, apart, in, x_stride, 1, y, y_stride);
 }
 
 static const struct isa ISA_NEON = {

@@ -29,34 +29,36 @@ static void plain_add_words(float words[8][4], float *y) {
     }
 }
 
-static void plain_product(const void *row, size_t column_tiles, const void *x, size_t x_stride,
-                          size_t columns, float *y, size_t y_stride) {
+static void plain_product(const void *row, size_t column_tiles, size_t apart, const void *x,
+                          size_t x_stride, size_t columns, float *y, size_t y_stride) {
     for (size_t c = 0; c < columns; c++) {
-        const uint32_t *chunk = row;
         const float *in = (const float *)((const char *)x + c * x_stride);
         float words[8][4] = {{0}};
-        for (size_t k = 0; k < column_tiles; k++, in += TILE)
+        for (size_t k = 0; k < column_tiles; k++, in += TILE) {
+            const uint32_t *chunk = (const uint32_t *)((const char *)row + k * apart);
             for (size_t i = 0; i < 4; i++)
                 for (size_t g = 0; g < 8; g++, chunk += 4)
                     for (size_t w = 0; w < 4; w++)
                         words[g][w] += word_even(chunk[w]) * in[2 * i + w % 2] +
                                        word_odd(chunk[w]) * in[8 + 2 * i + w % 2];
+        }
         plain_add_words(words, y + c * y_stride);
     }
 }
 
-static void plain_product_cache(const void *row, size_t column_tiles, const void *x,
+static void plain_product_cache(const void *row, size_t column_tiles, size_t apart, const void *x,
                                 size_t x_stride, size_t columns, float *y, size_t y_stride) {
     for (size_t c = 0; c < columns; c++) {
-        const float *chunk = row;
         const float *in = (const float *)((const char *)x + c * x_stride);
         float words[8][4] = {{0}};
-        for (size_t k = 0; k < column_tiles; k++, in += TILE)
+        for (size_t k = 0; k < column_tiles; k++, in += TILE) {
+            const float *chunk = (const float *)((const char *)row + k * apart);
             for (size_t i = 0; i < 4; i++)
                 for (size_t g = 0; g < 8; g++, chunk += 8)
                     for (size_t w = 0; w < 4; w++)
                         words[g][w] += chunk[2 * w] * in[2 * i + w % 2] +
                                        chunk[2 * w + 1] * in[8 + 2 * i + w % 2];
+        }
         plain_add_words(words, y + c * y_stride);
     }
 }

@@ -27,8 +27,8 @@ avx2_repeat_pair(const char *in) {
 
 // N columns. sums[c][j]: rows 2j, 2j + 1 and those plus 8.
 __attribute__((target("avx2,fma"), always_inline)) static inline void
-avx2_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N, float *y,
-          size_t y_stride) {
+avx2_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride, int N,
+          float *y, size_t y_stride) {
     const __m256i high_half = _mm256_set1_epi32((int)0xffff0000);
     __m256 sums[3][4];
     for (int c = 0; c < N; c++)
@@ -37,7 +37,7 @@ avx2_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, 
     for (size_t k = 0; k < column_tiles; k++) {
         for (int i = 0; i < 4; i++) {
             for (int j = 0; j < 4; j++) {
-                const char *chunks = row + k * TILE_BYTES + i * 128 + j * 32;
+                const char *chunks = row + k * apart + i * 128 + j * 32;
                 __m256i w = _mm256_loadu_si256((const void *)chunks);
                 __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
                 __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(w, high_half));
@@ -64,16 +64,16 @@ avx2_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, 
 }
 
 __attribute__((target("avx2,fma"))) static void avx2_product(const void *row, size_t column_tiles,
-                                                             const void *x, size_t x_stride,
-                                                             size_t columns, float *y,
-                                                             size_t y_stride) {
+                                                             size_t apart, const void *x,
+                                                             size_t x_stride, size_t columns,
+                                                             float *y, size_t y_stride) {
     const char *in = x;
     for (; columns >= 3; columns -= 3, in += 3 * x_stride, y += 3 * y_stride)
-        avx2_pass(row, column_tiles, in, x_stride, 3, y, y_stride);
+        avx2_pass(row, column_tiles, apart, in, x_stride, 3, y, y_stride);
     if (columns == 2)
-        avx2_pass(row, column_tiles, in, x_stride, 2, y, y_stride);
+        avx2_pass(row, column_tiles, apart, in, x_stride, 2, y, y_stride);
     else if (columns == 1)
-        avx2_pass(row, column_tiles, in, x_stride, 1, y, y_stride);
+        avx2_pass(row, column_tiles, apart, in, x_stride, 1, y, y_stride);
 }
 
 __attribute__((target("avx2,fma"))) static float avx2_exponentials(float *s, size_t n, float *max) {
@@ -123,15 +123,15 @@ avx512_repeat_pair(const char *words) {
 
 // N columns, N <= 12. Weights are prefetched `ahead` bytes ahead.
 __attribute__((target("avx512f"), always_inline)) static inline void
-avx512_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, size_t ahead,
-            int N, float *y, size_t y_stride) {
+avx512_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride,
+            size_t ahead, int N, float *y, size_t y_stride) {
     const __m512i high_half = _mm512_set1_epi32((int)0xffff0000);
     __m512 low[12], high[12];
     for (int c = 0; c < N; c++)
         low[c] = high[c] = _mm512_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
         for (size_t i = 0; i < 4; i++) {
-            const char *chunks = row + k * TILE_BYTES + i * 128;
+            const char *chunks = row + k * apart + i * 128;
             if (N >= 4) {
                 _mm_prefetch(chunks + ahead, _MM_HINT_T1);
                 _mm_prefetch(chunks + ahead + 64, _MM_HINT_T1);
@@ -157,31 +157,31 @@ avx512_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride
 }
 
 __attribute__((target("avx512f"))) static void avx512_product(const void *row, size_t column_tiles,
-                                                              const void *x, size_t x_stride,
-                                                              size_t columns, float *y,
-                                                              size_t y_stride) {
+                                                              size_t apart, const void *x,
+                                                              size_t x_stride, size_t columns,
+                                                              float *y, size_t y_stride) {
     const char *in = x;
     const size_t ahead = columns < 4 || columns > 12 ? 0 : PREFETCH_BYTES;
     while (columns > 0) {
         size_t n = columns >= 12 ? 12 : columns >= 8 ? 8 : columns >= 4 ? 4 : columns;
         switch (n) {
         case 12:
-            avx512_pass(row, column_tiles, in, x_stride, ahead, 12, y, y_stride);
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 12, y, y_stride);
             break;
         case 8:
-            avx512_pass(row, column_tiles, in, x_stride, ahead, 8, y, y_stride);
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 8, y, y_stride);
             break;
         case 4:
-            avx512_pass(row, column_tiles, in, x_stride, ahead, 4, y, y_stride);
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 4, y, y_stride);
             break;
         case 3:
-            avx512_pass(row, column_tiles, in, x_stride, ahead, 3, y, y_stride);
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 3, y, y_stride);
             break;
         case 2:
-            avx512_pass(row, column_tiles, in, x_stride, ahead, 2, y, y_stride);
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 2, y, y_stride);
             break;
         default:
-            avx512_pass(row, column_tiles, in, x_stride, ahead, 1, y, y_stride);
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 1, y, y_stride);
         }
         columns -= n;
         in += n * x_stride;
@@ -230,14 +230,14 @@ avx512bf16_pack(const float *x, size_t n, void *packed) {
 
 // N columns, N <= 12. Weights are prefetched `ahead` bytes ahead.
 __attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline void
-avx512bf16_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, size_t ahead,
-                int N, float *y, size_t y_stride) {
+avx512bf16_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride,
+                size_t ahead, int N, float *y, size_t y_stride) {
     __m512 low[12], high[12];
     for (int c = 0; c < N; c++)
         low[c] = high[c] = _mm512_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
         for (size_t i = 0; i < 4; i++) {
-            const char *chunks = row + k * TILE_BYTES + i * 128;
+            const char *chunks = row + k * apart + i * 128;
             if (N >= 4) {
                 _mm_prefetch(chunks + ahead, _MM_HINT_T1);
                 _mm_prefetch(chunks + ahead + 64, _MM_HINT_T1);
@@ -257,30 +257,30 @@ avx512bf16_pass(const char *row, size_t column_tiles, const char *x, size_t x_st
 }
 
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void
-avx512bf16_product(const void *row, size_t column_tiles, const void *x, size_t x_stride,
-                   size_t columns, float *y, size_t y_stride) {
+avx512bf16_product(const void *row, size_t column_tiles, size_t apart, const void *x,
+                   size_t x_stride, size_t columns, float *y, size_t y_stride) {
     const char *in = x;
     const size_t ahead = columns < 4 || columns > 12 ? 0 : PREFETCH_BYTES;
     while (columns > 0) {
         size_t n = columns >= 12 ? 12 : columns >= 8 ? 8 : columns >= 4 ? 4 : columns;
         switch (n) {
         case 12:
-            avx512bf16_pass(row, column_tiles, in, x_stride, ahead, 12, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 12, y, y_stride);
             break;
         case 8:
-            avx512bf16_pass(row, column_tiles, in, x_stride, ahead, 8, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 8, y, y_stride);
             break;
         case 4:
-            avx512bf16_pass(row, column_tiles, in, x_stride, ahead, 4, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 4, y, y_stride);
             break;
         case 3:
-            avx512bf16_pass(row, column_tiles, in, x_stride, ahead, 3, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 3, y, y_stride);
             break;
         case 2:
-            avx512bf16_pass(row, column_tiles, in, x_stride, ahead, 2, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 2, y, y_stride);
             break;
         default:
-            avx512bf16_pass(row, column_tiles, in, x_stride, ahead, 1, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 1, y, y_stride);
         }
         columns -= n;
         in += n * x_stride;
