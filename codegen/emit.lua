@@ -1,5 +1,5 @@
 -- Prints a plan: dims.h (the shape as C constants), engine.c and pack.c (one file each, made of the
--- templates and the runtime by inlining their includes), and report.md.
+-- templates and the runtime by inlining their includes).
 
 local lfs = require("lfs")
 local files = require("codegen.files")
@@ -184,11 +184,10 @@ end
 function emit.placements(p)
     local out = { "static const struct placement PLACEMENTS[] = {" }
     for _, e in ipairs(p.placements) do
-        out[#out + 1] = ("    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },")
-            :format(c_string(e.name), e.kind, e.count, e.stride, e.offset, e.blocks,
-                    e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
-                    e.row_map, e.first, e.column_map, e.streams, c_float(e.mean),
-                    c_float(e.deviation))
+        local row = "    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },"
+        out[#out + 1] = row:format(c_string(e.name), e.kind, e.count, e.stride, e.offset,
+            e.blocks, e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
+            e.row_map, e.first, e.column_map, e.streams, c_float(e.mean), c_float(e.deviation))
     end
     out[#out + 1] = "};\n"
     return table.concat(out, "\n")
@@ -256,11 +255,6 @@ end
 function emit.packer(root, p, generated)
     return head_comment(p, "pack.c: makes model.psc, the weights of " .. p.spec.name .. ".")
         .. amalgamate(root, "pack.c", generated)
-end
-
--- Report: what the plan takes, in bytes.
-function emit.report(p)
-    return "# " .. p.spec.name .. "\n"
 end
 
 return emit

@@ -1,5 +1,5 @@
--- The generator's command line: checkpoint and spec -> out/NAME/{engine.c, pack.c, report.md} and the
--- pack job. Prints out/NAME. Run by the Makefile from the root of the project.
+-- The generator's command line: checkpoint and spec -> out/NAME/{engine.c, pack.c, report.md} and
+-- the pack job. Prints out/NAME. Run by the Makefile from the root of the project.
 
 local root = arg[0]:match("^(.*)/codegen/main%.lua$") or "."
 package.path = root .. "/?.lua;" .. package.path
@@ -11,6 +11,7 @@ local emit = require("codegen.emit")
 local failure = require("codegen.fail")
 local job = require("codegen.job")
 local plan = require("codegen.plan")
+local report = require("codegen.report")
 local spec = require("codegen.spec")
 local tokenizer = require("codegen.tokenizer")
 local unicode = require("codegen.unicode")
@@ -58,8 +59,10 @@ end
 
 -- The spec, and the checkpoint unless the weights are random.
 local function read_input(options)
+    if options.name then spec.check({ name = options.name }, "--name") end
     if options.from == "random" then
         if not options.spec then fail("--spec: missing, random weights need a spec") end
+        if #options.adapter > 0 then fail("--adapter: random weights take none") end
         local given = spec.load(options.spec)
         given.name = options.name or given.name
         return spec.complete(given, options.spec), nil
@@ -112,11 +115,13 @@ local function generate(options)
     make_folder(folder)
     write_file(folder .. "/engine.c", emit.engine(root, p, generated))
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
-    write_file(folder .. "/report.md", emit.report(p))
+    write_file(folder .. "/report.md", report(p))
     if blob then write_file(folder .. "/tokenizer.bin", blob) end
     if source then
         write_file(folder .. "/pack.job", job_text)
         touch_if_newer(source, folder .. "/pack.job")
+    else
+        os.remove(folder .. "/pack.job")
     end
     print(folder)
 end
