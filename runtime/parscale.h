@@ -77,7 +77,7 @@ struct parscale_sampling {
 // so far, on `sampling` and on the position alone.
 int32_t parscale_sample(struct parscale *handle, const struct parscale_sampling *sampling);
 
-// Text to ids. special: added tokens such as <|im_start|> in the text become their ids, else they are
+// Text to ids. special: special added tokens such as <|im_start|> in the text become their ids, else they are
 // text. *ids is malloc'ed, the caller frees it. EXIT_INPUT: the model has no tokenizer, or text is not UTF-8.
 int parscale_tokenize(struct parscale *handle, const char *text, size_t bytes, bool special,
                       int32_t **ids, size_t *n);

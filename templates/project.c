@@ -106,74 +106,83 @@ static void cache_value(const struct parscale *model, char *block, size_t positi
     }
 }
 
-// The share of a row of tiles that is values: v [TILE] of one column.
-static void finish_values(const struct parscale *model, size_t layer, size_t stream,
-                          size_t position, size_t first, const float *v) {
+// Where a column's q, k and v go.
+struct destination {
+    size_t layer, stream, column, position;
+    const float *rotary; // [head_dim / 2, 2] of the position
+};
+
+// The share of a row of tiles that is values: v [TILE] of one column, from value `first` on.
+static void finish_values(const struct parscale *model, const struct destination *to, size_t first,
+                          const float *v) {
     for (size_t done = 0; done < TILE && first + done < KV_HEADS * HEAD_DIM;) {
         size_t i = (first + done) % HEAD_DIM, left = TILE - done;
         size_t n = HEAD_DIM - i < left ? HEAD_DIM - i : left;
-        char *block = cache_block(model, layer, stream, (first + done) / HEAD_DIM);
-        cache_value(model, block, position, i, n, v + done);
+        char *block = cache_block(model, to->layer, to->stream, (first + done) / HEAD_DIM);
+        cache_value(model, block, to->position, i, n, v + done);
         done += n;
     }
 }
 
-// The share that is queries and keys: rows r and r + 8 are dimensions i and i + head_dim/2 of a
-// head, a rotary pair (rotate-half form), which is turned by the position's angle.
-static void finish_pairs(const struct parscale *model, size_t layer, size_t column, size_t row_tile,
+// The share that is queries and keys, from pair `first` on: rows r and r + 8 are dimensions i and
+// i + head_dim/2 of a head, a rotary pair (rotate-half form), turned by the position's angle.
+static void finish_pairs(const struct parscale *model, const struct destination *to, size_t first,
                          const float *y) {
-    const struct block *block = &model->block;
-    const size_t half = HEAD_DIM / 2, token = column % block->tokens;
-    const size_t stream = column / block->tokens, position = block->position + token;
-    const float *rotary = model->buffers->rotary + token * HEAD_DIM;
+    const size_t half = HEAD_DIM / 2;
     for (size_t done = 0; done < 8;) {
-        size_t pair = row_tile * 8 + done, head = pair / half, i = pair % half;
+        size_t head = (first + done) / half, i = (first + done) % half;
         size_t n = half - i < 8 - done ? half - i : 8 - done;
+        const float *rotary = to->rotary + 2 * i;
         float low[8], high[8];
         for (size_t j = 0; j < n; j++) {
-            float cosine = rotary[2 * (i + j)], sine = rotary[2 * (i + j) + 1];
-            low[j] = y[done + j] * cosine - y[done + j + 8] * sine;
-            high[j] = y[done + j + 8] * cosine + y[done + j] * sine;
+            low[j] = y[done + j] * rotary[2 * j] - y[done + j + 8] * rotary[2 * j + 1];
+            high[j] = y[done + j + 8] * rotary[2 * j] + y[done + j] * rotary[2 * j + 1];
         }
         if (head < HEADS) {
-            float *query = model->buffers->query + (column * HEADS + head) * HEAD_DIM + i;
+            float *query = model->buffers->query + (to->column * HEADS + head) * HEAD_DIM + i;
             memcpy(query, low, n * sizeof(float));
             memcpy(query + half, high, n * sizeof(float));
         } else if (head < HEADS + KV_HEADS) {
-            char *keys = cache_block(model, layer, stream, head - HEADS);
-            cache_key(model, keys, position, i, n, low);
-            cache_key(model, keys, position, i + half, n, high);
+            char *keys = cache_block(model, to->layer, to->stream, head - HEADS);
+            cache_key(model, keys, to->position, i, n, low);
+            cache_key(model, keys, to->position, i + half, n, high);
         }
         done += n;
     }
 }
 
-// One row of tiles of q|k|v, after the product: y [columns, TILE].
+// One row of tiles of q|k|v, after the product: y [streams, tokens, TILE].
 static void finish_qkv_row(const struct parscale *model, size_t layer, size_t row_tile,
-                           size_t columns, float *y) {
+                           size_t streams, float *y) {
+    const struct block *block = &model->block;
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride, row = row_tile * TILE;
     const float *bias = (const float *)pack_at(model, base + LAYOUT.qkv_bias) + row;
-    for (size_t c = 0; c < columns; c++, y += TILE) {
-        for (size_t r = 0; r < TILE; r++)
-            y[r] += bias[r];
-        if (row >= QKV_VALUE_ROW)
-            finish_values(model, layer, c / model->block.tokens,
-                          model->block.position + c % model->block.tokens, row - QKV_VALUE_ROW, y);
-        else
-            finish_pairs(model, layer, c, row_tile, y);
+    struct destination to = {.layer = layer};
+    for (to.stream = 0; to.stream < streams; to.stream++) {
+        for (size_t token = 0; token < block->tokens; token++, to.column++, y += TILE) {
+            to.position = block->position + token;
+            to.rotary = model->buffers->rotary + token * HEAD_DIM;
+            for (size_t r = 0; r < TILE; r++)
+                y[r] += bias[r];
+            if (row >= QKV_VALUE_ROW)
+                finish_values(model, &to, row - QKV_VALUE_ROW, y);
+            else
+                finish_pairs(model, &to, row / 2, y);
+        }
     }
 }
 
 // input -> query, cache
-static void project_qkv(struct parscale *model, size_t layer, size_t columns, int thread,
+static void project_qkv(struct parscale *model, size_t layer, size_t streams, int thread,
                         struct scratch *scratch) {
+    size_t columns = streams * model->block.tokens;
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
     size_t rows = (size_t)LAYOUT.qkv.row_tiles;
     for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
         size_t row = work.item;
         multiply_row(model, model->isa, &LAYOUT.qkv, base, row, model->buffers->input, columns,
                      scratch->product, TILE);
-        finish_qkv_row(model, layer, row, columns, scratch->product);
+        finish_qkv_row(model, layer, row, streams, scratch->product);
     }
 }
 
