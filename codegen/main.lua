@@ -31,13 +31,13 @@ local function parse_arguments()
 end
 
 -- Writes a file at once or not at all, and only if its content changes, so that make sees no news
--- where there is none.
+-- where there is none. Returns whether it changed.
 local function write_file(path, text)
     local old = io.open(path, "rb")
     if old then
         local same = old:read("a") == text
         old:close()
-        if same then return end
+        if same then return false end
     end
     local part = path .. ".part"
     local file, message = io.open(part, "wb")
@@ -48,6 +48,7 @@ local function write_file(path, text)
         os.remove(part)
         fail("%s: %s", path, reason or late or "cannot be written")
     end
+    return true
 end
 
 local function make_folder(path)
@@ -82,12 +83,14 @@ local function tokenizer_blob(source, model)
     if not from then return nil end
     local tok = from.kind == "json" and tokenizer.read_json(from.path)
         or tokenizer.from_gguf(from.metadata, from.path)
-    return tokenizer.encode(tok, model.vocab_size, model.eos_token_id)
+    local tables = unicode.tables(UNICODE_DIR, tok.nfc)
+    return tokenizer.encode(tok, tables, model.vocab_size, model.eos_token_id)
 end
 
--- If a source file is newer than the pack job, the pack is made anew.
-local function touch_if_newer(source, path)
+-- If what a pack job names has changed, the pack is made anew.
+local function touch_job(path, source, blob_changed)
     local made = lfs.attributes(path, "modification")
+    if blob_changed then lfs.touch(path) end
     for _, tensor in pairs(source.tensors) do
         if lfs.attributes(tensor.file, "modification") > made then
             lfs.touch(path)
@@ -109,17 +112,16 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
-        ["unicode_tables.h"] = unicode.generate(UNICODE_DIR),
     }
     make_folder(options.out)
     make_folder(folder)
     write_file(folder .. "/engine.c", emit.engine(root, p, generated))
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
     write_file(folder .. "/report.md", report(p))
-    if blob then write_file(folder .. "/tokenizer.bin", blob) end
+    local blob_changed = blob and write_file(folder .. "/tokenizer.bin", blob)
     if source then
         write_file(folder .. "/pack.job", job_text)
-        touch_if_newer(source, folder .. "/pack.job")
+        touch_job(folder .. "/pack.job", source, blob_changed)
     else
         os.remove(folder .. "/pack.job")
     end
