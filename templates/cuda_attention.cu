@@ -1,0 +1,289 @@
+// Attention. Keys are tiles [positions, dimensions], values tiles [dimensions, positions]; queries
+// are columns: scores = keys x queries, result = values x probabilities, both [16, 8] products. The
+// query heads of a kv head are columns of one product, so keys and values are read once for all of
+// them. Queries and probabilities keep their low parts: rounding them to bf16 costs more accuracy
+// than anything else. The softmax runs along (Milakov & Gimelshein 2018), in powers of two.
+
+enum {
+    HEAD_GROUPS = (GROUP_HEADS + 7) / 8,                     // a warp's queries are 8 columns
+    PREFIX_TILES = (PREFIX_TOKENS + TILE - 1) / TILE,        //
+    PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,          // of one plane of keys or values
+    RESULT_FLOATS = HEAD_TILES * WARP * 4,                   // a warp's sums, as its lanes hold them
+    ATTENTION_PARTIAL = RESULT_FLOATS + 16,                  // and each column's maximum and total
+    DECODE_ATTENTION_SHARED = WARPS * ATTENTION_PARTIAL * 4, // bytes
+};
+
+// GROUPS x 8 queries of a warp. Lane 4g + i: sum[d][.][0..1] are dimension 16 d + g of queries 2i,
+// 2i+1, sum[d][.][2..3] dimension 16 d + g + 8.
+template <int GROUPS> struct attention {
+    struct columns high[HEAD_TILES][GROUPS], low[HEAD_TILES][GROUPS]; // queries
+    float sum[HEAD_TILES][GROUPS][4];
+    float max[GROUPS][2], total[GROUPS][2]; // total: of this lane's rows only
+};
+
+// Loads query `column` of a group, scaled for powers of two: query [head_dim] of this lane's column
+// 4g + i -> g, or NULL.
+template <int GROUPS>
+static __device__ __forceinline__ void load_query(struct attention<GROUPS> &a, int group,
+                                                  const float *query) {
+    const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        int dim = d * TILE + lane_id() % 4 * 2;
+        float2 u = make_float2(0.0f, 0.0f), v = u;
+        if (query && dim < HEAD_DIM)
+            u = *(const float2 *)(query + dim);
+        if (query && dim + 8 < HEAD_DIM)
+            v = *(const float2 *)(query + dim + 8);
+        u = make_float2(u.x * scale, u.y * scale);
+        v = make_float2(v.x * scale, v.y * scale);
+        struct columns high = {to_bf16(u.x, u.y), to_bf16(v.x, v.y)};
+        struct columns low = {low_parts(high.x, u.x, u.y), low_parts(high.y, v.x, v.y)};
+        a.high[d][group] = high;
+        a.low[d][group] = low;
+    }
+}
+
+template <int GROUPS> static __device__ __forceinline__ void start_attention(struct attention<GROUPS> &a) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            a.max[group][i] = negative_infinity();
+            a.total[group][i] = 0;
+        }
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a.sum[d][group][i] = 0;
+        }
+    }
+}
+
+// The largest of x over the lanes that hold the same columns.
+static __device__ inline float column_max(float x) {
+    for (int distance = 4; distance < WARP; distance *= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
+    return x;
+}
+
+static __device__ inline float column_sum(float x) {
+    for (int distance = 4; distance < WARP; distance *= 2)
+        x += __shfl_xor_sync(0xffffffff, x, distance);
+    return x;
+}
+
+// Scores of 16 positions to probabilities, relative to the running maximum; the sums so far are
+// scaled to it. At least one position must be visible to each column by now.
+template <int GROUPS>
+static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float (&score)[4], int group) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float max = fmaxf(a.max[group][i], column_max(fmaxf(score[i], score[i + 2])));
+        float factor = exp2f(a.max[group][i] - max);
+        a.max[group][i] = max;
+        score[i] = exp2f(score[i] - max);
+        score[i + 2] = exp2f(score[i + 2] - max);
+        a.total[group][i] = a.total[group][i] * factor + score[i] + score[i + 2];
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            a.sum[d][group][i] *= factor;
+            a.sum[d][group][i + 2] *= factor;
+        }
+    }
+}
+
+// Attends the 16 positions of one row of key tiles. keys, values: this lane's part; value_stride:
+// tiles from 16 dimensions to the next; planes: matrices that add up, plane_tiles apart. visible
+// [.][i]: how many of the positions column 2i, 2i+1 of this lane sees.
+template <int GROUPS, int PLANES>
+static __device__ __forceinline__ void
+attend_tile(struct attention<GROUPS> &a, const struct tile *keys, const struct tile *values,
+            int value_stride, int plane_tiles, const int (&visible)[GROUPS][2]) {
+    float score[GROUPS][4] = {};
+#pragma unroll
+    for (int plane = 0; plane < PLANES; plane++) {
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            struct tile key = load_tile(keys + (plane * plane_tiles + d) * WARP);
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                multiply(score[group], key, a.high[d][group]);
+                multiply(score[group], key, a.low[d][group]);
+            }
+        }
+    }
+    struct columns high[GROUPS], low[GROUPS];
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+        float(&s)[4] = score[group];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s[i] = lane_id() / 4 + i / 2 * 8 < visible[group][i % 2] ? s[i] : negative_infinity();
+        soften(a, s, group);
+        unsigned upper = to_bf16(s[0], s[1]), lower = to_bf16(s[2], s[3]);
+        high[group].x = transpose(upper);
+        high[group].y = transpose(lower);
+        low[group].x = transpose(low_parts(upper, s[0], s[1]));
+        low[group].y = transpose(low_parts(lower, s[2], s[3]));
+    }
+#pragma unroll
+    for (int plane = 0; plane < PLANES; plane++) {
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            struct tile value = load_tile(values + (plane * plane_tiles + d * value_stride) * WARP);
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                multiply(a.sum[d][group], value, high[group]);
+                multiply(a.sum[d][group], value, low[group]);
+            }
+        }
+    }
+}
+
+// Row `t` of the prefix's key tiles; every column sees all of the prefix.
+template <int GROUPS>
+static __device__ __forceinline__ void attend_prefix(struct attention<GROUPS> &a,
+                                                     const struct gpu_task &task, int stream,
+                                                     int kv_head, int t) {
+    long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
+    long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + lane_id();
+    const struct tile *keys = (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first;
+    const struct tile *values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first;
+    int visible[GROUPS][2];
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++)
+        visible[group][0] = visible[group][1] = PREFIX_TOKENS - t * TILE;
+    attend_tile<GROUPS, WEIGHT_PLANES>(a, keys + t * HEAD_TILES * WARP, values + t * WARP, PREFIX_TILES,
+                                       PREFIX_BLOCK_TILES, visible);
+}
+
+// Row `t` of the cache's key tiles. positions [.][i]: how many positions a column sees in all.
+template <int GROUPS>
+static __device__ __forceinline__ void attend_cache(struct attention<GROUPS> &a,
+                                                    const struct gpu_task &task, int stream,
+                                                    int kv_head, int t,
+                                                    const int (&positions)[GROUPS][2]) {
+    const struct tile *keys = (const struct tile *)cache_keys(task, stream, kv_head) + lane_id();
+    const struct tile *values = keys + CACHE_BLOCK_TILES * WARP;
+    int visible[GROUPS][2];
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+        visible[group][0] = positions[group][0] - t * TILE;
+        visible[group][1] = positions[group][1] - t * TILE;
+    }
+    attend_tile<GROUPS, 1>(a, keys + t * HEAD_TILES * WARP, values + t * WARP, CONTEXT_TILES, 0, visible);
+}
+
+// Adds `parts` results of ATTENTION_PARTIAL floats in order: float `i` of the sums at the common
+// maximum of its column. *total: the column's total.
+static __device__ inline float merge_results(const float *parts, int count, int i, float *total) {
+    int column = i / 4 % 4 * 2 + i % 2;
+    float max = negative_infinity(), sum = 0;
+    for (int part = 0; part < count; part++)
+        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
+    *total = 0;
+    for (int part = 0; part < count; part++) {
+        const float *one = parts + part * ATTENTION_PARTIAL;
+        float factor = exp2f(one[RESULT_FLOATS + column] - max);
+        sum += one[i] * factor;
+        *total += one[RESULT_FLOATS + 8 + column] * factor;
+    }
+    return sum;
+}
+
+static __device__ inline float merged_max(const float *parts, int count, int column) {
+    float max = negative_infinity();
+    for (int part = 0; part < count; part++)
+        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
+    return max;
+}
+
+// Leaves a warp's result where merge_results finds it.
+static __device__ __forceinline__ void store_result(const struct attention<1> &a, float *out) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            out[(d * WARP + lane_id()) * 4 + i] = a.sum[d][0][i];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float total = column_sum(a.total[0][i]);
+        if (lane_id() < 4) {
+            out[RESULT_FLOATS + lane_id() * 2 + i] = a.max[0][i];
+            out[RESULT_FLOATS + 8 + lane_id() * 2 + i] = total;
+        }
+    }
+}
+
+// Whether this block is the last of `count` that arrive; what they wrote before is then seen.
+static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count) {
+    unsigned *before = (unsigned *)shared_memory();
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *before = atomicInc(arrivals, count - 1);
+    __syncthreads();
+    bool last = *before == count - 1;
+    __threadfence();
+    return last;
+}
+
+// query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
+// heads, streams. The last split of a group to finish adds up all of them.
+extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(const struct gpu_task task) {
+    float *results = (float *)shared_memory();
+    wait_for_previous_kernel();
+    int kv_head = blockIdx.y / HEAD_GROUPS, group = blockIdx.y % HEAD_GROUPS, stream = blockIdx.z;
+    int positions = task.state->position + 1;
+    int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
+    int splits = (tiles + WARPS - 1) / WARPS;
+    splits = splits < (int)gridDim.x ? splits : (int)gridDim.x;
+    if ((int)blockIdx.x >= splits)
+        return;
+
+    struct attention<1> a;
+    int column = group * 8 + lane_id() / 4; // among the kv head's query heads
+    int source = task.layer == 0 ? 0 : stream;
+    load_query(a, 0,
+               column < GROUP_HEADS
+                   ? task.query + (source * HEADS + kv_head * GROUP_HEADS + column) * HEAD_DIM
+                   : (const float *)0);
+    start_attention(a);
+    const int seen[1][2] = {{positions, positions}};
+    for (int t = blockIdx.x * WARPS + warp_id(); t < tiles; t += splits * WARPS) {
+        if (t < PREFIX_TILES)
+            attend_prefix(a, task, stream, kv_head, t);
+        else
+            attend_cache(a, task, stream, kv_head, t - PREFIX_TILES, seen);
+    }
+    store_result(a, results + warp_id() * ATTENTION_PARTIAL);
+    __syncthreads();
+
+    int item = stream * gridDim.y + blockIdx.y;
+    float *partial = task.partial + (long long)item * gridDim.x * ATTENTION_PARTIAL;
+    float *mine = partial + blockIdx.x * ATTENTION_PARTIAL;
+    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
+        float total;
+        mine[i] = merge_results(results, WARPS, i, &total);
+        int lane_column = i / 4 % 4 * 2 + i % 2;
+        if (i < 16 && i % 4 < 2) {
+            mine[RESULT_FLOATS + lane_column] = merged_max(results, WARPS, lane_column);
+            mine[RESULT_FLOATS + 8 + lane_column] = total;
+        }
+    }
+    if (!last_to_arrive(task.arrivals + item, splits))
+        return;
+    unsigned short *out = (unsigned short *)task.input;
+    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
+        int head = group * 8 + i / 4 % 4 * 2 + i % 2;
+        int dim = i / (4 * WARP) * TILE + i / 16 % 8 + i % 4 / 2 * 8;
+        float total, sum = merge_results(partial, splits, i, &total);
+        if (head < GROUP_HEADS && dim < HEAD_DIM) {
+            int k = (kv_head * GROUP_HEADS + head) * HEAD_DIM + dim;
+            out[column_index(COLUMN_GROUPS, k, stream)] = bf16_bits(sum / total);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+// Where things lie, in elements or bytes: the same layouts as on the CPU (tile.h), and the two
+// orders of activations.
+
+enum {
+    TILE = 16,
+    TILE_ELEMENTS = TILE * TILE,
+    TILE_BYTES = 2 * TILE_ELEMENTS,
+    COLUMN_BYTES = TILE_BYTES / 2, // 16 activations of 8 columns
+    COLUMN_GROUPS = (STREAMS + 7) / 8,
+    HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
+    HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
+    HIDDEN_TILES = HIDDEN_SIZE / TILE,
+    GROUP_HEADS = HEADS / KV_HEADS,
+    HEAD_BLOCKS = (HEAD_ROW_TILES + 7) / 8, // of the output head
+    INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
+};
+
+static __device__ inline int lane_id() {
+    return threadIdx.x % WARP;
+}
+
+static __device__ inline int warp_id() {
+    return threadIdx.x / WARP;
+}
+
+// Element (row, column) of a tile.
+static __device__ inline int tile_index(int row, int column) {
+    int pair = column / 2;
+    return row % 8 * 32 + (pair % 4 * 4 + pair / 4 * 2 + row / 8) * 2 + column % 2;
+}
+
+// Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k, column).
+static __device__ inline int column_index(int groups, int k, int column) {
+    int pair = k % TILE / 2;
+    int lane = column % 8 * 4 + pair % 4;
+    return ((k / TILE * groups + column / 8) * WARP + lane) * 4 + pair / 4 * 2 + k % 2;
+}
+
+static __device__ inline float negative_infinity() {
+    return __uint_as_float(0xff800000);
+}
+
+static __device__ inline float from_bf16(unsigned short bits) {
+    return __uint_as_float((unsigned)bits << 16);
+}
+
+static __device__ inline unsigned short bf16_bits(float value) {
+    return (unsigned short)to_bf16(value, 0.0f);
+}
+
+// What bf16 leaves of a pair of values: their low parts, in bf16 too.
+static __device__ inline unsigned low_parts(unsigned high, float even, float odd) {
+    return to_bf16(even - __uint_as_float(high << 16), odd - __uint_as_float(high & 0xffff0000));
+}
+
+static __device__ inline const char *layer_weights(const struct gpu_task &task) {
+    return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
+}
+
+// Row `row_tile` of a matrix, this lane's part.
+static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
+                                                       int column_tiles) {
+    const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
+    return (const struct tile *)(matrix + tiles * TILE_BYTES) + lane_id();
+}
+
+// Keys of one (layer, stream, kv head); the values follow. Layer 0 is the same in all streams.
+static __device__ inline char *cache_keys(const struct gpu_task &task, int stream, int kv_head) {
+    int slot = task.layer == 0 ? 0 : 1 + (task.layer - 1) * STREAMS + stream;
+    return task.cache + ((long long)slot * KV_HEADS + kv_head) * 2 * CACHE_BLOCK_TILES * TILE_BYTES;
+}
+
+// Rows r and r + 8 of a row of tiles of q|k|v, bias added: a rotary pair of a query or a key, or two
+// dimensions of a value. To query and cache.
+static __device__ inline void store_qkv(const struct gpu_task &task, int row_tile, int r, int token,
+                                        int stream, int position, float low, float high) {
+    const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
+    low += bias[r];
+    high += bias[r + 8];
+    if (row_tile * TILE >= QKV_VALUE_ROW) {
+        for (int i = 0; i < 2; i++) {
+            int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
+            if (row >= KV_HEADS * HEAD_DIM)
+                return;
+            int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
+            unsigned short *values = (unsigned short *)cache_keys(task, stream, kv_head);
+            values += (CACHE_BLOCK_TILES + dim / TILE * CONTEXT_TILES + position / TILE) * TILE_ELEMENTS;
+            values[tile_index(dim % TILE, position % TILE)] = bf16_bits(i ? high : low);
+        }
+        return;
+    }
+    const int half = HEAD_DIM / 2;
+    int pair = row_tile * (TILE / 2) + r, head = pair / half, dim = pair % half;
+    if (head >= HEADS + KV_HEADS)
+        return;
+    const float *angle = task.rotary + ((long long)position * half + dim) * 2;
+    float first = low * angle[0] - high * angle[1], second = high * angle[0] + low * angle[1];
+    if (head < HEADS) {
+        float *query = task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
+        query[dim] = first;
+        query[dim + half] = second;
+        return;
+    }
+    unsigned short *keys = (unsigned short *)cache_keys(task, stream, head - HEADS);
+    keys += position / TILE * HEAD_TILES * TILE_ELEMENTS;
+    keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(first);
+    dim += half;
+    keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(second);
+}
