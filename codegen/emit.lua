@@ -169,7 +169,7 @@ function emit.dims(p)
         { "BLOCK_COLUMNS", p.block_columns, "tokens x streams computed together, at most" },
         { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
         { "ATTENTION_CHUNK", p.attention_chunk, "keys between two updates of the softmax" },
-        { "DECODE_SPLITS", p.decode_splits, "parts that one token's keys are attended in" },
+        { "DECODE_ITEMS", p.decode_items, "parts of the attention of one token, at least" },
         { "HEAD_TOKENS", p.head_tokens, "tokens whose logits are computed together" },
     }), layout_table(p))
 end

@@ -9,7 +9,7 @@ local SECTION_ALIGN = 4096
 local BLOCK_COLUMNS = 128  -- tokens x streams of one prefill block
 local ATTENTION_TOKENS = 16 -- tokens whose queries are attended together
 local ATTENTION_CHUNK = 128 -- keys between two updates of the running softmax
-local DECODE_SPLITS = 4     -- parts that one token's keys are attended in
+local DECODE_ITEMS = 16     -- parts that the attention of one token is split into, at least
 local HEAD_TOKENS = 8       -- tokens whose logits are computed together
 local PACKED_TILE = 128     -- bytes of 16 packed activations: fp32, each twice (templates/cpu.h)
 
@@ -283,7 +283,7 @@ local function buffer_tables(spec, p)
         packed("input", C, math.max(h, H * d), "[columns, hidden or heads * head_dim]"),
         packed("activation", C, I, "[columns, intermediate]"),
         floats("query", C * H * d, "[columns, heads, head_dim]"),
-        floats("partial", math.max(C, DECODE_SPLITS * P) * H * (d + 2),
+        floats("partial", math.max(C, P + DECODE_ITEMS) * H * (d + 2),
                "[splits, columns, heads, head_dim + 2]: sum, max, total"),
         floats("rotary", C * d, "[tokens, head_dim / 2, 2]: cosine, sine"),
         floats("frequencies", d // 2, "[head_dim / 2]: theta^(-2i / head_dim)"),
@@ -333,7 +333,7 @@ function plan.make(spec)
         digest = plan_digest(spec), qkv = qkv_shape(spec),
         block_columns = math.max(BLOCK_COLUMNS, max_streams),
         attention_tokens = ATTENTION_TOKENS, attention_chunk = ATTENTION_CHUNK,
-        decode_splits = DECODE_SPLITS, head_tokens = HEAD_TOKENS,
+        decode_items = DECODE_ITEMS, head_tokens = HEAD_TOKENS,
     }
     p.layer = layer_layout(spec, planes, p.qkv)
     p.embedding = matrix(planes, spec.vocab_size, spec.hidden_size)

@@ -39,9 +39,8 @@ struct checksum_job {
 static void checksum_share(void *argument, int thread) {
     struct checksum_job *job = argument;
     size_t blocks = (job->bytes + CHECKSUM_BLOCK - 1) / CHECKSUM_BLOCK;
-    struct range share = pool_share(job->pool, thread, blocks);
-    for (size_t i = share.begin; i < share.end; i++) {
-        size_t at = i * CHECKSUM_BLOCK;
+    for (struct work work = pool_work(job->pool, thread, blocks); pool_next(&work);) {
+        size_t i = work.item, at = i * CHECKSUM_BLOCK;
         size_t n = job->bytes - at < CHECKSUM_BLOCK ? job->bytes - at : CHECKSUM_BLOCK;
         job->blocks[i] = checksum_block(job->data + at, n);
     }

@@ -80,7 +80,7 @@ static void session_statistics(const struct session *session) {
     session_rate("decode: ", session->decode_tokens, session->decode_seconds);
     struct rusage usage;
     if (getrusage(RUSAGE_SELF, &usage) == 0)
-        fprintf(stderr, "memory:  %.1f MiB at the peak, %.1f MiB of them the pack\n",
+        fprintf(stderr, "memory:  %.1f MiB at the peak, for a pack of %.1f MiB\n",
                 (double)usage.ru_maxrss / 1024, (double)session->info->pack_bytes / (1 << 20));
 }
 

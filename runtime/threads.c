@@ -19,6 +19,12 @@ struct worker {
     int thread;
 };
 
+// How far a thread's share of the phase's work is given out: the phase's number above, items taken
+// below. A count of an earlier phase means none. On a cache line of its own.
+struct taken {
+    _Alignas(64) atomic_ullong count;
+};
+
 struct pool {
     int threads;
     atomic_uint arrived;  // at the barrier in progress
@@ -29,7 +35,8 @@ struct pool {
     bool stopping;
     pthread_mutex_t mutex; // for sleeping between jobs only
     pthread_cond_t wake;
-    struct worker workers[]; // [threads - 1]
+    struct taken taken[MAX_THREADS];
+    struct worker workers[MAX_THREADS - 1];
 };
 
 static inline void spin_pause(void) {
@@ -55,9 +62,36 @@ static void pool_barrier(struct pool *pool) {
     }
 }
 
-static struct range pool_share(const struct pool *pool, int thread, size_t n) {
-    size_t threads = (size_t)pool->threads, i = (size_t)thread;
-    return (struct range){n * i / threads, n * (i + 1) / threads};
+static struct work pool_work(struct pool *pool, int thread, size_t n) {
+    unsigned phase = atomic_load_explicit(&pool->barriers, memory_order_relaxed) + 1;
+    return (struct work){.pool = pool, .n = n, .thread = thread, .phase = phase};
+}
+
+// Takes the next item of one thread's share; false if none is left.
+static bool take_item(struct work *work) {
+    struct pool *pool = work->pool;
+    size_t threads = (size_t)pool->threads, owner = (size_t)work->thread;
+    size_t begin = work->n * owner / threads, end = work->n * (owner + 1) / threads;
+    atomic_ullong *count = &pool->taken[owner].count;
+    unsigned long long seen = atomic_load_explicit(count, memory_order_relaxed), next;
+    do {
+        size_t taken = (unsigned)(seen >> 32) == work->phase ? (unsigned)seen : 0;
+        if (begin + taken >= end)
+            return false;
+        work->item = begin + taken;
+        next = (unsigned long long)work->phase << 32 | (taken + 1);
+    } while (!atomic_compare_exchange_weak_explicit(count, &seen, next, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+static bool pool_next(struct work *work) {
+    for (; work->helped < work->pool->threads; work->helped++) {
+        if (take_item(work))
+            return true;
+        work->thread = (work->thread + 1) % work->pool->threads;
+    }
+    return false;
 }
 
 // Waits until a job after `seen` is given out.
@@ -102,9 +136,10 @@ static void pool_run(struct pool *pool, void (*job)(void *argument, int thread),
 
 static int pool_start(struct pool **result, int threads, struct error *error) {
     *result = NULL;
-    struct pool *pool = calloc(1, sizeof *pool + (size_t)threads * sizeof(struct worker));
+    struct pool *pool = aligned_alloc(_Alignof(struct pool), sizeof *pool);
     if (!pool)
         return fail(error, EXIT_MEMORY, "threads: no memory for %d threads", threads);
+    memset(pool, 0, sizeof *pool);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pool->threads = 1;

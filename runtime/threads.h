@@ -3,6 +3,7 @@
 #ifndef THREADS_H
 #define THREADS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include "error.h"
 
@@ -20,10 +21,20 @@ static void pool_run(struct pool *pool, void (*job)(void *argument, int thread),
 // Inside a job: returns when all threads have arrived.
 static void pool_barrier(struct pool *pool);
 
-struct range {
-    size_t begin, end;
+// Inside a job: hands out 0..n-1, every number to one thread, until none is left; one loop
+//
+//     for (struct work work = pool_work(pool, thread, n); pool_next(&work);)
+//         ... work.item ...
+//
+// in a phase. A thread takes its own contiguous share in order and then helps the others, so that a
+// thread that is held up does not hold up the rest.
+struct work {
+    struct pool *pool;
+    size_t n, item;
+    int thread, helped; // whose share items come from, how many shares are done
+    unsigned phase;
 };
-// Inside a job: this thread's share of 0..n-1, contiguous, equal to within one.
-static struct range pool_share(const struct pool *pool, int thread, size_t n);
+static struct work pool_work(struct pool *pool, int thread, size_t n);
+static bool pool_next(struct work *work);
 
 #endif

@@ -198,8 +198,11 @@ static void store_partial(const struct parscale *model, const struct item *item,
     }
 }
 
+// A single token's keys are split so that there is work for many threads; how they are split
+// depends on nothing else.
 static size_t attention_splits(const struct block *block) {
-    return block->tokens == 1 ? DECODE_SPLITS : 1;
+    size_t items = block->streams * KV_HEADS;
+    return block->tokens > 1 || items >= DECODE_ITEMS ? 1 : (DECODE_ITEMS + items - 1) / items;
 }
 
 // This thread's share of the layer's attention: query -> partial.
@@ -209,10 +212,9 @@ static void attend(const struct parscale *model, size_t layer, int thread,
     size_t token_groups = (block->tokens + ATTENTION_TOKENS - 1) / ATTENTION_TOKENS;
     size_t splits = attention_splits(block);
     size_t items = block->streams * KV_HEADS * token_groups * splits;
-    struct range share = pool_share(model->pool, thread, items);
-    for (size_t i = share.begin; i < share.end; i++) {
-        struct item item = {.splits = splits, .split = i % splits};
-        size_t rest = i / splits;
+    for (struct work work = pool_work(model->pool, thread, items); pool_next(&work);) {
+        struct item item = {.splits = splits, .split = work.item % splits};
+        size_t rest = work.item / splits;
         item.kv_head = rest % KV_HEADS;
         rest /= KV_HEADS;
         item.stream = rest % block->streams;

@@ -1,21 +1,35 @@
 // The x86-64 paths: AVX2 and AVX-512 with fp32 activations, AVX-512 BF16 with activations rounded
 // to bf16 as inputs of products. All keep the KV cache in bf16.
 //
-// One scheme: a few groups of a row of tiles (two rows each) by a few columns are accumulated in
-// registers over all column tiles; a block's size is chosen so that accumulators, weights and
-// activations fit the register file. Weights are prefetched `PREFETCH_BYTES` ahead, across rows,
-// because a decode step reads every weight once and the hardware stops at each page.
+// One scheme: a pass multiplies a row of tiles by a few columns, whose sums stay in registers over
+// all column tiles. The first pass over a row streams it from memory, the others find it in the
+// caches; so that memory does not idle meanwhile, they share the prefetching of the next row. A
+// single pass prefetches nothing: it reads in one sweep, which the hardware follows better.
 #ifdef __x86_64__
 #include <immintrin.h>
 #include "cpu.h"
 #include "cpu_math.h"
 #include "tile.h"
 
-enum { PREFETCH_BYTES = 8192 };
+enum { TILE_LINES = TILE_BYTES / 64 };
 
-__attribute__((always_inline)) static inline void prefetch_tile(const char *tile) {
-    for (int line = 0; line < TILE_BYTES; line += 64)
-        _mm_prefetch(tile + PREFETCH_BYTES + line, _MM_HINT_T0);
+// Lines of every tile that one pass prefetches from the next row.
+struct prefetch {
+    size_t distance; // bytes from a row to the next
+    int begin, end;
+};
+
+static inline struct prefetch share_prefetch(size_t column_tiles, size_t pass, size_t passes) {
+    if (passes == 1)
+        return (struct prefetch){0};
+    return (struct prefetch){column_tiles * TILE_BYTES, (int)(TILE_LINES * pass / passes),
+                             (int)(TILE_LINES * (pass + 1) / passes)};
+}
+
+__attribute__((always_inline)) static inline void prefetch_lines(const char *tile,
+                                                                 struct prefetch prefetch) {
+    for (int line = prefetch.begin; line < prefetch.end; line++)
+        _mm_prefetch(tile + prefetch.distance + line * 64, _MM_HINT_T1);
 }
 
 // ---- AVX2 ---------------------------------------------------------------------------------------
@@ -62,8 +76,6 @@ __attribute__((target("avx2,fma"))) static void avx2_product(const void *row, si
                                                              const void *x, size_t x_stride,
                                                              size_t columns, float *y,
                                                              size_t y_stride) {
-    for (size_t k = 0; k < column_tiles; k++)
-        prefetch_tile((const char *)row + k * TILE_BYTES);
     for (size_t g = 0; g < TILE_GROUPS; g++) {
         const char *group = (const char *)row + g * 64;
         size_t c = 0;
@@ -126,55 +138,51 @@ __attribute__((target("avx512f"), always_inline)) static inline __m512 avx512_ro
     return _mm512_permutexvar_ps(order, sums);
 }
 
-// Four groups, N <= 4 columns.
+// N columns, 1 or 2.
 __attribute__((target("avx512f"), always_inline)) static inline void
-avx512_half(const char *groups, size_t column_tiles, const char *x, size_t x_stride, int N,
-            __m512 *fold) {
+avx512_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N,
+            struct prefetch prefetch, float *y, size_t y_stride) {
     const __m512i high_half = _mm512_set1_epi32((int)0xffff0000);
-    __m512 sums[4][4];
+    __m512 sums[2][TILE_GROUPS];
     for (int c = 0; c < N; c++)
-        for (int g = 0; g < 4; g++)
+        for (int g = 0; g < TILE_GROUPS; g++)
             sums[c][g] = _mm512_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
-        for (int g = 0; g < 4; g++) {
-            __m512i w = _mm512_loadu_si512(groups + k * TILE_BYTES + g * 64);
+        const char *tile = row + k * TILE_BYTES;
+        prefetch_lines(tile, prefetch);
+        __m512 in[2][2];
+        for (int c = 0; c < N; c++) {
+            in[c][0] = _mm512_loadu_ps(x + (size_t)c * x_stride + k * 128);
+            in[c][1] = _mm512_loadu_ps(x + (size_t)c * x_stride + k * 128 + 64);
+        }
+        for (int g = 0; g < TILE_GROUPS; g++) {
+            __m512i w = _mm512_loadu_si512(tile + g * 64);
             __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
             __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(w, high_half));
             for (int c = 0; c < N; c++) {
-                const float *in = (const float *)(x + (size_t)c * x_stride + k * 128);
-                sums[c][g] = _mm512_fmadd_ps(even, _mm512_loadu_ps(in), sums[c][g]);
-                sums[c][g] = _mm512_fmadd_ps(odd, _mm512_loadu_ps(in + TILE), sums[c][g]);
+                sums[c][g] = _mm512_fmadd_ps(even, in[c][0], sums[c][g]);
+                sums[c][g] = _mm512_fmadd_ps(odd, in[c][1], sums[c][g]);
             }
         }
     }
     for (int c = 0; c < N; c++)
-        fold[c] = avx512_fold4(sums[c]);
-}
-
-__attribute__((target("avx512f"), always_inline)) static inline void
-avx512_columns(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N,
-               float *y, size_t y_stride) {
-    __m512 low[4], high[4];
-    avx512_half(row, column_tiles, x, x_stride, N, low);
-    avx512_half(row + 4 * 64, column_tiles, x, x_stride, N, high);
-    for (int c = 0; c < N; c++)
-        _mm512_storeu_ps(y + (size_t)c * y_stride, avx512_rows(low[c], high[c]));
+        _mm512_storeu_ps(y + (size_t)c * y_stride,
+                         avx512_rows(avx512_fold4(sums[c]), avx512_fold4(sums[c] + 4)));
 }
 
 __attribute__((target("avx512f"))) static void avx512_product(const void *row, size_t column_tiles,
                                                               const void *x, size_t x_stride,
                                                               size_t columns, float *y,
                                                               size_t y_stride) {
-    for (size_t k = 0; k < column_tiles; k++)
-        prefetch_tile((const char *)row + k * TILE_BYTES);
     const char *in = x;
-    size_t c = 0;
-    for (; c + 4 <= columns; c += 4)
-        avx512_columns(row, column_tiles, in + c * x_stride, x_stride, 4, y + c * y_stride,
-                       y_stride);
-    for (; c < columns; c++)
-        avx512_columns(row, column_tiles, in + c * x_stride, x_stride, 1, y + c * y_stride,
-                       y_stride);
+    size_t passes = (columns + 1) / 2;
+    for (size_t pass = 0; pass < passes; pass++, in += 2 * x_stride, y += 2 * y_stride) {
+        struct prefetch prefetch = share_prefetch(column_tiles, pass, passes);
+        if (columns - 2 * pass == 1)
+            avx512_pass(row, column_tiles, in, x_stride, 1, prefetch, y, y_stride);
+        else
+            avx512_pass(row, column_tiles, in, x_stride, 2, prefetch, y, y_stride);
+    }
 }
 
 __attribute__((target("avx512f"))) static float avx512_exponentials(float *s, size_t n,
@@ -216,77 +224,48 @@ avx512bf16_pack(const float *x, size_t n, void *packed) {
     }
 }
 
-// G groups by N columns, G * N <= 24. Prefetches each tile once where `first` is set.
+// N columns, N <= 3.
 __attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline void
-avx512bf16_block(const char *groups, size_t column_tiles, const char *x, size_t x_stride, int G,
-                 int N, bool first, __m512 *fold) {
-    __m512 sums[8][8];
+avx512bf16_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N,
+                struct prefetch prefetch, float *y, size_t y_stride) {
+    __m512 sums[3][TILE_GROUPS];
     for (int c = 0; c < N; c++)
-        for (int g = 0; g < G; g++)
+        for (int g = 0; g < TILE_GROUPS; g++)
             sums[c][g] = _mm512_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
-        const char *tile = groups + k * TILE_BYTES;
-        if (first)
-            prefetch_tile(tile);
-        __m512bh in[8];
+        const char *tile = row + k * TILE_BYTES;
+        prefetch_lines(tile, prefetch);
+        __m512bh in[3];
         for (int c = 0; c < N; c++)
             in[c] = (__m512bh)_mm512_loadu_si512(x + (size_t)c * x_stride + k * 64);
-        for (int g = 0; g < G; g++) {
+        for (int g = 0; g < TILE_GROUPS; g++) {
             __m512bh w = (__m512bh)_mm512_loadu_si512(tile + g * 64);
             for (int c = 0; c < N; c++)
                 sums[c][g] = _mm512_dpbf16_ps(sums[c][g], w, in[c]);
         }
     }
     for (int c = 0; c < N; c++)
-        for (int g = 0; g < G; g += 4)
-            fold[c * (G / 4) + g / 4] = avx512_fold4(sums[c] + g);
-}
-
-// N columns: all eight groups at once if their accumulators fit, else in two halves.
-__attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline void
-avx512bf16_columns(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N,
-                   bool first, float *y, size_t y_stride) {
-    __m512 low[8], high[8];
-    if (N <= 3) {
-        __m512 both[6];
-        avx512bf16_block(row, column_tiles, x, x_stride, 8, N, first, both);
-        for (int c = 0; c < N; c++) {
-            low[c] = both[2 * c];
-            high[c] = both[2 * c + 1];
-        }
-    } else {
-        avx512bf16_block(row, column_tiles, x, x_stride, 4, N, first, low);
-        avx512bf16_block(row + 4 * 64, column_tiles, x, x_stride, 4, N, false, high);
-    }
-    for (int c = 0; c < N; c++)
-        _mm512_storeu_ps(y + (size_t)c * y_stride, avx512_rows(low[c], high[c]));
+        _mm512_storeu_ps(y + (size_t)c * y_stride,
+                         avx512_rows(avx512_fold4(sums[c]), avx512_fold4(sums[c] + 4)));
 }
 
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void
 avx512bf16_product(const void *row, size_t column_tiles, const void *x, size_t x_stride,
                    size_t columns, float *y, size_t y_stride) {
     const char *in = x;
-    size_t c = 0;
-    // Blocks of 6 columns; 7 and 8 go as 4 + 3 and 4 + 4.
-    for (; columns - c > 8 || columns - c == 6; c += 6)
-        avx512bf16_columns(row, column_tiles, in + c * x_stride, x_stride, 6, c == 0,
-                           y + c * y_stride, y_stride);
-    for (; columns - c >= 4; c += 4)
-        avx512bf16_columns(row, column_tiles, in + c * x_stride, x_stride, 4, c == 0,
-                           y + c * y_stride, y_stride);
-    switch (columns - c) {
-    case 3:
-        avx512bf16_columns(row, column_tiles, in + c * x_stride, x_stride, 3, c == 0,
-                           y + c * y_stride, y_stride);
-        break;
-    case 2:
-        avx512bf16_columns(row, column_tiles, in + c * x_stride, x_stride, 2, c == 0,
-                           y + c * y_stride, y_stride);
-        break;
-    case 1:
-        avx512bf16_columns(row, column_tiles, in + c * x_stride, x_stride, 1, c == 0,
-                           y + c * y_stride, y_stride);
-        break;
+    size_t passes = (columns + 2) / 3;
+    for (size_t pass = 0; pass < passes; pass++, in += 3 * x_stride, y += 3 * y_stride) {
+        struct prefetch prefetch = share_prefetch(column_tiles, pass, passes);
+        switch (columns - 3 * pass) {
+        case 1:
+            avx512bf16_pass(row, column_tiles, in, x_stride, 1, prefetch, y, y_stride);
+            break;
+        case 2:
+            avx512bf16_pass(row, column_tiles, in, x_stride, 2, prefetch, y, y_stride);
+            break;
+        default:
+            avx512bf16_pass(row, column_tiles, in, x_stride, 3, prefetch, y, y_stride);
+        }
     }
 }
 

@@ -44,6 +44,20 @@
 #ifndef PARSCALE_NO_MAIN
 // The command line.
 #include "cli.h"
+#include "output.c"
+#include "input.h"
+#include "input.c"
+#include "options.c"
+#include "logprob.h"
+#include "logprob.c"
+#include "bandwidth.h"
+#include "bandwidth.c"
+#include "generate.c"
+#include "chat.c"
+#include "score.c"
+#include "tokenize.c"
+#include "bench.c"
+#include "info.c"
 #include "cli.c"
 
 int main(int argc, char **argv) {

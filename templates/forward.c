@@ -24,9 +24,8 @@ static void forward(void *argument, int thread) {
         pool_barrier(model->pool);
         attend(model, layer, thread, scratch);
         pool_barrier(model->pool);
-        struct range share = pool_share(model->pool, thread, columns);
-        for (size_t c = share.begin; c < share.end; c++)
-            combine_splits(model, c, scratch);
+        for (struct work work = pool_work(model->pool, thread, columns); pool_next(&work);)
+            combine_splits(model, work.item, scratch);
         pool_barrier(model->pool);
         project_residual(model, &LAYOUT.o, layer, buffers->input, columns, thread, scratch);
         pool_barrier(model->pool);

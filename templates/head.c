@@ -9,9 +9,9 @@ static void final_norms(struct parscale *model, int thread) {
     const struct block *block = &model->block;
     struct buffers *buffers = model->buffers;
     size_t streams = block->streams, one = packed_bytes(model->isa, HIDDEN_SIZE);
-    struct range share = pool_share(model->pool, thread, block->head_tokens * streams);
-    for (size_t i = share.begin; i < share.end; i++) {
-        size_t token = i / streams, stream = i % streams;
+    size_t items = block->head_tokens * streams;
+    for (struct work work = pool_work(model->pool, thread, items); pool_next(&work);) {
+        size_t i = work.item, token = i / streams, stream = i % streams;
         size_t column = stream * block->tokens + block->head_first + token;
         float *y = buffers->final + i * HIDDEN_SIZE;
         rms_norm(buffers->residual + column * HIDDEN_SIZE, pack_at(model, LAYOUT.final_norm), y);
@@ -33,8 +33,9 @@ static void mix_streams(struct parscale *model, int thread, struct scratch *scra
     const struct adapter *adapter = model->adapter;
     const float *bias = pack_at(model, adapter->mix_bias);
     size_t tokens = model->block.head_tokens;
-    struct range share = pool_share(model->pool, thread, (size_t)adapter->mix.row_tiles);
-    for (size_t row = share.begin; row < share.end; row++) {
+    size_t rows = (size_t)adapter->mix.row_tiles;
+    for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
+        size_t row = work.item;
         multiply_row(model, model->isa, &adapter->mix, 0, row, model->buffers->streams, tokens,
                      scratch->product, TILE);
         for (size_t t = 0; t < tokens; t++) {
@@ -80,8 +81,9 @@ static void weigh_streams(struct parscale *model, size_t token, struct scratch *
 
 static void project_logits(struct parscale *model, int thread, struct scratch *scratch) {
     size_t tokens = model->block.head_tokens;
-    struct range share = pool_share(model->pool, thread, (size_t)LAYOUT.head.row_tiles);
-    for (size_t row = share.begin; row < share.end; row++) {
+    size_t row_tiles = (size_t)LAYOUT.head.row_tiles;
+    for (struct work work = pool_work(model->pool, thread, row_tiles); pool_next(&work);) {
+        size_t row = work.item;
         size_t rows = VOCAB_SIZE - row * TILE < TILE ? VOCAB_SIZE - row * TILE : TILE;
         multiply_row(model, model->isa, &LAYOUT.head, 0, row, model->buffers->head_input, tokens,
                      scratch->product, TILE);
@@ -98,9 +100,9 @@ static void head(struct parscale *model, int thread, struct scratch *scratch) {
     if (model->block.streams > 1) {
         mix_streams(model, thread, scratch);
         pool_barrier(model->pool);
-        struct range share = pool_share(model->pool, thread, model->block.head_tokens);
-        for (size_t t = share.begin; t < share.end; t++)
-            weigh_streams(model, t, scratch);
+        size_t tokens = model->block.head_tokens;
+        for (struct work work = pool_work(model->pool, thread, tokens); pool_next(&work);)
+            weigh_streams(model, work.item, scratch);
         pool_barrier(model->pool);
     }
     project_logits(model, thread, scratch);

@@ -82,6 +82,22 @@ static void fill_info(struct parscale *model, int threads) {
         (size_t)CACHE_SLOTS * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
 }
 
+static int open_tokenizer(struct parscale *model, const char *path) {
+    struct error reason = {0};
+    const struct tokenizer_chat *chat = &model->tokenizer.chat;
+    if (tokenizer_open(&model->tokenizer, pack_at(model, LAYOUT.end),
+                       (size_t)model->file.header->tokenizer_bytes, &reason))
+        return fail(&model->error, reason.code, "%s: %s", path, reason.text);
+    if (model->tokenizer.ids > VOCAB_SIZE)
+        return fail(&model->error, EXIT_PACK, "%s: tokenizer: found %u ids, expected %d at most",
+                    path, model->tokenizer.ids, VOCAB_SIZE);
+    if (chat->system_bytes == 0)
+        return EXIT_OK;
+    model->system_prompt = strndup(chat->system, chat->system_bytes);
+    return model->system_prompt ? EXIT_OK
+                                : fail(&model->error, EXIT_MEMORY, "no memory for the prompt");
+}
+
 static int open_model(struct parscale *model, const struct parscale_options *options) {
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     int threads = options->threads > 0 ? options->threads : online > 0 ? (int)online : 1;
@@ -97,8 +113,7 @@ static int open_model(struct parscale *model, const struct parscale_options *opt
         return code;
     fill_info(model, threads);
     if (model->info.has_tokenizer)
-        code = tokenizer_open(&model->tokenizer, pack_at(model, LAYOUT.end),
-                              (size_t)model->file.header->tokenizer_bytes, &model->error);
+        code = open_tokenizer(model, options->pack);
     return code ? code : take_memory(model, threads);
 }
 
@@ -120,6 +135,7 @@ void parscale_close(struct parscale *model) {
         munmap(model->scratch, threads * sizeof(struct scratch));
     if (model->cache)
         munmap(model->cache, model->info.cache_bytes);
+    free(model->system_prompt);
     free(model);
 }
 
@@ -248,4 +264,12 @@ const char *parscale_piece(const struct parscale *model, int32_t id, size_t *byt
 
 bool parscale_is_stop(const struct parscale *model, int32_t id) {
     return tokenizer_is_stop(&model->tokenizer, id);
+}
+
+const char *parscale_chat_template(const struct parscale *model) {
+    return model->tokenizer.chat.chatml ? "chatml" : NULL;
+}
+
+const char *parscale_system_prompt(const struct parscale *model) {
+    return model->system_prompt;
 }

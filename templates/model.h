@@ -30,6 +30,7 @@ struct parscale {
     struct error error;
     struct pack_file file;
     struct tokenizer tokenizer;
+    char *system_prompt; // the tokenizer's default, terminated; NULL if it has none
     struct pool *pool;
     const struct isa *isa;         // fp32 activations: attention and its inputs, the head
     const struct isa *bulk;        // o, gate, up and down: activations may be rounded to bf16

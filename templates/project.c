@@ -48,8 +48,8 @@ static void rms_norm(const float *x, const float *weight, float *out) {
 static void begin_block(struct parscale *model, int thread) {
     const struct block *block = &model->block;
     size_t half = HEAD_DIM / 2;
-    struct range share = pool_share(model->pool, thread, block->tokens);
-    for (size_t t = share.begin; t < share.end; t++) {
+    for (struct work work = pool_work(model->pool, thread, block->tokens); pool_next(&work);) {
+        size_t t = work.item;
         float *first = model->buffers->residual + t * HIDDEN_SIZE;
         embed(model, block->ids[t], first);
         for (size_t p = 1; p < block->streams; p++)
@@ -68,8 +68,8 @@ static void normalize(struct parscale *model, const struct isa *isa, size_t weig
                       size_t columns, int thread, struct scratch *scratch) {
     const float *weight = pack_at(model, weight_offset);
     size_t stride = packed_stride(isa, HIDDEN_SIZE);
-    struct range share = pool_share(model->pool, thread, columns);
-    for (size_t c = share.begin; c < share.end; c++) {
+    for (struct work work = pool_work(model->pool, thread, columns); pool_next(&work);) {
+        size_t c = work.item;
         rms_norm(model->buffers->residual + c * HIDDEN_SIZE, weight, scratch->row);
         pack_column(isa, scratch->row, HIDDEN_SIZE, model->buffers->input + c * stride);
     }
@@ -146,8 +146,9 @@ static void finish_qkv_row(const struct parscale *model, size_t layer, size_t ro
 static void project_qkv(struct parscale *model, size_t layer, size_t columns, int thread,
                         struct scratch *scratch) {
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
-    struct range share = pool_share(model->pool, thread, (size_t)LAYOUT.qkv.row_tiles);
-    for (size_t row = share.begin; row < share.end; row++) {
+    size_t rows = (size_t)LAYOUT.qkv.row_tiles;
+    for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
+        size_t row = work.item;
         multiply_row(model, model->isa, &LAYOUT.qkv, base, row, model->buffers->input, columns,
                      scratch->product, TILE);
         finish_qkv_row(model, layer, row, columns, scratch->product);
@@ -158,8 +159,9 @@ static void project_qkv(struct parscale *model, size_t layer, size_t columns, in
 static void project_residual(struct parscale *model, const struct matrix *w, size_t layer,
                              const char *x, size_t columns, int thread, struct scratch *scratch) {
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
-    struct range share = pool_share(model->pool, thread, (size_t)w->row_tiles);
-    for (size_t row = share.begin; row < share.end; row++) {
+    size_t rows = (size_t)w->row_tiles;
+    for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
+        size_t row = work.item;
         multiply_row(model, model->bulk, w, base, row, x, columns, scratch->product, TILE);
         for (size_t c = 0; c < columns; c++)
             for (size_t r = 0; r < TILE; r++)
@@ -175,8 +177,9 @@ static void project_gate_up(struct parscale *model, size_t layer, size_t columns
     const struct isa *isa = model->bulk;
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
     size_t stride = packed_stride(isa, INTERMEDIATE_SIZE);
-    struct range share = pool_share(model->pool, thread, (size_t)LAYOUT.gate_up.row_tiles / 2);
-    for (size_t i = share.begin; i < share.end; i++) {
+    size_t row_pairs = (size_t)LAYOUT.gate_up.row_tiles / 2;
+    for (struct work work = pool_work(model->pool, thread, row_pairs); pool_next(&work);) {
+        size_t i = work.item;
         for (size_t half = 0; half < 2; half++)
             multiply_row(model, isa, &LAYOUT.gate_up, base, 2 * i + half, model->buffers->input,
                          columns, scratch->product + half * TILE, 2 * TILE);
