@@ -170,6 +170,7 @@ function emit.dims(p)
         { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
         { "ATTENTION_CHUNK", p.attention_chunk, "keys between two updates of the softmax" },
         { "DECODE_ITEMS", p.decode_items, "parts of the attention of one token, at least" },
+        { "GPU_COLUMNS", p.gpu_columns, "tokens x streams computed together on a GPU, at most" },
         { "HEAD_TOKENS", p.head_tokens, "tokens whose logits are computed together" },
     }), layout_table(p))
 end

@@ -227,8 +227,8 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_gate_up
 }
 
 enum {
-    ATTENTION_GROUPS = 2,                               // groups of 8 queries of a warp
-    ATTENTION_QUERIES = 4 * ATTENTION_GROUPS * 8,       // of a block; a query is a token and a head
+    ATTENTION_GROUPS = HEAD_TILES <= 8 ? 2 : 1,   // groups of 8 queries of a warp: as registers allow
+    ATTENTION_QUERIES = 4 * ATTENTION_GROUPS * 8, // of a block; a query is a token and a head
 };
 
 // query, cache -> input of o_proj. Grid: groups of ATTENTION_QUERIES queries (the last first: they

@@ -52,15 +52,16 @@ static __device__ inline unsigned transpose(unsigned word) {
 #endif
 }
 
-// 16 bytes of weights, which are read once: past the L1 cache.
+// 16 bytes of weights, which are read once: past the L1 cache. Stays where it is written: before
+// the wait for the previous kernel, say.
 static __device__ inline struct tile load_once(const struct tile *from) {
 #ifdef EMULATOR
     return *from;
 #else
     struct tile t;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(t.x), "=r"(t.y), "=r"(t.z), "=r"(t.w)
-        : "l"(from));
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(t.x), "=r"(t.y), "=r"(t.z), "=r"(t.w)
+                 : "l"(from));
     return t;
 #endif
 }
