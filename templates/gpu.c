@@ -57,6 +57,7 @@ enum {
     GPU_SPLIT_SUM_BYTES = GPU_WARPS * 32 * 4 * 4,
     GPU_MOST_SPLITS = 16,                            //
     GPU_OLDEST_SM = 80,
+    GPU_PARTS = 16, // buffers of activations
 };
 
 struct gpu {
@@ -69,7 +70,7 @@ struct gpu {
     int device, multiprocessors, shared_limit;
     void *context, *stream, *module, *functions[KERNELS];
     void *graph, *decode; // a decode step, captured and executable
-    cuda_pointer weights, cache, activations;
+    cuda_pointer weights, cache, parts[GPU_PARTS]; // parts: of the activations
     void *mapped; // the pack, where the device reads it in place
     struct gpu_task task;
     struct gpu_state *state; // pinned: what the last step left, or the next one starts from
@@ -436,9 +437,7 @@ struct part {
     size_t place; // of its pointer, in struct gpu_task
 };
 
-enum { GPU_PARTS = 16 };
-
-// The activations, each from a multiple of 256 bytes on. Returns their number.
+// The activations. Returns their number.
 static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
     const size_t columns = GPU_COLUMNS, tile_column = TILE * 2, P = gpu->streams; // bytes of 16 of one
     const size_t two = 2 * (size_t)GPU_HIDDEN_TILES;
@@ -465,10 +464,6 @@ static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
     };
     memcpy(parts, plan, sizeof plan);
     return sizeof plan / sizeof *plan;
-}
-
-static size_t round_up(size_t n) {
-    return (n + 255) / 256 * 256;
 }
 
 // One allocation, zeroed; says what did not fit.
@@ -539,24 +534,21 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     struct part parts[GPU_PARTS];
     size_t count = memory_plan(gpu, parts), all = 0;
     for (size_t i = 0; i < count; i++)
-        all += round_up(parts[i].bytes);
+        all += parts[i].bytes;
     gpu->info.activation_bytes = all;
     gpu->info.cache_bytes = (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * 2 *
                             CACHE_BLOCK_TILES * TILE_BYTES;
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
-    if (!code)
-        code = take_device_memory(gpu, &gpu->activations, all, "activations", error);
+    gpu->task.cache = (char *)(uintptr_t)gpu->cache;
+    for (size_t i = 0; i < count && !code; i++) {
+        code = take_device_memory(gpu, &gpu->parts[i], parts[i].bytes, "activations", error);
+        void *pointer = (void *)(uintptr_t)gpu->parts[i];
+        memcpy((char *)&gpu->task + parts[i].place, &pointer, sizeof pointer);
+    }
     if (code)
         return code;
-    gpu->task.cache = (char *)(uintptr_t)gpu->cache;
-    cuda_pointer at = gpu->activations;
-    for (size_t i = 0; i < count; i++) {
-        void *pointer = (void *)(uintptr_t)at;
-        memcpy((char *)&gpu->task + parts[i].place, &pointer, sizeof pointer);
-        at += round_up(parts[i].bytes);
-    }
     void *state = NULL, *logits = NULL;
     code = cuda_check(driver, driver->allocate_host(&state, sizeof *gpu->state), "pinned memory", error);
     gpu->state = state;
@@ -629,10 +621,13 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->release_host(gpu->logits);
     if (gpu->mapped)
         (void)driver->unregister_host(gpu->mapped);
-    const cuda_pointer memory[] = {gpu->weights, gpu->cache, gpu->activations};
-    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
-        if (memory[i])
-            (void)driver->release(memory[i]);
+    for (size_t i = 0; i < GPU_PARTS; i++)
+        if (gpu->parts[i])
+            (void)driver->release(gpu->parts[i]);
+    if (gpu->cache)
+        (void)driver->release(gpu->cache);
+    if (gpu->weights)
+        (void)driver->release(gpu->weights);
     if (gpu->module)
         (void)driver->module_unload(gpu->module);
     if (gpu->stream)

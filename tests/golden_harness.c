@@ -6,6 +6,7 @@
 //
 // Offsets are bytes in the safetensors file EXPECTED, found by golden.t.
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,7 +97,12 @@ int main(int argc, char **argv) {
     if (streams > 1)
         c.weights = load(expected, atol(argv[8]), tokens * streams * 4);
 
-    struct parscale_options options = {.pack = argv[1], .isa = argv[2]};
+    // A device instead of an instruction set.
+    bool cuda = strcmp(argv[2], "cuda") == 0;
+    struct parscale_options options = {.pack = argv[1],
+                                       .isa = cuda ? NULL : argv[2],
+                                       .device = cuda ? "cuda" : "cpu",
+                                       .no_kernel_cache = true};
     if (parscale_open(&c.model, &options) || parscale_score(c.model, ids, tokens, compare, &c)) {
         fprintf(stderr, "%s\n", parscale_error(c.model));
         return 1;
