@@ -233,7 +233,7 @@ static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count)
 
 // query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
 // heads, streams. The last split of a group to finish adds up all of them.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_attention(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attention(const struct gpu_task task) {
     float *results = (float *)shared_memory();
     wait_for_previous_kernel();
     int kv_head = blockIdx.y / HEAD_GROUPS, group = blockIdx.y % HEAD_GROUPS, stream = blockIdx.z;
