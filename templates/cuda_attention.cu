@@ -78,18 +78,23 @@ static __device__ inline float column_sum(float x) {
 // scaled to it. At least one position must be visible to each column by now.
 template <int GROUPS>
 static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float (&score)[4], int group) {
+    float factors[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float max = fmaxf(a.max[group][i], column_max(fmaxf(score[i], score[i + 2])));
-        float factor = exp2f(a.max[group][i] - max);
+        float factor = power_of_two(a.max[group][i] - max);
         a.max[group][i] = max;
-        score[i] = exp2f(score[i] - max);
-        score[i + 2] = exp2f(score[i + 2] - max);
+        score[i] = power_of_two(score[i] - max);
+        score[i + 2] = power_of_two(score[i + 2] - max);
         a.total[group][i] = a.total[group][i] * factor + score[i] + score[i + 2];
+        factors[i] = factor;
+    }
+    if (__any_sync(0xffffffff, factors[0] != 1.0f || factors[1] != 1.0f)) {
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++) {
-            a.sum[d][group][i] *= factor;
-            a.sum[d][group][i + 2] *= factor;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a.sum[d][group][i] *= factors[i % 2];
         }
     }
 }
@@ -101,16 +106,26 @@ template <int GROUPS, int PLANES>
 static __device__ __forceinline__ void
 attend_tile(struct attention<GROUPS> &a, const struct tile *keys, const struct tile *values,
             int value_stride, int plane_tiles, const int (&visible)[GROUPS][2]) {
+    const bool early = GROUPS == 1 && HEAD_TILES <= 10; // registers allow to load values with keys
+    struct tile value[HEAD_TILES];
     float score[GROUPS][4] = {};
+    if (early) {
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            value[d] = load_tile(values + d * value_stride * WARP);
+    }
 #pragma unroll
     for (int plane = 0; plane < PLANES; plane++) {
+        struct tile key[HEAD_TILES];
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            key[d] = load_tile(keys + (plane * plane_tiles + d) * WARP);
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++) {
-            struct tile key = load_tile(keys + (plane * plane_tiles + d) * WARP);
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
-                multiply(score[group], key, a.high[d][group]);
-                multiply(score[group], key, a.low[d][group]);
+                multiply(score[group], key[d], a.high[d][group]);
+                multiply(score[group], key[d], a.low[d][group]);
             }
         }
     }
@@ -132,11 +147,12 @@ attend_tile(struct attention<GROUPS> &a, const struct tile *keys, const struct t
     for (int plane = 0; plane < PLANES; plane++) {
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++) {
-            struct tile value = load_tile(values + (plane * plane_tiles + d * value_stride) * WARP);
+            if (!early || plane)
+                value[d] = load_tile(values + (plane * plane_tiles + d * value_stride) * WARP);
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
-                multiply(a.sum[d][group], value, high[group]);
-                multiply(a.sum[d][group], value, low[group]);
+                multiply(a.sum[d][group], value[d], high[group]);
+                multiply(a.sum[d][group], value[d], low[group]);
             }
         }
     }
@@ -186,7 +202,7 @@ static __device__ inline float merge_results(const float *parts, int count, int 
     *total = 0;
     for (int part = 0; part < count; part++) {
         const float *one = parts + part * ATTENTION_PARTIAL;
-        float factor = exp2f(one[RESULT_FLOATS + column] - max);
+        float factor = power_of_two(one[RESULT_FLOATS + column] - max);
         sum += one[i] * factor;
         *total += one[RESULT_FLOATS + 8 + column] * factor;
     }

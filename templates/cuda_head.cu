@@ -49,7 +49,7 @@ static __device__ __forceinline__ void one_column(const char *matrix, int row_ti
     read_chunk(even, run);
     read_chunk(odd, run);
     wait_for_previous_kernel();
-    struct activations<1, true> x = {(const struct columns *)input, column_tiles * WARP, column_tiles};
+    struct activations<1, 2, true> x = {(const struct columns *)input, column_tiles};
     float sum[1][4] = {};
     multiply_run(sum, even, odd, run, first, x);
     share_sums(sums, sum);
@@ -65,8 +65,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_streams(const struct g
         float2 y = finish_split(sums, threadIdx.x);
         float low = y.x + bias[at.row], high = y.y + bias[at.row + 8];
         int row = blockIdx.x * TILE + at.row;
-        store_parts(task.mixed, row, HIDDEN_SIZE, swiglu(low, 1.0f));
-        store_parts(task.mixed, row + 8, HIDDEN_SIZE, swiglu(high, 1.0f));
+        store_parts(task.mixed, row, HIDDEN_SIZE, low / (1.0f + expf(-low)));
+        store_parts(task.mixed, row + 8, HIDDEN_SIZE, high / (1.0f + expf(-high)));
     }
 }
 
@@ -138,8 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(const struct gpu_task
     read_chunk(odd, run);
     wait_for_previous_kernel();
 
-    struct activations<1, true> x = {(const struct columns *)task.head_input, HIDDEN_TILES * WARP,
-                                     HIDDEN_TILES};
+    struct activations<1, 2, false> x = {(const struct columns *)task.head_input, HIDDEN_TILES};
     float sum[1][4] = {};
     multiply_run(sum, even, odd, run, 0, x);
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE};

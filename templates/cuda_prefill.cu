@@ -21,31 +21,45 @@ struct product {
     int columns;                 //
 };
 
-// Starts copying step `step` of K to its stage.
-static __device__ __forceinline__ void copy_step(const struct product &p, int step) {
-    char *stage = shared_memory() + step % STAGES * STAGE_BYTES;
-    int passes = WEIGHT_PLANES * p.input_parts;
+// This thread's pieces of every step: 16 bytes of one k of COPIES rows of weights and of columns.
+enum { COPIES = BLOCK_TILES * STEP_TILES / 4 };
+
+struct copies {
+    unsigned rows[COPIES], columns[COPIES]; // bytes from weights and input to the rows, at k = 0
+};
+
+static __device__ __forceinline__ struct copies plan_copies(const struct product &p) {
+    struct copies c;
     int columns_tiles = (p.columns + TILE - 1) / TILE;
 #pragma unroll
-    for (int i = 0; i < STAGE_BYTES / 16 / PREFILL_THREADS; i++) {
-        int piece = i * PREFILL_THREADS + threadIdx.x; // of 16 bytes
-        int tile = piece / WARP, row = tile / STEP_TILES, k = step * STEP_TILES + tile % STEP_TILES;
-        k = k < passes * p.column_tiles ? k : 0; // behind the end: never multiplied
+    for (int i = 0; i < COPIES; i++) {
+        int offset = i * (4 / STEP_TILES) + warp_id() / STEP_TILES;
+        int row = blockIdx.y * BLOCK_TILES + offset, column = blockIdx.x * BLOCK_TILES + offset;
+        row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
+        column = column < columns_tiles ? column : columns_tiles - 1;
+        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + lane_id() * 16;
+        c.columns[i] = (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
+    }
+    return c;
+}
+
+// Starts copying step `step` of K to its stage: [rows and columns, STEP_TILES] tiles.
+static __device__ __forceinline__ void copy_step(const struct product &p, const struct copies &c,
+                                                 int step) {
+    char *stage = shared_memory() + step % STAGES * STAGE_BYTES + threadIdx.x * 16;
+    int k = step * STEP_TILES + warp_id() % STEP_TILES;
+    k = k < WEIGHT_PLANES * p.input_parts * p.column_tiles ? k : 0; // behind the end: not used
+    int row_k = k, column_k = k;
+    if (WEIGHT_PLANES > 1 || p.input_parts > 1) {
         int pass = k / p.column_tiles;
-        k -= pass * p.column_tiles;
-        const char *from;
-        if (row < BLOCK_TILES) {
-            row += blockIdx.y * BLOCK_TILES;
-            row = row < p.row_tiles ? row : p.row_tiles - 1;
-            from = p.weights +
-                   ((long long)(row * WEIGHT_PLANES + pass / p.input_parts) * p.column_tiles + k) * TILE_BYTES;
-        } else {
-            row += (blockIdx.x - 1) * BLOCK_TILES;
-            row = row < columns_tiles ? row : columns_tiles - 1;
-            from = p.input +
-                   ((long long)(row * p.input_parts + pass % p.input_parts) * p.column_tiles + k) * TILE_BYTES;
-        }
-        copy_async(stage + piece * 16, from + piece % WARP * 16);
+        row_k = k - (pass - pass / p.input_parts) * p.column_tiles;
+        column_k = k - (pass - pass % p.input_parts) * p.column_tiles;
+    }
+    const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
+#pragma unroll
+    for (int i = 0; i < COPIES; i++) {
+        copy_async(stage + i * PREFILL_THREADS * 16, weights + c.rows[i]);
+        copy_async(stage + (COPIES + i) * PREFILL_THREADS * 16, input + c.columns[i]);
     }
 }
 
@@ -54,16 +68,17 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
                                                       float (&sum)[WARP_TILES][2 * WARP_TILES][4]) {
     int all = WEIGHT_PLANES * p.input_parts * p.column_tiles;
     int steps = (all + STEP_TILES - 1) / STEP_TILES;
+    struct copies c = plan_copies(p);
     for (int step = 0; step < STAGES - 1; step++) {
         if (step < steps)
-            copy_step(p, step);
+            copy_step(p, c, step);
         commit_copies();
     }
     for (int step = 0; step < steps; step++) {
         wait_copies<STAGES - 2>();
         __syncthreads();
         if (step + STAGES - 1 < steps)
-            copy_step(p, step + STAGES - 1);
+            copy_step(p, c, step + STAGES - 1);
         commit_copies();
         const struct tile *stage = (const struct tile *)(shared_memory() + step % STAGES * STAGE_BYTES);
         const struct tile *rows = stage + warp_id() / 2 * WARP_TILES * STEP_TILES * WARP + lane_id();
@@ -153,16 +168,21 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_qkv(con
                         distinct_columns(task)};
     float sum[WARP_TILES][2 * WARP_TILES][4] = {};
     multiply_block(p, sum);
+    // Through shared memory, each thread its own: what follows is long, so it is a loop.
+    float *mine = (float *)shared_memory() + threadIdx.x;
+    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < WARP_TILES; i++) {
-#pragma unroll
-        for (int j = 0; j < 4 * WARP_TILES; j++) {
-            int row_tile = block_row_tile(i), column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
-            if (row_tile < p.row_tiles && column < p.columns) {
-                int token = column % task.tokens, stream = column / task.tokens;
-                store_qkv(task, row_tile, lane_id() / 4, token, stream, task.position + token,
-                          sum[i][j / 2][j % 2], sum[i][j / 2][j % 2 + 2]);
-            }
+    for (int i = 0; i < WARP_TILES * 2 * WARP_TILES * 4; i++)
+        mine[i * PREFILL_THREADS] = sum[i / 4 / (2 * WARP_TILES)][i / 4 % (2 * WARP_TILES)][i % 4];
+#pragma unroll 1
+    for (int n = 0; n < WARP_TILES * 4 * WARP_TILES; n++) {
+        int i = n / (4 * WARP_TILES), j = n % (4 * WARP_TILES);
+        int row_tile = block_row_tile(i), column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
+        if (row_tile < p.row_tiles && column < p.columns) {
+            int token = column % task.tokens, stream = column / task.tokens;
+            const float *y = mine + (n / 2 * 4 + n % 2) * PREFILL_THREADS;
+            store_qkv(task, row_tile, lane_id() / 4, token, stream, task.position + token, y[0],
+                      y[2 * PREFILL_THREADS]);
         }
     }
 }
@@ -175,13 +195,25 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
     multiply_block(p, sum);
 #pragma unroll
     for (int i = 0; i < WARP_TILES; i++) {
+        int row_tile = block_row_tile(i);
+        float *rows = task.residual + row_tile * TILE + lane_id() / 4;
+        if (row_tile < p.row_tiles) {
+            float before[4 * WARP_TILES][2]; // all loads first, so that they overlap
 #pragma unroll
-        for (int j = 0; j < 4 * WARP_TILES; j++) {
-            int row_tile = block_row_tile(i), column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
-            if (row_tile < p.row_tiles && column < p.columns) {
-                float *out = task.residual + (long long)column * HIDDEN_SIZE + row_tile * TILE + lane_id() / 4;
-                out[0] += sum[i][j / 2][j % 2];
-                out[8] += sum[i][j / 2][j % 2 + 2];
+            for (int j = 0; j < 4 * WARP_TILES; j++) {
+                int column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
+                const float *from = rows + (long long)(column < p.columns ? column : 0) * HIDDEN_SIZE;
+                before[j][0] = from[0];
+                before[j][1] = from[8];
+            }
+#pragma unroll
+            for (int j = 0; j < 4 * WARP_TILES; j++) {
+                int column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
+                float *to = rows + (long long)column * HIDDEN_SIZE;
+                if (column < p.columns) {
+                    to[0] = before[j][0] + sum[i][j / 2][j % 2];
+                    to[8] = before[j][1] + sum[i][j / 2][j % 2 + 2];
+                }
             }
         }
     }

@@ -40,6 +40,17 @@ static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
 #endif
 }
 
+// 2^x to a few units in the last place; 0 for minus infinity.
+static __device__ inline float power_of_two(float x) {
+#ifdef EMULATOR
+    return exp2f(x);
+#else
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+#endif
+}
+
 // Transposes 8 x 8 bf16 over the warp: lane 4g + i gives elements 2i, 2i+1 of row g and gets those
 // of column g.
 static __device__ inline unsigned transpose(unsigned word) {
@@ -52,18 +63,21 @@ static __device__ inline unsigned transpose(unsigned word) {
 #endif
 }
 
-// 16 bytes of weights, which are read once: past the L1 cache. Stays where it is written: before
-// the wait for the previous kernel, say.
-static __device__ inline struct tile load_once(const struct tile *from) {
+// 16 bytes of weights, which are read once: past the L1 cache; zeros if they are not `wanted`. Has no
+// branch, so that many loads are under way at once, and stays where it is written: before the wait
+// for the previous kernel, say.
+static __device__ inline struct tile load_once(const struct tile *from, bool wanted) {
+    struct tile t = {0, 0, 0, 0};
 #ifdef EMULATOR
-    return *from;
+    if (wanted)
+        t = *from;
 #else
-    struct tile t;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(t.x), "=r"(t.y), "=r"(t.z), "=r"(t.w)
-                 : "l"(from));
-    return t;
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0;"
+                 "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                 : "+r"(t.x), "+r"(t.y), "+r"(t.z), "+r"(t.w)
+                 : "l"(from), "r"((unsigned)wanted));
 #endif
+    return t;
 }
 
 // 16 bytes of what no kernel that may still run writes: through the L1 cache.

@@ -8,7 +8,7 @@
 enum {
     WARPS = 8,
     THREADS = WARPS * WARP,
-    CHUNK = 8,                                // tiles
+    CHUNK = COLUMN_GROUPS == 1 ? 8 : 4,       // tiles, as registers allow
     SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4,   // of one group of columns: what finish_split adds up
 };
 
@@ -21,58 +21,81 @@ struct run {
 // Reads the next CHUNK tiles, zeros behind the end.
 static __device__ __forceinline__ void read_chunk(struct tile (&chunk)[CHUNK], struct run &run) {
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++) {
-        struct tile zero = {0, 0, 0, 0};
-        chunk[i] = run.next + i < run.end ? load_once(run.tiles + (run.next + i) * WARP) : zero;
-    }
+    for (int i = 0; i < CHUNK; i++)
+        chunk[i] = load_once(run.tiles + (run.next + i) * WARP, run.next + i < run.end);
     run.next += CHUNK;
 }
 
-// Activations of a product: COLUMNS of them in groups of 8, as bf16 (high) or as the sum of two
-// bf16 (high + low, `low` elements behind). The k of a tile in the second plane of the weights is
-// that of the first.
-template <int COLUMNS, bool LOW> struct activations {
-    const struct columns *high;
-    int low;          // from high parts to low parts, in struct columns
-    int column_tiles; // K / 16
+// Activations of a product: COLUMNS of them in groups of 8, as bf16, or as the sum of two bf16: PARTS
+// of them, one behind the other. AHEAD: they lie in global memory and are loaded as early as the
+// weights.
+template <int COLUMNS, int PARTS, bool AHEAD> struct activations {
+    enum { GROUPS = (COLUMNS + 7) / 8 };
 
-    __device__ __forceinline__ struct columns load(const struct columns *from, int group, int k) const {
-        int lane = lane_id();
-        const int groups = (COLUMNS + 7) / 8;
-        struct columns zero = {0, 0};
-        k = WEIGHT_PLANES > 1 && k >= column_tiles ? k - column_tiles : k;
-        return group * 8 + lane / 4 < COLUMNS ? from[(k * groups + group) * WARP + lane] : zero;
+    const struct columns *all; // [parts, column_tiles, groups, WARP]
+    int column_tiles;          // K / 16; the second plane of the weights has the same activations
+
+    __device__ __forceinline__ void load(struct columns (&x)[CHUNK][GROUPS][PARTS], int first,
+                                         int end) const {
+#pragma unroll
+        for (int i = 0; i < CHUNK; i++) {
+            int k = first + i < end ? first + i : end - 1; // behind the end the weights are zeros
+            k = WEIGHT_PLANES > 1 && k >= column_tiles ? k - column_tiles : k;
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+                for (int part = 0; part < PARTS; part++) {
+                    struct columns zero = {0, 0};
+                    int at = ((part * column_tiles + k) * GROUPS + group) * WARP + lane_id();
+                    x[i][group][part] = group * 8 + lane_id() / 4 < COLUMNS ? all[at] : zero;
+                }
+            }
+        }
     }
 };
 
-template <int COLUMNS, bool LOW>
-static __device__ __forceinline__ void
-multiply_chunk(float (&sum)[(COLUMNS + 7) / 8][4], const struct tile (&chunk)[CHUNK],
-               const struct activations<COLUMNS, LOW> &x, int first, int end) {
+template <int GROUPS, int PARTS>
+static __device__ __forceinline__ void multiply_chunk(float (&sum)[GROUPS][4],
+                                                      const struct tile (&chunk)[CHUNK],
+                                                      const struct columns (&x)[CHUNK][GROUPS][PARTS]) {
 #pragma unroll
     for (int i = 0; i < CHUNK; i++) {
-        if (first + i < end) {
 #pragma unroll
-            for (int group = 0; group < (COLUMNS + 7) / 8; group++) {
-                multiply(sum[group], chunk[i], x.load(x.high, group, first + i));
-                if (LOW)
-                    multiply(sum[group], chunk[i], x.load(x.high + x.low, group, first + i));
-            }
+        for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+            for (int part = 0; part < PARTS; part++)
+                multiply(sum[group], chunk[i], x[i][group][part]);
         }
     }
 }
 
-// sum += the tiles of `run` x, of which two chunks were read before.
-template <int COLUMNS, bool LOW>
+// sum += the tiles of `run` from `first` on, x the activations. Two chunks of the tiles were read
+// before: even, odd.
+template <int COLUMNS, int PARTS, bool AHEAD>
 static __device__ __forceinline__ void
 multiply_run(float (&sum)[(COLUMNS + 7) / 8][4], struct tile (&even)[CHUNK],
              struct tile (&odd)[CHUNK], struct run &run, int first,
-             const struct activations<COLUMNS, LOW> &x) {
+             const struct activations<COLUMNS, PARTS, AHEAD> &x) {
+    struct columns x_even[CHUNK][(COLUMNS + 7) / 8][PARTS], x_odd[CHUNK][(COLUMNS + 7) / 8][PARTS];
+    if (first >= run.end)
+        return;
+    if (AHEAD) {
+        x.load(x_even, first, run.end);
+        x.load(x_odd, first + CHUNK, run.end);
+    }
     for (int k = first; k < run.end; k += 2 * CHUNK) {
-        multiply_chunk(sum, even, x, k, run.end);
+        if (!AHEAD)
+            x.load(x_even, k, run.end);
+        multiply_chunk(sum, even, x_even);
         read_chunk(even, run);
-        multiply_chunk(sum, odd, x, k + CHUNK, run.end);
+        if (AHEAD)
+            x.load(x_even, k + 2 * CHUNK, run.end);
+        else
+            x.load(x_odd, k + CHUNK, run.end);
+        multiply_chunk(sum, odd, x_odd);
         read_chunk(odd, run);
+        if (AHEAD)
+            x.load(x_odd, k + 3 * CHUNK, run.end);
     }
 }
 

@@ -29,6 +29,14 @@ static inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
+static inline float __expf(float x) {
+    return expf(x);
+}
+
+static inline float __fdividef(float a, float b) {
+    return a / b;
+}
+
 static inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
 }
@@ -44,6 +52,13 @@ void __syncthreads();
 void __threadfence();
 unsigned atomicInc(unsigned *counter, unsigned limit);
 unsigned emulate_shuffle(unsigned word, int distance);
+
+static inline bool __any_sync(unsigned, bool here) {
+    unsigned any = here;
+    for (int distance = 16; distance > 0; distance /= 2)
+        any |= emulate_shuffle(any, distance);
+    return any;
+}
 
 template <typename T> static inline T __shfl_xor_sync(unsigned, T value, int distance) {
     static_assert(sizeof(T) == 4, "one word");
