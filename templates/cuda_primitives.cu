@@ -51,6 +51,15 @@ static __device__ inline float power_of_two(float x) {
 #endif
 }
 
+// a / b to a few units in the last place; 0 for an infinite b.
+static __device__ inline float fast_quotient(float a, float b) {
+#ifdef EMULATOR
+    return a / b;
+#else
+    return __fdividef(a, b);
+#endif
+}
+
 // Transposes 8 x 8 bf16 over the warp: lane 4g + i gives elements 2i, 2i+1 of row g and gets those
 // of column g.
 static __device__ inline unsigned transpose(unsigned word) {

@@ -29,14 +29,6 @@ static inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
-static inline float __expf(float x) {
-    return expf(x);
-}
-
-static inline float __fdividef(float a, float b) {
-    return a / b;
-}
-
 static inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
 }
