@@ -1,94 +1,112 @@
 // One decode step: five kernels a layer, all streams as columns of each product. Before
 // wait_for_previous_kernel a kernel reads weights only.
 
-// residual [streams, hidden] = the embedding of the token. Grid: tokens x streams.
+// residual [columns, hidden] = the embedding of the token; for a decode step also the input of layer
+// 0. Grid: tokens, streams.
 extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_task task) {
     wait_for_previous_kernel();
     int token = blockIdx.x, stream = blockIdx.y;
     int id = task.ids ? task.ids[token] : task.state->token;
     const char *row = task.weights + EMBEDDING_OFFSET +
                       (long long)(id / TILE) * HIDDEN_TILES * WEIGHT_PLANES * TILE_BYTES;
+    const float *weight = (const float *)(task.weights + LAYERS_OFFSET + INPUT_NORM_OFFSET);
     float *out = task.residual + (long long)(stream * task.tokens + token) * HIDDEN_SIZE;
-    for (int i = threadIdx.x; i < HIDDEN_SIZE; i += THREADS) {
-        float sum = 0;
-        for (int plane = 0; plane < WEIGHT_PLANES; plane++)
-            sum += from_bf16(((const unsigned short *)row)[(plane * HIDDEN_TILES + i / TILE) * TILE_ELEMENTS +
-                                                           tile_index(id % TILE, i % TILE)]);
-        out[i] = sum;
+    for (int first = 0; first < HIDDEN_SIZE; first += THREADS) {
+        int i = first + threadIdx.x;
+        float x = 0;
+        for (int plane = 0; plane < WEIGHT_PLANES && i < HIDDEN_SIZE; plane++)
+            x += from_bf16(((const unsigned short *)row)[(plane * HIDDEN_TILES + i / TILE) * TILE_ELEMENTS +
+                                                         tile_index(id % TILE, i % TILE)]);
+        float square = x * x;
+        for (int distance = 4; distance > 0; distance /= 2)
+            square += __shfl_xor_sync(0xffffffff, square, distance);
+        if (i < HIDDEN_SIZE) {
+            out[i] = x;
+            if (!task.ids)
+                store_normed(task, i, stream, x * weight[i]);
+            if (!task.ids && i % 8 == 0)
+                task.squares[i / 8 * TILE + stream] = square;
+        }
     }
 }
 
-enum { // shared memory of decode_qkv and decode_gate_up, in bytes
-    NORM_BYTES = HIDDEN_TILES * COLUMN_GROUPS * COLUMN_BYTES, // one part, high or low
-    SQUARES_BYTES = STREAMS * WARPS * 4,
-    DECODE_QKV_SHARED = 2 * NORM_BYTES + COLUMN_GROUPS * SPLIT_SUM_BYTES + SQUARES_BYTES,
-    DECODE_GATE_UP_SHARED = NORM_BYTES + SQUARES_BYTES,
-    DECODE_SPLIT_SHARED = COLUMN_GROUPS * SPLIT_SUM_BYTES,
+enum { // shared memory of the decode kernels, in bytes: ring, sums of finish_split, scales
+    DECODE_SHARED = RING_BYTES + COLUMN_GROUPS * SPLIT_SUM_BYTES + TILE * 4,
 };
 
-// residual -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input.
+// normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gpu_task task) {
-    struct columns *input = (struct columns *)shared_memory();
-    float *sums = (float *)((char *)input + 2 * NORM_BYTES);
-    float *squares = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
-    const char *layer = layer_weights(task);
-    struct run run = split_run(matrix_row(layer + QKV_OFFSET, blockIdx.x, HIDDEN_TILES), HIDDEN_TILES);
-    struct tile even[CHUNK], odd[CHUNK];
-    int first = run.next;
-    read_chunk(even, run);
-    read_chunk(odd, run);
+    float *sums = (float *)(shared_memory() + RING_BYTES);
+    float *scales = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
+    struct run run = split_run(matrix_row(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_TILES),
+                               HIDDEN_TILES);
+    start_run(run);
     wait_for_previous_kernel();
 
-    int count = task.layer == 0 ? 1 : STREAMS;
-    weigh_columns<true>(task.residual, count, (const float *)(layer + INPUT_NORM_OFFSET), input, squares);
-    struct activations<STREAMS, 2, false> x = {input, HIDDEN_TILES};
+    struct activations<STREAMS, 2> x = {(const struct columns *)task.normed, HIDDEN_TILES};
     float sum[COLUMN_GROUPS][4] = {};
-    multiply_run(sum, even, odd, run, first, x);
+    column_scales(task, scales);
+    multiply_run(sum, run, x);
     share_sums(sums, sum);
     if (threadIdx.x < COLUMN_GROUPS * 64) {
         struct place at = split_place(threadIdx.x);
-        if (at.column < count) {
+        if (at.column < (task.layer == 0 ? 1 : STREAMS)) {
             float2 y = finish_split(sums, threadIdx.x);
-            float scale = column_scale(squares, at.column);
+            float scale = scales[at.column];
             store_qkv(task, blockIdx.x, at.row, 0, at.column, task.state->position, y.x * scale,
                       y.y * scale);
         }
     }
 }
 
-// residual += W x, for o_proj and down_proj. Grid: rows of tiles.
+// residual += W x, for o_proj and down_proj, and the input of the next product, whose norm has the
+// weights `norm`. Grid: rows of tiles.
 static __device__ __forceinline__ void decode_residual(const struct gpu_task &task,
                                                        const char *matrix, int column_tiles,
-                                                       const char *input) {
-    float *sums = (float *)shared_memory();
+                                                       const char *input, const float *norm) {
+    float *sums = (float *)(shared_memory() + RING_BYTES);
     struct run run = split_run(matrix_row(matrix, blockIdx.x, column_tiles), column_tiles);
-    struct tile even[CHUNK], odd[CHUNK];
-    int first = run.next;
-    read_chunk(even, run);
-    read_chunk(odd, run);
+    start_run(run);
     wait_for_previous_kernel();
 
-    struct activations<STREAMS, 1, true> x = {(const struct columns *)input, column_tiles};
+    struct activations<STREAMS, 1> x = {(const struct columns *)input, column_tiles};
     float sum[COLUMN_GROUPS][4] = {};
-    multiply_run(sum, even, odd, run, first, x);
+    multiply_run(sum, run, x);
     share_sums(sums, sum);
-    if (threadIdx.x < COLUMN_GROUPS * 64) {
-        struct place at = split_place(threadIdx.x);
-        if (at.column < STREAMS) {
-            float2 y = finish_split(sums, threadIdx.x);
-            float *out = task.residual + (long long)at.column * HIDDEN_SIZE + blockIdx.x * TILE + at.row;
-            out[0] += y.x;
-            out[8] += y.y;
-        }
+    if (threadIdx.x >= COLUMN_GROUPS * 64)
+        return;
+    struct place at = split_place(threadIdx.x);
+    int row = blockIdx.x * TILE + at.row;
+    float square = 0;
+    if (at.column < STREAMS) {
+        float2 y = finish_split(sums, threadIdx.x);
+        float *out = task.residual + (long long)at.column * HIDDEN_SIZE + row;
+        y = make_float2(out[0] + y.x, out[8] + y.y);
+        out[0] = y.x;
+        out[8] = y.y;
+        store_normed(task, row, at.column, y.x * norm[row]);
+        store_normed(task, row + 8, at.column, y.y * norm[row + 8]);
+        square = y.x * y.x + y.y * y.y;
     }
+    // Each warp has 4 pairs of rows of 8 columns.
+    square += __shfl_xor_sync(0xffffffff, square, 8);
+    square += __shfl_xor_sync(0xffffffff, square, 16);
+    if (lane_id() < 8 && at.column < STREAMS)
+        task.squares[(blockIdx.x * 2 + warp_id() % 2) * TILE + at.column] = square;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) decode_o(const struct gpu_task task) {
-    decode_residual(task, layer_weights(task) + O_OFFSET, HEADS_TILES, task.input);
+    const char *layer = layer_weights(task);
+    decode_residual(task, layer + O_OFFSET, HEADS_TILES, task.input,
+                    (const float *)(layer + POST_NORM_OFFSET));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) decode_down(const struct gpu_task task) {
-    decode_residual(task, layer_weights(task) + DOWN_OFFSET, INTERMEDIATE_TILES, task.activation);
+    const char *layer = layer_weights(task);
+    const char *next = task.layer + 1 < LAYERS ? layer + LAYER_STRIDE + INPUT_NORM_OFFSET
+                                               : task.weights + FINAL_NORM_OFFSET;
+    decode_residual(task, layer + DOWN_OFFSET, INTERMEDIATE_TILES, task.activation,
+                    (const float *)next);
 }
 
 // silu(gate) * up; the fast functions' error is far below a bf16's.
@@ -96,25 +114,22 @@ static __device__ inline float swiglu(float gate, float up) {
     return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
 }
 
-// residual -> activation = silu(gate) * up. Grid: rows of tiles / WARPS, each warp one row: 8 gates
-// and their 8 ups.
+// normed -> activation = silu(gate) * up. Grid: rows of tiles / WARPS, each warp one row: 8 gates and
+// their 8 ups.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struct gpu_task task) {
-    struct columns *input = (struct columns *)shared_memory();
-    float *squares = (float *)((char *)input + NORM_BYTES);
-    const char *layer = layer_weights(task);
+    float *scales = (float *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < GATE_UP_ROW_TILES;
-    struct run run = {matrix_row(layer + GATE_UP_OFFSET, row_tile, HIDDEN_TILES), 0,
+    struct run run = {matrix_row(layer_weights(task) + GATE_UP_OFFSET, row_tile, HIDDEN_TILES), 0,
                       valid ? HIDDEN_TILES * WEIGHT_PLANES : 0};
-    struct tile even[CHUNK], odd[CHUNK];
-    read_chunk(even, run);
-    read_chunk(odd, run);
+    start_run(run);
     wait_for_previous_kernel();
 
-    weigh_columns<false>(task.residual, STREAMS, (const float *)(layer + POST_NORM_OFFSET), input, squares);
-    struct activations<STREAMS, 1, false> x = {input, HIDDEN_TILES};
+    struct activations<STREAMS, 1> x = {(const struct columns *)task.normed, HIDDEN_TILES};
     float sum[COLUMN_GROUPS][4] = {};
-    multiply_run(sum, even, odd, run, 0, x);
+    column_scales(task, scales);
+    multiply_run(sum, run, x);
+    __syncthreads();
     if (!valid)
         return;
     unsigned short *out = (unsigned short *)task.activation;
@@ -125,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struc
         for (int i = 0; i < 2; i++) {
             int column = group * 8 + lane_id() % 4 * 2 + i;
             if (column < STREAMS) {
-                float scale = column_scale(squares, column);
+                float scale = scales[column];
                 out[column_index(COLUMN_GROUPS, channel, column)] =
                     bf16_bits(swiglu(sum[group][i] * scale, sum[group][i + 2] * scale));
             }

@@ -44,20 +44,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
 static __device__ __forceinline__ void one_column(const char *matrix, int row_tile, int column_tiles,
                                                   const char *input, float *sums) {
     struct run run = split_run(matrix_row(matrix, row_tile, column_tiles), column_tiles);
-    struct tile even[CHUNK], odd[CHUNK];
-    int first = run.next;
-    read_chunk(even, run);
-    read_chunk(odd, run);
+    start_run(run);
     wait_for_previous_kernel();
-    struct activations<1, 2, true> x = {(const struct columns *)input, column_tiles};
+    struct activations<1, 2> x = {(const struct columns *)input, column_tiles};
     float sum[1][4] = {};
-    multiply_run(sum, even, odd, run, first, x);
+    multiply_run(sum, run, x);
     share_sums(sums, sum);
 }
 
 // mixed = silu(aggregate_layer.0 z + bias). Grid: rows of tiles.
 extern "C" __global__ void __launch_bounds__(THREADS) mix_streams(const struct gpu_task task) {
-    float *sums = (float *)shared_memory();
+    float *sums = (float *)(shared_memory() + RING_BYTES);
     const float *bias = (const float *)(task.weights + MIX_BIAS_OFFSET) + blockIdx.x * TILE;
     one_column(task.weights + MIX_OFFSET, blockIdx.x, STREAMS * HIDDEN_TILES, task.mix_input, sums);
     struct place at = split_place(threadIdx.x);
@@ -73,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_streams(const struct g
 // stream_weights = softmax(aggregate_layer.2 mixed + bias) * (1 - s) + s / P; head_input = sum over p
 // of stream_weights[p] final[p]. Grid: 1.
 extern "C" __global__ void __launch_bounds__(THREADS) weigh_streams(const struct gpu_task task) {
-    float *sums = (float *)shared_memory();
+    float *sums = (float *)(shared_memory() + RING_BYTES);
     float *weights = sums + SPLIT_SUM_BYTES / 4; // [TILE]
     const float *bias = (const float *)(task.weights + WEIGH_BIAS_OFFSET);
     one_column(task.weights + WEIGH_OFFSET, 0, HIDDEN_TILES, task.mixed, sums);
@@ -128,19 +125,17 @@ static __device__ inline struct gpu_best block_best(struct gpu_best best, struct
 
 // logits [vocab] and the best of each block. Grid: rows of tiles / WARPS, each warp one row.
 extern "C" __global__ void __launch_bounds__(THREADS) head(const struct gpu_task task) {
-    struct gpu_best *found = (struct gpu_best *)shared_memory();
+    struct gpu_best *found = (struct gpu_best *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < HEAD_ROW_TILES;
     struct run run = {matrix_row(task.weights + HEAD_OFFSET, row_tile, HIDDEN_TILES), 0,
                       valid ? HIDDEN_TILES * WEIGHT_PLANES : 0};
-    struct tile even[CHUNK], odd[CHUNK];
-    read_chunk(even, run);
-    read_chunk(odd, run);
+    start_run(run);
     wait_for_previous_kernel();
 
-    struct activations<1, 2, false> x = {(const struct columns *)task.head_input, HIDDEN_TILES};
+    struct activations<1, 2> x = {(const struct columns *)task.head_input, HIDDEN_TILES};
     float sum[1][4] = {};
-    multiply_run(sum, even, odd, run, 0, x);
+    multiply_run(sum, run, x);
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE};
     if (valid && lane_id() % 4 == 0) { // column 0
         for (int i = 0; i < 2; i++) {

@@ -58,8 +58,8 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
     const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + i * PREFILL_THREADS * 16, weights + c.rows[i]);
-        copy_async(stage + (COPIES + i) * PREFILL_THREADS * 16, input + c.columns[i]);
+        copy_async(stage + i * PREFILL_THREADS * 16, weights + c.rows[i], true);
+        copy_async(stage + (COPIES + i) * PREFILL_THREADS * 16, input + c.columns[i], true);
     }
 }
 

@@ -72,23 +72,6 @@ static __device__ inline unsigned transpose(unsigned word) {
 #endif
 }
 
-// 16 bytes of weights, which are read once: past the L1 cache; zeros if they are not `wanted`. Has no
-// branch, so that many loads are under way at once, and stays where it is written: before the wait
-// for the previous kernel, say.
-static __device__ inline struct tile load_once(const struct tile *from, bool wanted) {
-    struct tile t = {0, 0, 0, 0};
-#ifdef EMULATOR
-    if (wanted)
-        t = *from;
-#else
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0;"
-                 "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
-                 : "+r"(t.x), "+r"(t.y), "+r"(t.z), "+r"(t.w)
-                 : "l"(from), "r"((unsigned)wanted));
-#endif
-    return t;
-}
-
 // 16 bytes of what no kernel that may still run writes: through the L1 cache.
 static __device__ inline struct tile load_tile(const struct tile *from) {
 #ifdef EMULATOR
@@ -102,14 +85,15 @@ static __device__ inline struct tile load_tile(const struct tile *from) {
 #endif
 }
 
-// Copies 16 bytes from global to shared memory, behind the thread's back.
-static __device__ inline void copy_async(void *shared, const void *global) {
+// Copies 16 bytes from global to shared memory past the L1 cache, behind the thread's back; zeros
+// without a look at `global` if they are not `wanted`.
+static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {
 #ifdef EMULATOR
-    emulate_copy(shared, global);
+    emulate_copy(shared, global, wanted);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      (unsigned)__cvta_generic_to_shared(shared)),
-                 "l"(global)
+                 "l"(global), "r"(wanted ? 16 : 0)
                  : "memory");
 #endif
 }

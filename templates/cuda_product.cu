@@ -1,35 +1,52 @@
-// Weights [rows, K] times a few columns of activations, for decoding: the weights are read once, by
-// all warps, straight into registers, two chunks ahead of the tensor core.
+// Weights [rows, K] times a few columns of activations, for decoding. Every weight is read once, by
+// one lane, which copies it to its own place in shared memory some steps ahead and needs nobody's
+// leave to read it there: no barrier in the loop. The first steps are copied before the wait for the
+// previous kernel.
 //
-// Two ways to share the work: where rows are many, a warp takes a row of tiles (row_product); where
-// they are few, the warps of a block share the K of one row of tiles and add up in a fixed order
-// (split_product, finish_split).
+// Two ways to share the work: where rows are many, a warp takes a row of tiles; where they are few,
+// the warps of a block share the K of one row of tiles and add up in a fixed order (split_run,
+// finish_split).
 
 enum {
     WARPS = 8,
     THREADS = WARPS * WARP,
-    CHUNK = COLUMN_GROUPS == 1 ? 8 : 4,       // tiles, as registers allow
+    CHUNK = COLUMN_GROUPS == 1 ? 8 : 4,       // tiles of a step, as registers allow
+    STEPS_AHEAD = RING_TILES / CHUNK,         // that are copied
+    RING_BYTES = WARPS * RING_TILES * TILE_BYTES, // of shared memory, first in all these kernels
     SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4,   // of one group of columns: what finish_split adds up
 };
 
-// A run of tiles of one row: [tile, end), this lane's part of each.
+// A run of tiles of one row: [first, end), this lane's part of each.
 struct run {
     const struct tile *tiles;
-    int next, end;
+    int first, end;
 };
 
-// Reads the next CHUNK tiles, zeros behind the end.
-static __device__ __forceinline__ void read_chunk(struct tile (&chunk)[CHUNK], struct run &run) {
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++)
-        chunk[i] = load_once(run.tiles + (run.next + i) * WARP, run.next + i < run.end);
-    run.next += CHUNK;
+// This lane's part of the warp's ring.
+static __device__ inline struct tile *ring_tiles() {
+    return (struct tile *)shared_memory() + warp_id() * RING_TILES * WARP + lane_id();
 }
 
-// Activations of a product: COLUMNS of them in groups of 8, as bf16, or as the sum of two bf16: PARTS
-// of them, one behind the other. AHEAD: they lie in global memory and are loaded as early as the
-// weights.
-template <int COLUMNS, int PARTS, bool AHEAD> struct activations {
+// Starts copying step `step` of a run, zeros behind the end.
+static __device__ __forceinline__ void copy_chunk(const struct run &run, int step) {
+    struct tile *slot = ring_tiles() + step % STEPS_AHEAD * CHUNK * WARP;
+    const struct tile *from = run.tiles + (run.first + step * CHUNK) * WARP;
+    int left = run.end - run.first - step * CHUNK;
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++)
+        copy_async(slot + i * WARP, from + i * WARP, i < left);
+    commit_copies();
+}
+
+static __device__ __forceinline__ void start_run(const struct run &run) {
+#pragma unroll
+    for (int step = 0; step < STEPS_AHEAD; step++)
+        copy_chunk(run, step);
+}
+
+// Activations of a product in global memory: COLUMNS of them in groups of 8, as bf16, or as the sum
+// of two bf16: PARTS of them, one behind the other.
+template <int COLUMNS, int PARTS> struct activations {
     enum { GROUPS = (COLUMNS + 7) / 8 };
 
     const struct columns *all; // [parts, column_tiles, groups, WARP]
@@ -54,49 +71,44 @@ template <int COLUMNS, int PARTS, bool AHEAD> struct activations {
     }
 };
 
+// sum += step `step` of a run, x its activations; then the step's place takes a later one.
 template <int GROUPS, int PARTS>
-static __device__ __forceinline__ void multiply_chunk(float (&sum)[GROUPS][4],
-                                                      const struct tile (&chunk)[CHUNK],
+static __device__ __forceinline__ void multiply_chunk(float (&sum)[GROUPS][4], const struct run &run,
+                                                      int step,
                                                       const struct columns (&x)[CHUNK][GROUPS][PARTS]) {
+    const struct tile *slot = ring_tiles() + step % STEPS_AHEAD * CHUNK * WARP;
+    wait_copies<STEPS_AHEAD - 1>();
 #pragma unroll
     for (int i = 0; i < CHUNK; i++) {
+        struct tile weights = slot[i * WARP];
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
 #pragma unroll
             for (int part = 0; part < PARTS; part++)
-                multiply(sum[group], chunk[i], x[i][group][part]);
+                multiply(sum[group], weights, x[i][group][part]);
         }
     }
+    copy_chunk(run, step + STEPS_AHEAD);
 }
 
-// sum += the tiles of `run` from `first` on, x the activations. Two chunks of the tiles were read
-// before: even, odd.
-template <int COLUMNS, int PARTS, bool AHEAD>
-static __device__ __forceinline__ void
-multiply_run(float (&sum)[(COLUMNS + 7) / 8][4], struct tile (&even)[CHUNK],
-             struct tile (&odd)[CHUNK], struct run &run, int first,
-             const struct activations<COLUMNS, PARTS, AHEAD> &x) {
-    struct columns x_even[CHUNK][(COLUMNS + 7) / 8][PARTS], x_odd[CHUNK][(COLUMNS + 7) / 8][PARTS];
-    if (first >= run.end)
-        return;
-    if (AHEAD) {
-        x.load(x_even, first, run.end);
-        x.load(x_odd, first + CHUNK, run.end);
+// sum += the tiles of a run that was started x the activations. These are loaded one step ahead.
+template <int COLUMNS, int PARTS>
+static __device__ __forceinline__ void multiply_run(float (&sum)[(COLUMNS + 7) / 8][4],
+                                                    const struct run &run,
+                                                    const struct activations<COLUMNS, PARTS> &x) {
+    struct columns even[CHUNK][(COLUMNS + 7) / 8][PARTS], odd[CHUNK][(COLUMNS + 7) / 8][PARTS];
+    int steps = (run.end - run.first + CHUNK - 1) / CHUNK;
+    if (steps > 0)
+        x.load(even, run.first, run.end);
+    for (int step = 0; step < steps; step += 2) {
+        x.load(odd, run.first + (step + 1) * CHUNK, run.end);
+        multiply_chunk(sum, run, step, even);
+        if (step + 1 < steps) {
+            x.load(even, run.first + (step + 2) * CHUNK, run.end);
+            multiply_chunk(sum, run, step + 1, odd);
+        }
     }
-    for (int k = first; k < run.end; k += 2 * CHUNK) {
-        if (!AHEAD)
-            x.load(x_even, k, run.end);
-        multiply_chunk(sum, even, x_even);
-        read_chunk(even, run);
-        if (AHEAD)
-            x.load(x_even, k + 2 * CHUNK, run.end);
-        else
-            x.load(x_odd, k + CHUNK, run.end);
-        multiply_chunk(sum, odd, x_odd);
-        read_chunk(odd, run);
-        if (AHEAD)
-            x.load(x_odd, k + 3 * CHUNK, run.end);
-    }
+    wait_copies<0>();
 }
 
 // This warp's part of the K of a row of tiles.
@@ -151,44 +163,25 @@ static __device__ inline float warp_sum(float x) {
     return x;
 }
 
-// Columns x [STREAMS, hidden] times the norm's weight, as activations in shared memory, low parts
-// too if LOW. The norm's scale is one factor a column: column_scale gives it, the caller multiplies
-// its product by it. squares [STREAMS, WARPS]: partial sums of squares. Ends with a barrier.
-template <bool LOW>
-static __device__ __forceinline__ void weigh_columns(const float *x, int count, const float *weight,
-                                                     struct columns *out, float *squares) {
-    const int parts = STREAMS < WARPS ? WARPS / STREAMS : 1;
-    for (int c = warp_id() / parts; c < count; c += WARPS / parts) {
-        const int part = warp_id() % parts;
-        const float *column = x + (long long)c * HIDDEN_SIZE;
-        float sum = 0;
-#pragma unroll 4
-        for (int i = part * WARP + lane_id(); i < HIDDEN_SIZE / 4; i += parts * WARP) {
-            int k = i / 4 * TILE + i % 4 * 2;
-            float2 a = *(const float2 *)(column + k), b = *(const float2 *)(column + k + 8);
-            float2 u = *(const float2 *)(weight + k), v = *(const float2 *)(weight + k + 8);
-            sum += a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y;
-            a = make_float2(a.x * u.x, a.y * u.y);
-            b = make_float2(b.x * v.x, b.y * v.y);
-            int at = (i / 4 * COLUMN_GROUPS + c / 8) * WARP + c % 8 * 4 + i % 4;
-            struct columns high = {to_bf16(a.x, a.y), to_bf16(b.x, b.y)};
-            out[at] = high;
-            if (LOW) {
-                struct columns low = {low_parts(high.x, a.x, a.y), low_parts(high.y, b.x, b.y)};
-                out[HIDDEN_TILES * COLUMN_GROUPS * WARP + at] = low;
-            }
-        }
-        sum = warp_sum(sum);
-        if (lane_id() == 0)
-            squares[c * WARPS + part] = sum;
-    }
-    __syncthreads();
+// The residual's columns as the next product's input: times the norm's weight, in two parts
+// (`normed`), and the sums of squares of every 8 rows (`squares` [HIDDEN_TILES, 2, TILE columns]). The
+// norm's scale is one factor a column: the product's results are multiplied by it.
+static __device__ inline void store_normed(const struct gpu_task &task, int row, int column,
+                                           float value) {
+    unsigned short *high = (unsigned short *)task.normed;
+    int at = column_index(COLUMN_GROUPS, row, column);
+    high[at] = bf16_bits(value);
+    high[HIDDEN_TILES * COLUMN_GROUPS * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
 }
 
-static __device__ inline float column_scale(const float *squares, int column) {
-    const int parts = STREAMS < WARPS ? WARPS / STREAMS : 1;
-    float sum = 0;
-    for (int part = 0; part < parts; part++)
-        sum += squares[column * WARPS + part];
-    return rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+// scales [STREAMS] in shared memory; a barrier must follow. Each warp some columns.
+static __device__ __forceinline__ void column_scales(const struct gpu_task &task, float *scales) {
+    for (int column = warp_id(); column < STREAMS; column += WARPS) {
+        float sum = 0;
+        for (int i = lane_id(); i < 2 * HIDDEN_TILES; i += WARP)
+            sum += task.squares[i * TILE + column];
+        sum = warp_sum(sum);
+        if (lane_id() == 0)
+            scales[column] = rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+    }
 }

@@ -23,6 +23,8 @@ struct gpu_task {
     float *residual;          // [columns, hidden]
     char *input;              // bf16 activations [columns, hidden or heads * head_dim]
     char *activation;         // bf16 activations [columns, intermediate]
+    char *normed;             // decode: [2 parts, hidden, streams], see store_normed
+    float *squares;           // decode: [hidden / 8, 16]
     float *query;             // [columns, heads, head_dim]
     float *partial;           // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;       // counters, 0 between kernels

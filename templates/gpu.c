@@ -54,10 +54,12 @@ enum {
     GPU_HEAD_GROUPS = (HEADS / KV_HEADS + 7) / 8,    // groups of 8 query heads of a kv head
     GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,     // of a block of prefill attention
     GPU_PARTIAL_FLOATS = GPU_HEAD_TILES * 128 + 16,  // one split of decode attention
+    GPU_RING_TILES = 16,                             // of each warp of a decode kernel
+    GPU_SMALL_SHARED = 256,                          // one or two words of each warp
     GPU_SPLIT_SUM_BYTES = GPU_WARPS * 32 * 4 * 4,
     GPU_MOST_SPLITS = 16,                            //
     GPU_OLDEST_SM = 80,
-    GPU_PARTS = 16, // buffers of activations
+    GPU_PARTS = 18, // buffers of activations
 };
 
 struct gpu {
@@ -110,19 +112,10 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
-static size_t decode_qkv_shared(const struct gpu *gpu) {
-    size_t groups = (gpu->streams + 7) / 8;
-    return 2 * groups * GPU_HIDDEN_TILES * TILE_BYTES / 2 + groups * GPU_SPLIT_SUM_BYTES +
-           (size_t)gpu->streams * GPU_WARPS * 4;
-}
-
-static size_t decode_gate_up_shared(const struct gpu *gpu) {
-    size_t groups = (gpu->streams + 7) / 8;
-    return groups * GPU_HIDDEN_TILES * TILE_BYTES / 2 + (size_t)gpu->streams * GPU_WARPS * 4;
-}
-
-static size_t decode_split_shared(const struct gpu *gpu) {
-    return (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES;
+// Ring, sums and a few floats: engine.cu's DECODE_SHARED.
+static size_t decode_shared(const struct gpu *gpu) {
+    return (size_t)GPU_WARPS * GPU_RING_TILES * TILE_BYTES +
+           (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES + TILE * sizeof(float);
 }
 
 static size_t decode_attention_shared(void) {
@@ -135,19 +128,19 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
     const unsigned hidden = GPU_HIDDEN_TILES;
     gpu->task.layer = layer;
     int code = gpu_launch(gpu, KERNEL_DECODE_QKV, (unsigned)LAYOUT.qkv.row_tiles, 1, 1, threads,
-                          decode_qkv_shared(gpu), error);
+                          decode_shared(gpu), error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_ATTENTION, gpu->splits, KV_HEADS * GPU_HEAD_GROUPS,
                           streams, threads, decode_attention_shared(), error);
     if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_split_shared(gpu),
+        code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu),
                           error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_GATE_UP,
                           blocks_for((size_t)LAYOUT.gate_up.row_tiles, GPU_WARPS), 1, 1, threads,
-                          decode_gate_up_shared(gpu), error);
+                          decode_shared(gpu), error);
     if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_DOWN, hidden, 1, 1, threads, decode_split_shared(gpu),
+        code = gpu_launch(gpu, KERNEL_DECODE_DOWN, hidden, 1, 1, threads, decode_shared(gpu),
                           error);
     return code;
 }
@@ -195,8 +188,8 @@ static int forward_layers(struct gpu *gpu, bool decode, struct error *error) {
 // Final norm, aggregation, head and choice, for task.token.
 static int forward_head(struct gpu *gpu, struct error *error) {
     const unsigned threads = GPU_THREADS;
-    const size_t shared = GPU_SPLIT_SUM_BYTES + TILE * sizeof(float);
-    int code = gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, shared, error);
+    const size_t shared = decode_shared(gpu);
+    int code = gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, GPU_SMALL_SHARED, error);
     if (!code && gpu->streams > 1)
         code = gpu_launch(gpu, KERNEL_MIX_STREAMS, GPU_HIDDEN_TILES, 1, 1, threads, shared, error);
     if (!code && gpu->streams > 1)
@@ -204,7 +197,7 @@ static int forward_head(struct gpu *gpu, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_HEAD, blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS), 1,
                           1, threads, shared, error);
-    return code ? code : gpu_launch(gpu, KERNEL_CHOOSE, 1, 1, 1, threads, shared, error);
+    return code ? code : gpu_launch(gpu, KERNEL_CHOOSE, 1, 1, 1, threads, GPU_SMALL_SHARED, error);
 }
 
 // The decode step as one graph, captured once: token and position are read from device memory.
@@ -407,9 +400,14 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_QKV, decode_qkv_shared(gpu)},
+        {KERNEL_DECODE_QKV, decode_shared(gpu)},
         {KERNEL_DECODE_ATTENTION, decode_attention_shared()},
-        {KERNEL_DECODE_GATE_UP, decode_gate_up_shared(gpu)},
+        {KERNEL_DECODE_O, decode_shared(gpu)},
+        {KERNEL_DECODE_GATE_UP, decode_shared(gpu)},
+        {KERNEL_DECODE_DOWN, decode_shared(gpu)},
+        {KERNEL_MIX_STREAMS, decode_shared(gpu)},
+        {KERNEL_WEIGH_STREAMS, decode_shared(gpu)},
+        {KERNEL_HEAD, decode_shared(gpu)},
         {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
@@ -447,6 +445,8 @@ static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
         {columns * HIDDEN_SIZE * 4, offsetof(struct gpu_task, residual)},
         {columns * input * tile_column, offsetof(struct gpu_task, input)},
         {columns * GPU_INTERMEDIATE_TILES * tile_column, offsetof(struct gpu_task, activation)},
+        {(P + 7) / 8 * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, normed)},
+        {(size_t)GPU_HIDDEN_TILES * 2 * TILE * 4, offsetof(struct gpu_task, squares)},
         {columns * HEADS * HEAD_DIM * 4, offsetof(struct gpu_task, query)},
         {items * gpu->splits * GPU_PARTIAL_FLOATS * 4, offsetof(struct gpu_task, partial)},
         {items * sizeof(unsigned), offsetof(struct gpu_task, arrivals)},

@@ -27,7 +27,7 @@ enum class warp_operation { product, transpose, shuffle };
 
 struct copy {
     void *to;
-    const void *from;
+    const void *from; // NULL: zeros
 };
 
 struct block;
@@ -258,14 +258,14 @@ char *emulate_shared_memory() {
     return current->block->shared;
 }
 
-void emulate_copy(void *shared, const void *global) {
+void emulate_copy(void *shared, const void *global, bool wanted) {
     const char *to = (const char *)shared, *start = current->block->shared;
     if (to < start || to + 16 > start + launch->shared_bytes || (size_t)to % 16 || (size_t)global % 16) {
         failure = "a copy outside of shared memory, or not aligned";
         complain(failure);
     }
     memset(shared, 0xff, 16);
-    current->open.push_back({shared, global});
+    current->open.push_back({shared, wanted ? global : NULL});
 }
 
 void emulate_commit() {
@@ -276,7 +276,10 @@ void emulate_commit() {
 void emulate_wait(int pending) {
     while ((int)current->groups.size() > pending) {
         for (const struct copy &copy : current->groups.front())
-            memcpy(copy.to, copy.from, 16);
+            if (copy.from)
+                memcpy(copy.to, copy.from, 16);
+            else
+                memset(copy.to, 0, 16);
         current->groups.erase(current->groups.begin());
     }
 }
