@@ -1,8 +1,8 @@
 // Attention. Keys are tiles [positions, dimensions], values tiles [dimensions, positions]; queries
 // are columns: scores = keys x queries, result = values x probabilities, both [16, 8] products. The
 // query heads of a kv head are columns of one product, so keys and values are read once for all of
-// them. Queries and probabilities keep their low parts: rounding them to bf16 costs more accuracy
-// than anything else. The softmax runs along (Milakov & Gimelshein 2018), in powers of two.
+// them. Queries keep their low parts, and probabilities do where a warp has one group of queries:
+// rounding these to bf16 costs more accuracy than anything else. The softmax runs along (Milakov & Gimelshein 2018), in powers of two.
 
 enum {
     HEAD_GROUPS = (GROUP_HEADS + 7) / 8,                     // a warp's queries are 8 columns
@@ -140,8 +140,10 @@ attend_tile(struct attention<GROUPS> &a, const struct tile *keys, const struct t
         unsigned upper = to_bf16(s[0], s[1]), lower = to_bf16(s[2], s[3]);
         high[group].x = transpose(upper);
         high[group].y = transpose(lower);
-        low[group].x = transpose(low_parts(upper, s[0], s[1]));
-        low[group].y = transpose(low_parts(lower, s[2], s[3]));
+        if (GROUPS == 1) {
+            low[group].x = transpose(low_parts(upper, s[0], s[1]));
+            low[group].y = transpose(low_parts(lower, s[2], s[3]));
+        }
     }
 #pragma unroll
     for (int plane = 0; plane < PLANES; plane++) {
@@ -152,7 +154,8 @@ attend_tile(struct attention<GROUPS> &a, const struct tile *keys, const struct t
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
                 multiply(a.sum[d][group], value[d], high[group]);
-                multiply(a.sum[d][group], value[d], low[group]);
+                if (GROUPS == 1)
+                    multiply(a.sum[d][group], value[d], low[group]);
             }
         }
     }

@@ -132,11 +132,13 @@ static __device__ __forceinline__ void prefill_norm(const struct gpu_task &task,
     const float *x = task.residual + (long long)column * HIDDEN_SIZE;
     const float *weight = (const float *)(layer_weights(task) + weight_offset);
     float sum = 0;
+#pragma unroll 8
     for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
         float2 v = *(const float2 *)(x + i);
         sum += v.x * v.x + v.y * v.y;
     }
     float scale = rsqrtf(warp_sum(sum) / HIDDEN_SIZE + RMS_NORM_EPS);
+#pragma unroll 8
     for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
         float2 v = *(const float2 *)(x + i), w = *(const float2 *)(weight + i);
         v = make_float2(v.x * scale * w.x, v.y * scale * w.y);
