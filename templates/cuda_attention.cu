@@ -99,100 +99,121 @@ static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float
     }
 }
 
-// Attends the 16 positions of one row of key tiles. keys, values: this lane's part; value_stride:
-// tiles from 16 dimensions to the next; planes: matrices that add up, plane_tiles apart. visible
-// [.][i]: how many of the positions column 2i, 2i+1 of this lane sees.
-template <int GROUPS, int PLANES>
-static __device__ __forceinline__ void
-attend_tile(struct attention<GROUPS> &a, const struct tile *keys, const struct tile *values,
-            int value_stride, int plane_tiles, const int (&visible)[GROUPS][2]) {
-    const bool early = GROUPS == 1 && HEAD_TILES <= 10; // registers allow to load values with keys
-    struct tile value[HEAD_TILES];
-    float score[GROUPS][4] = {};
-    if (early) {
-#pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++)
-            value[d] = load_tile(values + d * value_stride * WARP);
+// Where the 16 positions of one row of key tiles lie: of the prefix or of the cache.
+struct span {
+    const struct tile *keys, *values; // this lane's part
+    int value_stride;                 // tiles from 16 dimensions of the values to the next
+    int planes;                       // that add up: PREFIX_BLOCK_TILES apart
+    int positions;                    // before this row of tiles
+    bool causal;                      // else all PREFIX_TOKENS are visible
+};
+
+// Row `t` of tiles, counted through prefix and cache of a stream and kv head.
+static __device__ __forceinline__ struct span find_span(const struct gpu_task &task, int stream,
+                                                        int kv_head, int t) {
+    struct span s;
+    if (t < PREFIX_TILES) {
+        long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
+        long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + lane_id();
+        s.keys = (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first + t * HEAD_TILES * WARP;
+        s.values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first + t * WARP;
+        s.value_stride = PREFIX_TILES;
+        s.planes = WEIGHT_PLANES;
+        s.positions = t * TILE;
+        s.causal = false;
+        return s;
     }
+    t -= PREFIX_TILES;
+    const struct tile *keys = (const struct tile *)cache_keys(task, stream, kv_head) + lane_id();
+    s.keys = keys + t * HEAD_TILES * WARP;
+    s.values = keys + (CACHE_BLOCK_TILES + t) * WARP;
+    s.value_stride = CONTEXT_TILES;
+    s.planes = 1;
+    s.positions = t * TILE;
+    s.causal = true;
+    return s;
+}
+
+static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES], const struct span &s,
+                                                 int plane) {
 #pragma unroll
-    for (int plane = 0; plane < PLANES; plane++) {
-        struct tile key[HEAD_TILES];
+    for (int d = 0; d < HEAD_TILES; d++)
+        keys[d] = load_tile(s.keys + (plane * PREFIX_BLOCK_TILES + d) * WARP);
+}
+
+static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TILES],
+                                                   const struct span &s, int plane) {
 #pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++)
-            key[d] = load_tile(keys + (plane * plane_tiles + d) * WARP);
+    for (int d = 0; d < HEAD_TILES; d++)
+        values[d] = load_tile(s.values + (plane * PREFIX_BLOCK_TILES + d * s.value_stride) * WARP);
+}
+
+template <int GROUPS>
+static __device__ __forceinline__ void add_scores(float (&score)[GROUPS][4],
+                                                  const struct attention<GROUPS> &a,
+                                                  const struct tile (&keys)[HEAD_TILES]) {
 #pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++) {
+    for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
-            for (int group = 0; group < GROUPS; group++) {
-                multiply(score[group], key[d], a.high[d][group]);
-                multiply(score[group], key[d], a.low[d][group]);
-            }
+        for (int group = 0; group < GROUPS; group++) {
+            multiply(score[group], keys[d], a.high[d][group]);
+            multiply(score[group], keys[d], a.low[d][group]);
         }
+    }
+}
+
+template <int GROUPS>
+static __device__ __forceinline__ void
+add_values(struct attention<GROUPS> &a, const struct columns (&high)[GROUPS],
+           const struct columns (&low)[GROUPS], const struct tile (&values)[HEAD_TILES]) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            multiply(a.sum[d][group], values[d], high[group]);
+            if (GROUPS == 1)
+                multiply(a.sum[d][group], values[d], low[group]);
+        }
+    }
+}
+
+// Attends a span whose keys are loaded, and its values too if LOADED. positions [.][i]: how many of
+// the cache column 2i, 2i+1 of this lane sees.
+template <int GROUPS, bool LOADED>
+static __device__ __forceinline__ void
+attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&keys)[HEAD_TILES],
+            struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
+    float score[GROUPS][4] = {};
+    add_scores(score, a, keys);
+    if (WEIGHT_PLANES > 1 && s.planes > 1) {
+        load_keys(keys, s, 1);
+        add_scores(score, a, keys);
     }
     struct columns high[GROUPS], low[GROUPS];
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
-        float(&s)[4] = score[group];
+        float(&p)[4] = score[group];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            s[i] = lane_id() / 4 + i / 2 * 8 < visible[group][i % 2] ? s[i] : negative_infinity();
-        soften(a, s, group);
-        unsigned upper = to_bf16(s[0], s[1]), lower = to_bf16(s[2], s[3]);
+        for (int i = 0; i < 4; i++) {
+            int visible = (s.causal ? positions[group][i % 2] : PREFIX_TOKENS) - s.positions;
+            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] : negative_infinity();
+        }
+        soften(a, p, group);
+        unsigned upper = to_bf16(p[0], p[1]), lower = to_bf16(p[2], p[3]);
         high[group].x = transpose(upper);
         high[group].y = transpose(lower);
         if (GROUPS == 1) {
-            low[group].x = transpose(low_parts(upper, s[0], s[1]));
-            low[group].y = transpose(low_parts(lower, s[2], s[3]));
+            low[group].x = transpose(low_parts(upper, p[0], p[1]));
+            low[group].y = transpose(low_parts(lower, p[2], p[3]));
         }
     }
-#pragma unroll
-    for (int plane = 0; plane < PLANES; plane++) {
-#pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++) {
-            if (!early || plane)
-                value[d] = load_tile(values + (plane * plane_tiles + d * value_stride) * WARP);
-#pragma unroll
-            for (int group = 0; group < GROUPS; group++) {
-                multiply(a.sum[d][group], value[d], high[group]);
-                if (GROUPS == 1)
-                    multiply(a.sum[d][group], value[d], low[group]);
-            }
-        }
+    if (!LOADED)
+        load_values(values, s, 0);
+    add_values(a, high, low, values);
+    if (WEIGHT_PLANES > 1 && s.planes > 1) {
+        load_values(values, s, 1);
+        add_values(a, high, low, values);
     }
-}
-
-// Row `t` of the prefix's key tiles; every column sees all of the prefix.
-template <int GROUPS>
-static __device__ __forceinline__ void attend_prefix(struct attention<GROUPS> &a,
-                                                     const struct gpu_task &task, int stream,
-                                                     int kv_head, int t) {
-    long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
-    long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + lane_id();
-    const struct tile *keys = (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first;
-    const struct tile *values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first;
-    int visible[GROUPS][2];
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++)
-        visible[group][0] = visible[group][1] = PREFIX_TOKENS - t * TILE;
-    attend_tile<GROUPS, WEIGHT_PLANES>(a, keys + t * HEAD_TILES * WARP, values + t * WARP, PREFIX_TILES,
-                                       PREFIX_BLOCK_TILES, visible);
-}
-
-// Row `t` of the cache's key tiles. positions [.][i]: how many positions a column sees in all.
-template <int GROUPS>
-static __device__ __forceinline__ void attend_cache(struct attention<GROUPS> &a,
-                                                    const struct gpu_task &task, int stream,
-                                                    int kv_head, int t,
-                                                    const int (&positions)[GROUPS][2]) {
-    const struct tile *keys = (const struct tile *)cache_keys(task, stream, kv_head) + lane_id();
-    const struct tile *values = keys + CACHE_BLOCK_TILES * WARP;
-    int visible[GROUPS][2];
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
-        visible[group][0] = positions[group][0] - t * TILE;
-        visible[group][1] = positions[group][1] - t * TILE;
-    }
-    attend_tile<GROUPS, 1>(a, keys + t * HEAD_TILES * WARP, values + t * WARP, CONTEXT_TILES, 0, visible);
 }
 
 // Adds `parts` results of ATTENTION_PARTIAL floats in order: float `i` of the sums at the common
@@ -251,15 +272,28 @@ static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count)
 }
 
 // query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
-// heads, streams. The last split of a group to finish adds up all of them.
-extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attention(const struct gpu_task task) {
+// heads, streams. The last split of a group to finish adds up all of them. All positions but the
+// newest were stored in earlier steps: those need not wait.
+extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 10 ? 2 : 1) decode_attention(const struct gpu_task task) {
+    const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
     float *results = (float *)shared_memory();
-    wait_for_previous_kernel();
     int kv_head = blockIdx.y / HEAD_GROUPS, group = blockIdx.y % HEAD_GROUPS, stream = blockIdx.z;
     int positions = task.state->position + 1;
     int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
     int splits = (tiles + WARPS - 1) / WARPS;
     splits = splits < (int)gridDim.x ? splits : (int)gridDim.x;
+    int t = blockIdx.x * WARPS + warp_id();
+    t = (int)blockIdx.x < splits ? t : tiles;
+
+    struct tile keys[HEAD_TILES], values[HEAD_TILES];
+    struct span s = find_span(task, stream, kv_head, t < tiles ? t : tiles - 1);
+    bool early = t < tiles - 1;
+    if (early) {
+        load_keys(keys, s, 0);
+        if (LOADED)
+            load_values(values, s, 0);
+    }
+    wait_for_previous_kernel();
     if ((int)blockIdx.x >= splits)
         return;
 
@@ -272,11 +306,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) decode_attention(const 
                    : (const float *)0);
     start_attention(a);
     const int seen[1][2] = {{positions, positions}};
-    for (int t = blockIdx.x * WARPS + warp_id(); t < tiles; t += splits * WARPS) {
-        if (t < PREFIX_TILES)
-            attend_prefix(a, task, stream, kv_head, t);
-        else
-            attend_cache(a, task, stream, kv_head, t - PREFIX_TILES, seen);
+    for (; t < tiles; t += splits * WARPS) {
+        if (!early) {
+            s = find_span(task, stream, kv_head, t);
+            load_keys(keys, s, 0);
+            if (LOADED)
+                load_values(values, s, 0);
+        }
+        early = false;
+        attend_span<1, LOADED>(a, s, keys, values, seen);
     }
     store_result(a, results + warp_id() * ATTENTION_PARTIAL);
     __syncthreads();

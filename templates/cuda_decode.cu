@@ -41,6 +41,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gp
     struct run run = split_run(matrix_row(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_TILES),
                                HIDDEN_TILES);
     start_run(run);
+    struct place at = split_place(threadIdx.x);
+    int position = task.state->position; // of earlier steps, like the terms
+    struct qkv_terms terms = find_terms(task, blockIdx.x, at.row, position);
     wait_for_previous_kernel();
 
     struct activations<STREAMS, 2> x = {(const struct columns *)task.normed, HIDDEN_TILES};
@@ -49,11 +52,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gp
     multiply_run(sum, run, x);
     share_sums(sums, sum);
     if (threadIdx.x < COLUMN_GROUPS * 64) {
-        struct place at = split_place(threadIdx.x);
         if (at.column < (task.layer == 0 ? 1 : STREAMS)) {
             float2 y = finish_split(sums, threadIdx.x);
             float scale = scales[at.column];
-            store_qkv(task, blockIdx.x, at.row, 0, at.column, task.state->position, y.x * scale,
+            store_qkv(task, blockIdx.x, at.row, 0, at.column, position, terms, y.x * scale,
                       y.y * scale);
         }
     }
@@ -67,25 +69,28 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
     float *sums = (float *)(shared_memory() + RING_BYTES);
     struct run run = split_run(matrix_row(matrix, blockIdx.x, column_tiles), column_tiles);
     start_run(run);
+    struct place at = split_place(threadIdx.x);
+    int row = blockIdx.x * TILE + at.row;
+    float2 weight = make_float2(norm[row], norm[row + 8]);
+    bool mine = threadIdx.x < COLUMN_GROUPS * 64 && at.column < STREAMS;
     wait_for_previous_kernel();
 
+    float *out = task.residual + (long long)(mine ? at.column : 0) * HIDDEN_SIZE + row;
+    float2 before = make_float2(out[0], out[8]); // loaded while the product runs
     struct activations<STREAMS, 1> x = {(const struct columns *)input, column_tiles};
     float sum[COLUMN_GROUPS][4] = {};
     multiply_run(sum, run, x);
     share_sums(sums, sum);
     if (threadIdx.x >= COLUMN_GROUPS * 64)
         return;
-    struct place at = split_place(threadIdx.x);
-    int row = blockIdx.x * TILE + at.row;
     float square = 0;
-    if (at.column < STREAMS) {
+    if (mine) {
         float2 y = finish_split(sums, threadIdx.x);
-        float *out = task.residual + (long long)at.column * HIDDEN_SIZE + row;
-        y = make_float2(out[0] + y.x, out[8] + y.y);
+        y = make_float2(before.x + y.x, before.y + y.y);
         out[0] = y.x;
         out[8] = y.y;
-        store_normed(task, row, at.column, y.x * norm[row]);
-        store_normed(task, row + 8, at.column, y.y * norm[row + 8]);
+        store_normed(task, row, at.column, y.x * weight.x);
+        store_normed(task, row + 8, at.column, y.y * weight.y);
         square = y.x * y.x + y.y * y.y;
     }
     // Each warp has 4 pairs of rows of 8 columns.

@@ -71,13 +71,28 @@ static __device__ inline char *cache_keys(const struct gpu_task &task, int strea
     return task.cache + ((long long)slot * KV_HEADS + kv_head) * 2 * CACHE_BLOCK_TILES * TILE_BYTES;
 }
 
-// Rows r and r + 8 of a row of tiles of q|k|v, bias added: a rotary pair of a query or a key, or two
-// dimensions of a value. To query and cache.
-static __device__ inline void store_qkv(const struct gpu_task &task, int row_tile, int r, int token,
-                                        int stream, int position, float low, float high) {
+// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for queries
+// and keys the angle of their rotary pair.
+struct qkv_terms {
+    float low, high, cosine, sine;
+};
+
+static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task, int row_tile,
+                                                              int r, int position) {
     const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
-    low += bias[r];
-    high += bias[r + 8];
+    int dim = (row_tile * (TILE / 2) + r) % (HEAD_DIM / 2);
+    const float *angle = task.rotary + ((long long)position * (HEAD_DIM / 2) + dim) * 2;
+    struct qkv_terms terms = {bias[r], bias[r + 8], angle[0], angle[1]};
+    return terms;
+}
+
+// Rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two dimensions
+// of a value. To query and cache.
+static __device__ inline void store_qkv(const struct gpu_task &task, int row_tile, int r, int token,
+                                        int stream, int position, const struct qkv_terms &terms,
+                                        float low, float high) {
+    low += terms.low;
+    high += terms.high;
     if (row_tile * TILE >= QKV_VALUE_ROW) {
         for (int i = 0; i < 2; i++) {
             int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
@@ -94,8 +109,8 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
     int pair = row_tile * (TILE / 2) + r, head = pair / half, dim = pair % half;
     if (head >= HEADS + KV_HEADS)
         return;
-    const float *angle = task.rotary + ((long long)position * half + dim) * 2;
-    float first = low * angle[0] - high * angle[1], second = high * angle[0] + low * angle[1];
+    float first = low * terms.cosine - high * terms.sine;
+    float second = high * terms.cosine + low * terms.sine;
     if (head < HEADS) {
         float *query = task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
         query[dim] = first;

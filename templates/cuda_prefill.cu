@@ -183,8 +183,9 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_qkv(con
         if (row_tile < p.row_tiles && column < p.columns) {
             int token = column % task.tokens, stream = column / task.tokens;
             const float *y = mine + (n / 2 * 4 + n % 2) * PREFILL_THREADS;
-            store_qkv(task, row_tile, lane_id() / 4, token, stream, task.position + token, y[0],
-                      y[2 * PREFILL_THREADS]);
+            struct qkv_terms terms = find_terms(task, row_tile, lane_id() / 4, task.position + token);
+            store_qkv(task, row_tile, lane_id() / 4, token, stream, task.position + token, terms,
+                      y[0], y[2 * PREFILL_THREADS]);
         }
     }
 }
@@ -293,10 +294,13 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS) prefill_attention(
     int last = first + ATTENTION_GROUPS * 8 - 1;
     most = task.position + (last < queries ? last : queries - 1) / GROUP_HEADS + 1;
     start_attention(a);
-    for (int t = 0; t < PREFIX_TILES; t++)
-        attend_prefix(a, task, stream, kv_head, t);
-    for (int t = 0; t * TILE < most; t++)
-        attend_cache(a, task, stream, kv_head, t, positions);
+    int tiles = PREFIX_TILES + (most + TILE - 1) / TILE;
+    for (int t = 0; t < tiles; t++) {
+        struct tile keys[HEAD_TILES], values[HEAD_TILES];
+        struct span s = find_span(task, stream, kv_head, t);
+        load_keys(keys, s, 0);
+        attend_span<ATTENTION_GROUPS, false>(a, s, keys, values, positions);
+    }
 
 #pragma unroll
     for (int group = 0; group < ATTENTION_GROUPS; group++) {
