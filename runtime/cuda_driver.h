@@ -26,6 +26,7 @@ enum { // CUdevice_attribute
 
 enum {
     CUDA_FUNCTION_SHARED_BYTES = 8,    // CUfunction_attribute
+    CUDA_FUNCTION_SHARED_PERCENT = 9,  // preferred part of the L1 cache that is shared memory
     CUDA_CAPTURE_THREAD_LOCAL = 1,     // CUstreamCaptureMode
     CUDA_STREAM_NON_BLOCKING = 1,      // CUstream_flags
     CUDA_REGISTER_DEVICE_MAP = 2,      // CU_MEMHOSTREGISTER_*

@@ -394,6 +394,19 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
     return code;
 }
 
+// A multiprocessor runs two kernels at a time, the end of one and the start of the next, only if both
+// divide its memory in the same way into shared memory and cache.
+static int divide_memory(struct gpu *gpu, struct error *error) {
+    int code = EXIT_OK;
+    for (int k = 0; k < KERNELS && !code; k++)
+        if (k <= KERNEL_DECODE_DOWN || k >= KERNEL_FINAL_NORM)
+            code = cuda_check(&gpu->driver,
+                              gpu->driver.function_set(gpu->functions[k],
+                                                       CUDA_FUNCTION_SHARED_PERCENT, 100),
+                              KERNEL_NAMES[k], error);
+    return code;
+}
+
 // More than 48 KB of shared memory must be asked for.
 static int allow_shared(struct gpu *gpu, struct error *error) {
     const struct {
@@ -581,6 +594,8 @@ static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cac
         code = load_kernels(gpu, use_cache, error);
     if (!code)
         code = allow_shared(gpu, error);
+    if (!code)
+        code = divide_memory(gpu, error);
     gpu->splits = attention_parts(gpu);
     if (!code)
         code = take_gpu_memory(gpu, file, error);
