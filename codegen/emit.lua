@@ -197,9 +197,13 @@ function emit.placements(p)
 end
 
 local CUDA_DIMS = [[
-// The shape, for the kernels. STREAMS, the P in use, is given when this is compiled.
+// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, and
+// WARP_RING_BYTES, the shared memory in which a warp of a decode kernel keeps what it copies ahead.
 #ifndef STREAMS
 #define STREAMS %d
+#endif
+#ifndef WARP_RING_BYTES
+#define WARP_RING_BYTES 12288
 #endif
 
 %s

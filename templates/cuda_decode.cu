@@ -38,18 +38,20 @@ enum { // shared memory of the decode kernels, in bytes: ring, sums of finish_sp
 extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gpu_task task) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
     float *scales = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
-    struct run run = split_run(matrix_row(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_TILES),
-                               HIDDEN_TILES);
-    start_run(run);
+    const struct tile *row = matrix_row(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_TILES);
+    struct stream<STREAMS, 2> product = {split_run(row, HIDDEN_TILES),
+                                         (const struct columns *)task.normed, HIDDEN_TILES};
+    product.start();
     struct place at = split_place(threadIdx.x);
     int position = task.state->position; // of earlier steps, like the terms
     struct qkv_terms terms = find_terms(task, blockIdx.x, at.row, position);
     wait_for_previous_kernel();
 
-    struct activations<STREAMS, 2> x = {(const struct columns *)task.normed, HIDDEN_TILES};
+    struct column_scales norm;
     float sum[COLUMN_GROUPS][4] = {};
-    column_scales(task, scales);
-    multiply_run(sum, run, x);
+    norm.begin(task);
+    product.multiply_into(sum);
+    norm.end(scales);
     share_sums(sums, sum);
     if (threadIdx.x < COLUMN_GROUPS * 64) {
         if (at.column < (task.layer == 0 ? 1 : STREAMS)) {
@@ -67,8 +69,10 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
                                                        const char *matrix, int column_tiles,
                                                        const char *input, const float *norm) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
-    struct run run = split_run(matrix_row(matrix, blockIdx.x, column_tiles), column_tiles);
-    start_run(run);
+    const struct tile *tiles = matrix_row(matrix, blockIdx.x, column_tiles);
+    struct stream<STREAMS, 1> product = {split_run(tiles, column_tiles), (const struct columns *)input,
+                                         column_tiles};
+    product.start();
     struct place at = split_place(threadIdx.x);
     int row = blockIdx.x * TILE + at.row;
     float2 weight = make_float2(norm[row], norm[row + 8]);
@@ -77,9 +81,8 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
 
     float *out = task.residual + (long long)(mine ? at.column : 0) * HIDDEN_SIZE + row;
     float2 before = make_float2(out[0], out[8]); // loaded while the product runs
-    struct activations<STREAMS, 1> x = {(const struct columns *)input, column_tiles};
     float sum[COLUMN_GROUPS][4] = {};
-    multiply_run(sum, run, x);
+    product.multiply_into(sum);
     share_sums(sums, sum);
     if (threadIdx.x >= COLUMN_GROUPS * 64)
         return;
@@ -125,15 +128,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struc
     float *scales = (float *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < GATE_UP_ROW_TILES;
-    struct run run = {matrix_row(layer_weights(task) + GATE_UP_OFFSET, row_tile, HIDDEN_TILES), 0,
-                      valid ? HIDDEN_TILES * WEIGHT_PLANES : 0};
-    start_run(run);
+    struct stream<STREAMS, 1> product = {
+        {matrix_row(layer_weights(task) + GATE_UP_OFFSET, row_tile, HIDDEN_TILES), 0,
+         valid ? HIDDEN_TILES * WEIGHT_PLANES : 0},
+        (const struct columns *)task.normed,
+        HIDDEN_TILES,
+    };
+    product.start();
     wait_for_previous_kernel();
 
-    struct activations<STREAMS, 1> x = {(const struct columns *)task.normed, HIDDEN_TILES};
+    struct column_scales norm;
     float sum[COLUMN_GROUPS][4] = {};
-    column_scales(task, scales);
-    multiply_run(sum, run, x);
+    norm.begin(task);
+    product.multiply_into(sum);
+    norm.end(scales);
     __syncthreads();
     if (!valid)
         return;

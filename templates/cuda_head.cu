@@ -43,12 +43,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
 // One column times one row of tiles: sums [1, WARPS, WARP, 4] of finish_split in shared memory.
 static __device__ __forceinline__ void one_column(const char *matrix, int row_tile, int column_tiles,
                                                   const char *input, float *sums) {
-    struct run run = split_run(matrix_row(matrix, row_tile, column_tiles), column_tiles);
-    start_run(run);
+    struct stream<1, 2> product = {split_run(matrix_row(matrix, row_tile, column_tiles), column_tiles),
+                                   (const struct columns *)input, column_tiles};
+    product.start();
     wait_for_previous_kernel();
-    struct activations<1, 2> x = {(const struct columns *)input, column_tiles};
     float sum[1][4] = {};
-    multiply_run(sum, run, x);
+    product.multiply_into(sum);
     share_sums(sums, sum);
 }
 
@@ -128,14 +128,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(const struct gpu_task
     struct gpu_best *found = (struct gpu_best *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < HEAD_ROW_TILES;
-    struct run run = {matrix_row(task.weights + HEAD_OFFSET, row_tile, HIDDEN_TILES), 0,
-                      valid ? HIDDEN_TILES * WEIGHT_PLANES : 0};
-    start_run(run);
+    struct stream<1, 2> product = {
+        {matrix_row(task.weights + HEAD_OFFSET, row_tile, HIDDEN_TILES), 0,
+         valid ? HIDDEN_TILES * WEIGHT_PLANES : 0},
+        (const struct columns *)task.head_input,
+        HIDDEN_TILES,
+    };
+    product.start();
     wait_for_previous_kernel();
-
-    struct activations<1, 2> x = {(const struct columns *)task.head_input, HIDDEN_TILES};
     float sum[1][4] = {};
-    multiply_run(sum, run, x);
+    product.multiply_into(sum);
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE};
     if (valid && lane_id() % 4 == 0) { // column 0
         for (int i = 0; i < 2; i++) {

@@ -11,7 +11,6 @@ enum {
     HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GROUP_HEADS = HEADS / KV_HEADS,
-    RING_TILES = 16, // of weights that each warp of a decode kernel copies ahead
     HEAD_BLOCKS = (HEAD_ROW_TILES + 7) / 8, // of the output head
     INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
 };

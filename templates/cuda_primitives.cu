@@ -89,11 +89,23 @@ static __device__ inline struct tile load_tile(const struct tile *from) {
 // without a look at `global` if they are not `wanted`.
 static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {
 #ifdef EMULATOR
-    emulate_copy(shared, global, wanted);
+    emulate_copy(shared, global, 16, wanted);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      (unsigned)__cvta_generic_to_shared(shared)),
                  "l"(global), "r"(wanted ? 16 : 0)
+                 : "memory");
+#endif
+}
+
+// The same for 8 bytes, through the L1 cache: other warps want them too.
+static __device__ inline void copy_columns(void *shared, const void *global, bool wanted) {
+#ifdef EMULATOR
+    emulate_copy(shared, global, 8, wanted);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(wanted ? 8 : 0)
                  : "memory");
 #endif
 }

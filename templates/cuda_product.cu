@@ -1,7 +1,7 @@
 // Weights [rows, K] times a few columns of activations, for decoding. Every weight is read once, by
 // one lane, which copies it to its own place in shared memory some steps ahead and needs nobody's
-// leave to read it there: no barrier in the loop. The first steps are copied before the wait for the
-// previous kernel.
+// leave to read it there: no barrier in the loop. Activations come the same way. The first weights
+// are copied before the wait for the previous kernel.
 //
 // Two ways to share the work: where rows are many, a warp takes a row of tiles; where they are few,
 // the warps of a block share the K of one row of tiles and add up in a fixed order (split_run,
@@ -10,10 +10,9 @@
 enum {
     WARPS = 8,
     THREADS = WARPS * WARP,
-    CHUNK = COLUMN_GROUPS == 1 ? 8 : 4,       // tiles of a step, as registers allow
-    STEPS_AHEAD = RING_TILES / CHUNK,         // that are copied
-    RING_BYTES = WARPS * RING_TILES * TILE_BYTES, // of shared memory, first in all these kernels
-    SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4,   // of one group of columns: what finish_split adds up
+    CHUNK = 4,                              // tiles of a step
+    RING_BYTES = WARPS * WARP_RING_BYTES,   // of shared memory, first in all these kernels
+    SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4, // of one group of columns: what finish_split adds up
 };
 
 // A run of tiles of one row: [first, end), this lane's part of each.
@@ -22,94 +21,91 @@ struct run {
     int first, end;
 };
 
-// This lane's part of the warp's ring.
-static __device__ inline struct tile *ring_tiles() {
-    return (struct tile *)shared_memory() + warp_id() * RING_TILES * WARP + lane_id();
-}
+// One warp's product: a run of weights times COLUMNS activations in groups of 8, as bf16, or as the
+// sum of two bf16: PARTS of them, one behind the other.
+template <int COLUMNS, int PARTS> struct stream {
+    enum {
+        GROUPS = (COLUMNS + 7) / 8,
+        SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES,   // a tile and its activations
+        AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,              // steps that are under way
+        SLOTS = AHEAD * CHUNK,
+    };
 
-// Starts copying step `step` of a run, zeros behind the end.
-static __device__ __forceinline__ void copy_chunk(const struct run &run, int step) {
-    struct tile *slot = ring_tiles() + step % STEPS_AHEAD * CHUNK * WARP;
-    const struct tile *from = run.tiles + (run.first + step * CHUNK) * WARP;
-    int left = run.end - run.first - step * CHUNK;
+    struct run run;
+    const struct columns *input; // [parts, column_tiles, groups, WARP]
+    int column_tiles;            // K / 16; the second plane of the weights has the same activations
+
+    // This lane's place for tile i of step `step`, and for its activations.
+    __device__ __forceinline__ struct tile *tile_place(int step, int i) const {
+        return (struct tile *)(shared_memory() + warp_id() * WARP_RING_BYTES) +
+               (step % AHEAD * CHUNK + i) * WARP + lane_id();
+    }
+
+    __device__ __forceinline__ struct columns *columns_place(int step, int i, int group, int part) const {
+        int slot = ((step % AHEAD * CHUNK + i) * GROUPS + group) * PARTS + part;
+        return (struct columns *)(shared_memory() + warp_id() * WARP_RING_BYTES + SLOTS * TILE_BYTES) +
+               slot * WARP + lane_id();
+    }
+
+    __device__ __forceinline__ void copy_weights(int step) const {
+        int k = run.first + step * CHUNK;
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++)
-        copy_async(slot + i * WARP, from + i * WARP, i < left);
-    commit_copies();
-}
+        for (int i = 0; i < CHUNK; i++) // zeros behind the end
+            copy_async(tile_place(step, i), run.tiles + (k + i) * WARP, k + i < run.end);
+    }
 
-static __device__ __forceinline__ void start_run(const struct run &run) {
-#pragma unroll
-    for (int step = 0; step < STEPS_AHEAD; step++)
-        copy_chunk(run, step);
-}
-
-// Activations of a product in global memory: COLUMNS of them in groups of 8, as bf16, or as the sum
-// of two bf16: PARTS of them, one behind the other.
-template <int COLUMNS, int PARTS> struct activations {
-    enum { GROUPS = (COLUMNS + 7) / 8 };
-
-    const struct columns *all; // [parts, column_tiles, groups, WARP]
-    int column_tiles;          // K / 16; the second plane of the weights has the same activations
-
-    __device__ __forceinline__ void load(struct columns (&x)[CHUNK][GROUPS][PARTS], int first,
-                                         int end) const {
+    __device__ __forceinline__ void copy_input(int step) const {
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) {
-            int k = first + i < end ? first + i : end - 1; // behind the end the weights are zeros
+            int k = run.first + step * CHUNK + i;
+            bool wanted = k < run.end;
             k = WEIGHT_PLANES > 1 && k >= column_tiles ? k - column_tiles : k;
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
 #pragma unroll
-                for (int part = 0; part < PARTS; part++) {
-                    struct columns zero = {0, 0};
-                    int at = ((part * column_tiles + k) * GROUPS + group) * WARP + lane_id();
-                    x[i][group][part] = group * 8 + lane_id() / 4 < COLUMNS ? all[at] : zero;
-                }
+                for (int part = 0; part < PARTS; part++)
+                    copy_columns(columns_place(step, i, group, part),
+                                 input + ((part * column_tiles + k) * GROUPS + group) * WARP + lane_id(),
+                                 wanted && group * 8 + lane_id() / 4 < COLUMNS);
             }
         }
     }
+
+    // Before the wait for the previous kernel.
+    __device__ __forceinline__ void start() const {
+#pragma unroll
+        for (int step = 0; step < AHEAD; step++)
+            copy_weights(step);
+        commit_copies();
+    }
+
+    // sum += weights x activations
+    __device__ __forceinline__ void multiply_into(float (&sum)[GROUPS][4]) const {
+        int steps = (run.end - run.first + CHUNK - 1) / CHUNK;
+#pragma unroll
+        for (int step = 0; step < AHEAD; step++) {
+            copy_input(step);
+            commit_copies();
+        }
+        for (int step = 0; step < steps; step++) {
+            wait_copies<AHEAD - 1>();
+#pragma unroll
+            for (int i = 0; i < CHUNK; i++) {
+                struct tile weights = *tile_place(step, i);
+#pragma unroll
+                for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+                    for (int part = 0; part < PARTS; part++)
+                        multiply(sum[group], weights, *columns_place(step, i, group, part));
+                }
+            }
+            copy_weights(step + AHEAD);
+            copy_input(step + AHEAD);
+            commit_copies();
+        }
+        wait_copies<0>();
+    }
 };
-
-// sum += step `step` of a run, x its activations; then the step's place takes a later one.
-template <int GROUPS, int PARTS>
-static __device__ __forceinline__ void multiply_chunk(float (&sum)[GROUPS][4], const struct run &run,
-                                                      int step,
-                                                      const struct columns (&x)[CHUNK][GROUPS][PARTS]) {
-    const struct tile *slot = ring_tiles() + step % STEPS_AHEAD * CHUNK * WARP;
-    wait_copies<STEPS_AHEAD - 1>();
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) {
-        struct tile weights = slot[i * WARP];
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-#pragma unroll
-            for (int part = 0; part < PARTS; part++)
-                multiply(sum[group], weights, x[i][group][part]);
-        }
-    }
-    copy_chunk(run, step + STEPS_AHEAD);
-}
-
-// sum += the tiles of a run that was started x the activations. These are loaded one step ahead.
-template <int COLUMNS, int PARTS>
-static __device__ __forceinline__ void multiply_run(float (&sum)[(COLUMNS + 7) / 8][4],
-                                                    const struct run &run,
-                                                    const struct activations<COLUMNS, PARTS> &x) {
-    struct columns even[CHUNK][(COLUMNS + 7) / 8][PARTS], odd[CHUNK][(COLUMNS + 7) / 8][PARTS];
-    int steps = (run.end - run.first + CHUNK - 1) / CHUNK;
-    if (steps > 0)
-        x.load(even, run.first, run.end);
-    for (int step = 0; step < steps; step += 2) {
-        x.load(odd, run.first + (step + 1) * CHUNK, run.end);
-        multiply_chunk(sum, run, step, even);
-        if (step + 1 < steps) {
-            x.load(even, run.first + (step + 2) * CHUNK, run.end);
-            multiply_chunk(sum, run, step + 1, odd);
-        }
-    }
-    wait_copies<0>();
-}
 
 // This warp's part of the K of a row of tiles.
 static __device__ inline struct run split_run(const struct tile *row, int column_tiles) {
@@ -174,14 +170,35 @@ static __device__ inline void store_normed(const struct gpu_task &task, int row,
     high[HIDDEN_TILES * COLUMN_GROUPS * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
 }
 
-// scales [STREAMS] in shared memory; a barrier must follow. Each warp some columns.
-static __device__ __forceinline__ void column_scales(const struct gpu_task &task, float *scales) {
-    for (int column = warp_id(); column < STREAMS; column += WARPS) {
-        float sum = 0;
-        for (int i = lane_id(); i < 2 * HIDDEN_TILES; i += WARP)
-            sum += task.squares[i * TILE + column];
-        sum = warp_sum(sum);
-        if (lane_id() == 0)
-            scales[column] = rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+// The norm's scales of all columns, by the first warps: `begin` loads while the product starts, `end`
+// leaves them in shared memory [STREAMS]; a barrier must follow.
+struct column_scales {
+    enum { COLUMNS = (STREAMS + WARPS - 1) / WARPS, PARTS = (2 * HIDDEN_TILES + WARP - 1) / WARP };
+
+    float squares[COLUMNS][PARTS];
+
+    __device__ __forceinline__ void begin(const struct gpu_task &task) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+#pragma unroll
+            for (int i = 0; i < PARTS; i++) {
+                int part = i * WARP + lane_id(), column = c * WARPS + warp_id();
+                bool wanted = part < 2 * HIDDEN_TILES && column < STREAMS;
+                squares[c][i] = wanted ? task.squares[part * TILE + column] : 0.0f;
+            }
+        }
     }
-}
+
+    __device__ __forceinline__ void end(float *scales) const {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            float sum = 0;
+#pragma unroll
+            for (int i = 0; i < PARTS; i++)
+                sum += squares[c][i];
+            sum = warp_sum(sum);
+            if (lane_id() == 0 && c * WARPS + warp_id() < STREAMS)
+                scales[c * WARPS + warp_id()] = rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+        }
+    }
+};

@@ -54,7 +54,7 @@ enum {
     GPU_HEAD_GROUPS = (HEADS / KV_HEADS + 7) / 8,    // groups of 8 query heads of a kv head
     GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,     // of a block of prefill attention
     GPU_PARTIAL_FLOATS = GPU_HEAD_TILES * 128 + 16,  // one split of decode attention
-    GPU_RING_TILES = 16,                             // of each warp of a decode kernel
+    GPU_LARGE_SHARED = 160 << 10,                    // bytes of a block: sm_80, 87, 90, 100, 110
     GPU_SMALL_SHARED = 256,                          // one or two words of each warp
     GPU_SPLIT_SUM_BYTES = GPU_WARPS * 32 * 4 * 4,
     GPU_MOST_SPLITS = 16,                            //
@@ -112,9 +112,14 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
+// What a warp of a decode kernel copies ahead, in shared memory: less where there is little.
+static size_t ring_bytes(const struct gpu *gpu) {
+    return gpu->shared_limit >= GPU_LARGE_SHARED ? 12288 : 8192;
+}
+
 // Ring, sums and a few floats: engine.cu's DECODE_SHARED.
 static size_t decode_shared(const struct gpu *gpu) {
-    return (size_t)GPU_WARPS * GPU_RING_TILES * TILE_BYTES +
+    return GPU_WARPS * ring_bytes(gpu) +
            (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES + TILE * sizeof(float);
 }
 
@@ -353,21 +358,23 @@ static int find_device(struct gpu *gpu, struct error *error) {
 // The kernels' machine code for this device: from the cache, or compiled now.
 static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct error *error) {
     struct nvrtc nvrtc;
-    char architecture[40], streams[24], key[CUBIN_KEY_CHARS];
-    const char *const options[] = {architecture, streams};
+    enum { OPTIONS = 3 };
+    char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
+    const char *const options[OPTIONS] = {architecture, streams, ring};
     int major = 0, minor = 0, driver_version = 0;
     size_t bytes = 0;
     char *note = gpu->info.note;
     snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
     snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", ring_bytes(gpu));
     int code = nvrtc_open(&nvrtc, error);
     if (code)
         return code;
     (void)nvrtc.version(&major, &minor);
     (void)gpu->driver.version(&driver_version);
-    cubin_key(ENGINE_CU, options, 2, 1000 * major + 10 * minor, driver_version, key);
+    cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
     if (!use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
-        code = nvrtc_build(&nvrtc, ENGINE_CU, 2, options, cubin, &bytes, error);
+        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, error);
         gpu->info.compiled = !code;
         if (!code && use_cache)
             cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);

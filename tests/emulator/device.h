@@ -36,7 +36,7 @@ static inline float rsqrtf(float x) {
 unsigned emulate_bf16(float value);
 void emulate_product(float (&sum)[4], const unsigned (&words)[6]);
 unsigned emulate_transpose(unsigned word);
-void emulate_copy(void *shared, const void *global, bool wanted);
+void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);
 char *emulate_shared_memory();

@@ -28,6 +28,7 @@ enum class warp_operation { product, transpose, shuffle };
 struct copy {
     void *to;
     const void *from; // NULL: zeros
+    size_t bytes;
 };
 
 struct block;
@@ -258,14 +259,15 @@ char *emulate_shared_memory() {
     return current->block->shared;
 }
 
-void emulate_copy(void *shared, const void *global, bool wanted) {
+void emulate_copy(void *shared, const void *global, int bytes, bool wanted) {
     const char *to = (const char *)shared, *start = current->block->shared;
-    if (to < start || to + 16 > start + launch->shared_bytes || (size_t)to % 16 || (size_t)global % 16) {
+    if (to < start || to + bytes > start + launch->shared_bytes || (size_t)to % bytes ||
+        (size_t)global % bytes) {
         failure = "a copy outside of shared memory, or not aligned";
         complain(failure);
     }
-    memset(shared, 0xff, 16);
-    current->open.push_back({shared, wanted ? global : NULL});
+    memset(shared, 0xff, (size_t)bytes);
+    current->open.push_back({shared, wanted ? global : NULL, (size_t)bytes});
 }
 
 void emulate_commit() {
@@ -277,9 +279,9 @@ void emulate_wait(int pending) {
     while ((int)current->groups.size() > pending) {
         for (const struct copy &copy : current->groups.front())
             if (copy.from)
-                memcpy(copy.to, copy.from, 16);
+                memcpy(copy.to, copy.from, copy.bytes);
             else
-                memset(copy.to, 0, 16);
+                memset(copy.to, 0, copy.bytes);
         current->groups.erase(current->groups.begin());
     }
 }
