@@ -203,7 +203,7 @@ local CUDA_DIMS = [[
 #define STREAMS %d
 #endif
 #ifndef WARP_RING_BYTES
-#define WARP_RING_BYTES 12288
+#define WARP_RING_BYTES 16384
 #endif
 
 %s

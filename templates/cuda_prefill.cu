@@ -8,8 +8,11 @@ enum {
     STAGES = 4,       // steps under way
     STAGE_BYTES = 2 * BLOCK_TILES * STEP_TILES * TILE_BYTES,
     PREFILL_SHARED = STAGES * STAGE_BYTES,
-    PREFILL_THREADS = 4 * WARP, // each warp half of the rows, half of the columns
-    WARP_TILES = BLOCK_TILES / 2,
+    WARP_ROWS = 4,    // rows of tiles of weights that a warp multiplies
+    WARP_COLUMNS = 2, // and of activations
+    COLUMN_WARPS = BLOCK_TILES / WARP_COLUMNS,
+    PRODUCT_WARPS = BLOCK_TILES / WARP_ROWS * COLUMN_WARPS,
+    PRODUCT_THREADS = PRODUCT_WARPS * WARP,
 };
 
 // Matrix and activations of a product. K is passed once for each pair of their parts: planes of the
@@ -22,7 +25,7 @@ struct product {
 };
 
 // This thread's pieces of every step: 16 bytes of one k of COPIES rows of weights and of columns.
-enum { COPIES = BLOCK_TILES * STEP_TILES / 4 };
+enum { COPIES = BLOCK_TILES * STEP_TILES / PRODUCT_WARPS };
 
 struct copies {
     unsigned rows[COPIES], columns[COPIES]; // bytes from weights and input to the rows, at k = 0
@@ -33,7 +36,7 @@ static __device__ __forceinline__ struct copies plan_copies(const struct product
     int columns_tiles = (p.columns + TILE - 1) / TILE;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        int offset = i * (4 / STEP_TILES) + warp_id() / STEP_TILES;
+        int offset = i * (PRODUCT_WARPS / STEP_TILES) + warp_id() / STEP_TILES;
         int row = blockIdx.y * BLOCK_TILES + offset, column = blockIdx.x * BLOCK_TILES + offset;
         row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
         column = column < columns_tiles ? column : columns_tiles - 1;
@@ -58,14 +61,14 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
     const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + i * PREFILL_THREADS * 16, weights + c.rows[i], true);
-        copy_async(stage + (COPIES + i) * PREFILL_THREADS * 16, input + c.columns[i], true);
+        copy_async(stage + i * PRODUCT_THREADS * 16, weights + c.rows[i], true);
+        copy_async(stage + (COPIES + i) * PRODUCT_THREADS * 16, input + c.columns[i], true);
     }
 }
 
 // sum [row tile of the warp][8 columns of the warp][.]: weights x input, this block's part.
 static __device__ __forceinline__ void multiply_block(const struct product &p,
-                                                      float (&sum)[WARP_TILES][2 * WARP_TILES][4]) {
+                                                      float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
     int all = WEIGHT_PLANES * p.input_parts * p.column_tiles;
     int steps = (all + STEP_TILES - 1) / STEP_TILES;
     struct copies c = plan_copies(p);
@@ -81,21 +84,22 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
             copy_step(p, c, step + STAGES - 1);
         commit_copies();
         const struct tile *stage = (const struct tile *)(shared_memory() + step % STAGES * STAGE_BYTES);
-        const struct tile *rows = stage + warp_id() / 2 * WARP_TILES * STEP_TILES * WARP + lane_id();
-        const struct tile *columns = stage + (BLOCK_TILES + warp_id() % 2 * WARP_TILES) * STEP_TILES * WARP + lane_id();
+        const struct tile *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP + lane_id();
+        const struct tile *columns = stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP + lane_id();
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++) {
             if (step * STEP_TILES + k < all) {
-                struct tile a[WARP_TILES], b[WARP_TILES];
+                struct tile a[WARP_ROWS], b[WARP_COLUMNS];
 #pragma unroll
-                for (int i = 0; i < WARP_TILES; i++) {
+                for (int j = 0; j < WARP_COLUMNS; j++)
+                    b[j] = columns[(j * STEP_TILES + k) * WARP];
+#pragma unroll
+                for (int i = 0; i < WARP_ROWS; i++)
                     a[i] = rows[(i * STEP_TILES + k) * WARP];
-                    b[i] = columns[(i * STEP_TILES + k) * WARP];
-                }
 #pragma unroll
-                for (int i = 0; i < WARP_TILES; i++) {
+                for (int i = 0; i < WARP_ROWS; i++) {
 #pragma unroll
-                    for (int j = 0; j < WARP_TILES; j++) {
+                    for (int j = 0; j < WARP_COLUMNS; j++) {
                         struct columns even = {b[j].x, b[j].z}, odd = {b[j].y, b[j].w};
                         multiply(sum[i][2 * j], a[i], even);
                         multiply(sum[i][2 * j + 1], a[i], odd);
@@ -108,11 +112,11 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
 
 // Row tile i of this warp, in the matrix; its first column of 8 columns j.
 static __device__ inline int block_row_tile(int i) {
-    return blockIdx.y * BLOCK_TILES + warp_id() / 2 * WARP_TILES + i;
+    return blockIdx.y * BLOCK_TILES + warp_id() / COLUMN_WARPS * WARP_ROWS + i;
 }
 
 static __device__ inline int block_column(int j) {
-    return (blockIdx.x * BLOCK_TILES + warp_id() % 2 * WARP_TILES) * TILE + j * 8;
+    return (blockIdx.x * BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * TILE + j * 8;
 }
 
 // One tile row of activations: word of elements k, k + 1 (k even) of `column`. stride: bytes from 16
@@ -164,28 +168,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) prefill_post_norm(const st
 }
 
 // input -> query, cache. Grid of all products: columns / 128, rows of tiles / BLOCK_TILES.
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_qkv(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_qkv(const struct gpu_task task) {
     wait_for_previous_kernel();
     struct product p = {layer_weights(task) + QKV_OFFSET, task.input, QKV_ROW_TILES, HIDDEN_TILES, 2,
                         distinct_columns(task)};
-    float sum[WARP_TILES][2 * WARP_TILES][4] = {};
+    float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
     multiply_block(p, sum);
     // Through shared memory, each thread its own: what follows is long, so it is a loop.
     float *mine = (float *)shared_memory() + threadIdx.x;
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < WARP_TILES * 2 * WARP_TILES * 4; i++)
-        mine[i * PREFILL_THREADS] = sum[i / 4 / (2 * WARP_TILES)][i / 4 % (2 * WARP_TILES)][i % 4];
+    for (int i = 0; i < WARP_ROWS * 2 * WARP_COLUMNS * 4; i++)
+        mine[i * PRODUCT_THREADS] = sum[i / 4 / (2 * WARP_COLUMNS)][i / 4 % (2 * WARP_COLUMNS)][i % 4];
 #pragma unroll 1
-    for (int n = 0; n < WARP_TILES * 4 * WARP_TILES; n++) {
-        int i = n / (4 * WARP_TILES), j = n % (4 * WARP_TILES);
+    for (int n = 0; n < WARP_ROWS * 4 * WARP_COLUMNS; n++) {
+        int i = n / (4 * WARP_COLUMNS), j = n % (4 * WARP_COLUMNS);
         int row_tile = block_row_tile(i), column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
         if (row_tile < p.row_tiles && column < p.columns) {
             int token = column % task.tokens, stream = column / task.tokens;
-            const float *y = mine + (n / 2 * 4 + n % 2) * PREFILL_THREADS;
+            const float *y = mine + (n / 2 * 4 + n % 2) * PRODUCT_THREADS;
             struct qkv_terms terms = find_terms(task, row_tile, lane_id() / 4, task.position + token);
             store_qkv(task, row_tile, lane_id() / 4, token, stream, task.position + token, terms,
-                      y[0], y[2 * PREFILL_THREADS]);
+                      y[0], y[2 * PRODUCT_THREADS]);
         }
     }
 }
@@ -194,23 +198,23 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_qkv(con
 static __device__ __forceinline__ void prefill_residual(const struct gpu_task &task,
                                                         const struct product &p) {
     wait_for_previous_kernel();
-    float sum[WARP_TILES][2 * WARP_TILES][4] = {};
+    float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
     multiply_block(p, sum);
 #pragma unroll
-    for (int i = 0; i < WARP_TILES; i++) {
+    for (int i = 0; i < WARP_ROWS; i++) {
         int row_tile = block_row_tile(i);
         float *rows = task.residual + row_tile * TILE + lane_id() / 4;
         if (row_tile < p.row_tiles) {
-            float before[4 * WARP_TILES][2]; // all loads first, so that they overlap
+            float before[4 * WARP_COLUMNS][2]; // all loads first, so that they overlap
 #pragma unroll
-            for (int j = 0; j < 4 * WARP_TILES; j++) {
+            for (int j = 0; j < 4 * WARP_COLUMNS; j++) {
                 int column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
                 const float *from = rows + (long long)(column < p.columns ? column : 0) * HIDDEN_SIZE;
                 before[j][0] = from[0];
                 before[j][1] = from[8];
             }
 #pragma unroll
-            for (int j = 0; j < 4 * WARP_TILES; j++) {
+            for (int j = 0; j < 4 * WARP_COLUMNS; j++) {
                 int column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
                 float *to = rows + (long long)column * HIDDEN_SIZE;
                 if (column < p.columns) {
@@ -222,13 +226,13 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
     }
 }
 
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_o(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_o(const struct gpu_task task) {
     struct product p = {layer_weights(task) + O_OFFSET, task.input, HIDDEN_TILES, HEADS_TILES, 1,
                         task.tokens * STREAMS};
     prefill_residual(task, p);
 }
 
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_down(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_down(const struct gpu_task task) {
     struct product p = {layer_weights(task) + DOWN_OFFSET, task.activation, HIDDEN_TILES,
                         INTERMEDIATE_TILES, 1, task.tokens * STREAMS};
     prefill_residual(task, p);
@@ -236,17 +240,17 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_down(co
 
 // input -> activation = silu(gate) * up: a row of tiles holds 8 gates and their 8 ups, two rows make
 // the 16 channels of a tile of activations.
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_gate_up(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_gate_up(const struct gpu_task task) {
     wait_for_previous_kernel();
     struct product p = {layer_weights(task) + GATE_UP_OFFSET, task.input, GATE_UP_ROW_TILES,
                         HIDDEN_TILES, 1, task.tokens * STREAMS};
-    float sum[WARP_TILES][2 * WARP_TILES][4] = {};
+    float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
     multiply_block(p, sum);
     int columns_tiles = (p.columns + TILE - 1) / TILE;
 #pragma unroll
-    for (int i = 0; i < WARP_TILES; i += 2) {
+    for (int i = 0; i < WARP_ROWS; i += 2) {
 #pragma unroll
-        for (int j = 0; j < WARP_TILES; j++) {
+        for (int j = 0; j < WARP_COLUMNS; j++) {
             unsigned words[4]; // rows 0-7, 8-15 of columns, first for channels 0-7, then 8-15
 #pragma unroll
             for (int w = 0; w < 4; w++) {
@@ -263,12 +267,13 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 2) prefill_gate_up
 
 enum {
     ATTENTION_GROUPS = HEAD_TILES <= 8 ? 2 : 1,   // groups of 8 queries of a warp: as registers allow
+    ATTENTION_THREADS = 4 * WARP,                 //
     ATTENTION_QUERIES = 4 * ATTENTION_GROUPS * 8, // of a block; a query is a token and a head
 };
 
 // query, cache -> input of o_proj. Grid: groups of ATTENTION_QUERIES queries (the last first: they
 // see most), kv heads, streams.
-extern "C" __global__ void __launch_bounds__(PREFILL_THREADS) prefill_attention(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) prefill_attention(const struct gpu_task task) {
     wait_for_previous_kernel();
     int kv_head = blockIdx.y, stream = blockIdx.z, queries = task.tokens * GROUP_HEADS;
     int first = (gridDim.x - 1 - blockIdx.x) * ATTENTION_QUERIES + warp_id() * ATTENTION_GROUPS * 8;
