@@ -9,7 +9,7 @@ enum {
     STAGE_BYTES = 2 * BLOCK_TILES * STEP_TILES * TILE_BYTES,
     PREFILL_SHARED = STAGES * STAGE_BYTES,
     WARP_ROWS = 4,    // rows of tiles of weights that a warp multiplies
-    WARP_COLUMNS = 2, // and of activations
+    WARP_COLUMNS = 4, // and of activations
     COLUMN_WARPS = BLOCK_TILES / WARP_COLUMNS,
     PRODUCT_WARPS = BLOCK_TILES / WARP_ROWS * COLUMN_WARPS,
     PRODUCT_THREADS = PRODUCT_WARPS * WARP,
@@ -51,7 +51,7 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
                                                  int step) {
     char *stage = shared_memory() + step % STAGES * STAGE_BYTES + threadIdx.x * 16;
     int k = step * STEP_TILES + warp_id() % STEP_TILES;
-    k = k < WEIGHT_PLANES * p.input_parts * p.column_tiles ? k : 0; // behind the end: not used
+    bool wanted = k < WEIGHT_PLANES * p.input_parts * p.column_tiles; // zeros behind the end
     int row_k = k, column_k = k;
     if (WEIGHT_PLANES > 1 || p.input_parts > 1) {
         int pass = k / p.column_tiles;
@@ -61,8 +61,8 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
     const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + i * PRODUCT_THREADS * 16, weights + c.rows[i], true);
-        copy_async(stage + (COPIES + i) * PRODUCT_THREADS * 16, input + c.columns[i], true);
+        copy_async(stage + i * PRODUCT_THREADS * 16, weights + c.rows[i], wanted);
+        copy_async(stage + (COPIES + i) * PRODUCT_THREADS * 16, input + c.columns[i], wanted);
     }
 }
 
@@ -88,22 +88,20 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
         const struct tile *columns = stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP + lane_id();
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++) {
-            if (step * STEP_TILES + k < all) {
-                struct tile a[WARP_ROWS], b[WARP_COLUMNS];
+            struct tile a[WARP_ROWS], b[WARP_COLUMNS];
 #pragma unroll
-                for (int j = 0; j < WARP_COLUMNS; j++)
-                    b[j] = columns[(j * STEP_TILES + k) * WARP];
+            for (int j = 0; j < WARP_COLUMNS; j++)
+                b[j] = columns[(j * STEP_TILES + k) * WARP];
 #pragma unroll
-                for (int i = 0; i < WARP_ROWS; i++)
-                    a[i] = rows[(i * STEP_TILES + k) * WARP];
+            for (int i = 0; i < WARP_ROWS; i++)
+                a[i] = rows[(i * STEP_TILES + k) * WARP];
 #pragma unroll
-                for (int i = 0; i < WARP_ROWS; i++) {
+            for (int i = 0; i < WARP_ROWS; i++) {
 #pragma unroll
-                    for (int j = 0; j < WARP_COLUMNS; j++) {
-                        struct columns even = {b[j].x, b[j].z}, odd = {b[j].y, b[j].w};
-                        multiply(sum[i][2 * j], a[i], even);
-                        multiply(sum[i][2 * j + 1], a[i], odd);
-                    }
+                for (int j = 0; j < WARP_COLUMNS; j++) {
+                    struct columns even = {b[j].x, b[j].z}, odd = {b[j].y, b[j].w};
+                    multiply(sum[i][2 * j], a[i], even);
+                    multiply(sum[i][2 * j + 1], a[i], odd);
                 }
             }
         }

@@ -29,6 +29,8 @@ template <int COLUMNS, int PARTS> struct stream {
         SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES,   // a tile and its activations
         AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,              // steps that are under way
         SLOTS = AHEAD * CHUNK,
+        EARLY = 2, // steps whose weights are copied before the wait: more would be in the way of the
+                   // previous kernel's last loads
     };
 
     struct run run;
@@ -74,7 +76,7 @@ template <int COLUMNS, int PARTS> struct stream {
     // Before the wait for the previous kernel.
     __device__ __forceinline__ void start() const {
 #pragma unroll
-        for (int step = 0; step < AHEAD; step++)
+        for (int step = 0; step < EARLY; step++)
             copy_weights(step);
         commit_copies();
     }
@@ -84,6 +86,8 @@ template <int COLUMNS, int PARTS> struct stream {
         int steps = (run.end - run.first + CHUNK - 1) / CHUNK;
 #pragma unroll
         for (int step = 0; step < AHEAD; step++) {
+            if (step >= EARLY)
+                copy_weights(step);
             copy_input(step);
             commit_copies();
         }

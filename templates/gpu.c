@@ -44,7 +44,7 @@ static const char *const KERNEL_NAMES[KERNELS] = {
 enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
-    GPU_ATTENTION_THREADS = 128, // of prefill
+    GPU_PREFILL_THREADS = 128,
     GPU_PREFILL_SHARED = 64 << 10,
     GPU_PREFILL_TILES = 8,                           // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,   //
@@ -153,7 +153,7 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
 static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, int row_tiles,
                            struct error *error) {
     return gpu_launch(gpu, kernel, blocks_for(columns, TILE * GPU_PREFILL_TILES),
-                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES), 1, GPU_THREADS,
+                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES), 1, GPU_PREFILL_THREADS,
                       GPU_PREFILL_SHARED, error);
 }
 
@@ -169,7 +169,7 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
                           blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
-                          gpu->streams, GPU_ATTENTION_THREADS, 0, error);
+                          gpu->streams, GPU_PREFILL_THREADS, 0, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_O, columns, LAYOUT.o.row_tiles, error);
     if (!code)
