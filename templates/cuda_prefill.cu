@@ -88,20 +88,21 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
         const struct tile *columns = stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP + lane_id();
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++) {
-            struct tile a[WARP_ROWS], b[WARP_COLUMNS];
+            if (step * STEP_TILES + k < all) { // measured: faster than multiplying zeros
+                struct tile a[WARP_ROWS], b[WARP_COLUMNS];
 #pragma unroll
-            for (int j = 0; j < WARP_COLUMNS; j++)
-                b[j] = columns[(j * STEP_TILES + k) * WARP];
+                for (int i = 0; i < WARP_ROWS; i++) {
+                    a[i] = rows[(i * STEP_TILES + k) * WARP];
+                    b[i] = columns[(i * STEP_TILES + k) * WARP];
+                }
 #pragma unroll
-            for (int i = 0; i < WARP_ROWS; i++)
-                a[i] = rows[(i * STEP_TILES + k) * WARP];
+                for (int i = 0; i < WARP_ROWS; i++) {
 #pragma unroll
-            for (int i = 0; i < WARP_ROWS; i++) {
-#pragma unroll
-                for (int j = 0; j < WARP_COLUMNS; j++) {
-                    struct columns even = {b[j].x, b[j].z}, odd = {b[j].y, b[j].w};
-                    multiply(sum[i][2 * j], a[i], even);
-                    multiply(sum[i][2 * j + 1], a[i], odd);
+                    for (int j = 0; j < WARP_COLUMNS; j++) {
+                        struct columns even = {b[j].x, b[j].y}, odd = {b[j].z, b[j].w};
+                        multiply(sum[i][2 * j], a[i], even);
+                        multiply(sum[i][2 * j + 1], a[i], odd);
+                    }
                 }
             }
         }
