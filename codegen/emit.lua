@@ -1,5 +1,5 @@
 -- Prints a plan: dims.h (the shape as C constants), engine.c and pack.c (one file each, made of the
--- templates and the runtime by inlining their includes), and report.md.
+-- templates and the runtime by inlining their includes).
 
 local lfs = require("lfs")
 local files = require("codegen.files")
@@ -163,8 +163,7 @@ function emit.dims(p)
         { "MAX_STREAMS", p.max_streams, "the largest P" },
         { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
         { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
-        { "CONTEXT_TILES", p.cache.context_tiles },
-        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys or values of one kv head" },
+        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
         { "CACHE_SLOTS", p.cache.slots, "layer 0 once, every other layer for each stream" },
         { "BLOCK_COLUMNS", p.block_columns, "tokens x streams computed together, at most" },
         { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
@@ -186,11 +185,10 @@ end
 function emit.placements(p)
     local out = { "static const struct placement PLACEMENTS[] = {" }
     for _, e in ipairs(p.placements) do
-        out[#out + 1] = ("    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },")
-            :format(c_string(e.name), e.kind, e.count, e.stride, e.offset, e.blocks,
-                    e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
-                    e.row_map, e.first, e.column_map, e.streams, c_float(e.mean),
-                    c_float(e.deviation))
+        local row = "    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },"
+        out[#out + 1] = row:format(c_string(e.name), e.kind, e.count, e.stride, e.offset,
+            e.blocks, e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
+            e.row_map, e.first, e.column_map, e.streams, c_float(e.mean), c_float(e.deviation))
     end
     out[#out + 1] = "};\n"
     return table.concat(out, "\n")
@@ -260,8 +258,7 @@ function emit.cuda_dims(p)
         { "QKV_ROW_TILES", l.qkv.row_tiles },
         { "GATE_UP_ROW_TILES", l.gate_up.row_tiles },
         { "HEAD_ROW_TILES", p.head.row_tiles },
-        { "CONTEXT_TILES", p.cache.context_tiles },
-        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys or values of one kv head" },
+        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },
         { "HEAD_OFFSET", p.head.offset },
@@ -355,11 +352,6 @@ end
 function emit.packer(root, p, generated)
     return head_comment(p, "pack.c: makes model.psc, the weights of " .. p.spec.name .. ".")
         .. amalgamate(root, "pack.c", generated)
-end
-
--- Report: what the plan takes, in bytes.
-function emit.report(p)
-    return "# " .. p.spec.name .. "\n"
 end
 
 return emit

@@ -1,5 +1,5 @@
--- The generator's command line: checkpoint and spec -> out/NAME/{engine.c, pack.c, report.md} and the
--- pack job. Prints out/NAME. Run by the Makefile from the root of the project.
+-- The generator's command line: checkpoint and spec -> out/NAME/{engine.c, pack.c, report.md} and
+-- the pack job. Prints out/NAME. Run by the Makefile from the root of the project.
 
 local root = arg[0]:match("^(.*)/codegen/main%.lua$") or "."
 package.path = root .. "/?.lua;" .. package.path
@@ -11,6 +11,7 @@ local emit = require("codegen.emit")
 local failure = require("codegen.fail")
 local job = require("codegen.job")
 local plan = require("codegen.plan")
+local report = require("codegen.report")
 local spec = require("codegen.spec")
 local tokenizer = require("codegen.tokenizer")
 local unicode = require("codegen.unicode")
@@ -30,13 +31,13 @@ local function parse_arguments()
 end
 
 -- Writes a file at once or not at all, and only if its content changes, so that make sees no news
--- where there is none.
+-- where there is none. Returns whether it changed.
 local function write_file(path, text)
     local old = io.open(path, "rb")
     if old then
         local same = old:read("a") == text
         old:close()
-        if same then return end
+        if same then return false end
     end
     local part = path .. ".part"
     local file, message = io.open(part, "wb")
@@ -47,6 +48,7 @@ local function write_file(path, text)
         os.remove(part)
         fail("%s: %s", path, reason or late or "cannot be written")
     end
+    return true
 end
 
 local function make_folder(path)
@@ -58,8 +60,10 @@ end
 
 -- The spec, and the checkpoint unless the weights are random.
 local function read_input(options)
+    if options.name then spec.check({ name = options.name }, "--name") end
     if options.from == "random" then
         if not options.spec then fail("--spec: missing, random weights need a spec") end
+        if #options.adapter > 0 then fail("--adapter: random weights take none") end
         local given = spec.load(options.spec)
         given.name = options.name or given.name
         return spec.complete(given, options.spec), nil
@@ -79,12 +83,14 @@ local function tokenizer_blob(source, model)
     if not from then return nil end
     local tok = from.kind == "json" and tokenizer.read_json(from.path)
         or tokenizer.from_gguf(from.metadata, from.path)
-    return tokenizer.encode(tok, model.vocab_size, model.eos_token_id)
+    local tables = unicode.tables(UNICODE_DIR, tok.nfc)
+    return tokenizer.encode(tok, tables, model.vocab_size, model.eos_token_id)
 end
 
--- If a source file is newer than the pack job, the pack is made anew.
-local function touch_if_newer(source, path)
+-- If what a pack job names has changed, the pack is made anew.
+local function touch_job(path, source, blob_changed)
     local made = lfs.attributes(path, "modification")
+    if blob_changed then lfs.touch(path) end
     for _, tensor in pairs(source.tensors) do
         if lfs.attributes(tensor.file, "modification") > made then
             lfs.touch(path)
@@ -106,7 +112,6 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
-        ["unicode_tables.h"] = unicode.generate(UNICODE_DIR),
     }
     generated["cuda_dims.h"] = emit.cuda_dims(p)
     local kernels = emit.cuda(root, p, generated)
@@ -116,11 +121,13 @@ local function generate(options)
     write_file(folder .. "/engine.c", emit.engine(root, p, generated))
     write_file(folder .. "/engine.cu", kernels)
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
-    write_file(folder .. "/report.md", emit.report(p))
-    if blob then write_file(folder .. "/tokenizer.bin", blob) end
+    write_file(folder .. "/report.md", report(p))
+    local blob_changed = blob and write_file(folder .. "/tokenizer.bin", blob)
     if source then
         write_file(folder .. "/pack.job", job_text)
-        touch_if_newer(source, folder .. "/pack.job")
+        touch_job(folder .. "/pack.job", source, blob_changed)
+    else
+        os.remove(folder .. "/pack.job")
     end
     print(folder)
 end

@@ -1,7 +1,7 @@
 -- The plan: the one place where a size or an offset is computed. The engine, the packer and the
 -- report are printed from it. A plan is made from a complete spec (spec.lua) and nothing else.
 
-local LAYOUT_VERSION = 1   -- raise it when the meaning of any byte of the pack changes
+local LAYOUT_VERSION = 3   -- raise it when the meaning of any byte of the pack changes
 local HEADER_BYTES = 4096  -- pack header: magic, digest, section table (runtime/pack_file.h)
 local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/tile.h)
 local TILE_BYTES = TILE * TILE * 2
@@ -12,7 +12,7 @@ local ATTENTION_TOKENS = 16 -- tokens whose queries are attended together
 local ATTENTION_CHUNK = 128 -- keys between two updates of the running softmax
 local DECODE_ITEMS = 16     -- parts that the attention of one token is split into, at least
 local HEAD_TOKENS = 8       -- tokens whose logits are computed together
-local PACKED_TILE = 128     -- bytes of 16 packed activations: fp32, each twice (templates/cpu.h)
+local PACKED_TILE = 64      -- bytes of 16 packed activations, in fp32 (templates/cpu.h)
 
 local function tiles(n)
     return (n + TILE - 1) // TILE
@@ -258,11 +258,10 @@ end
 -- fast paths keep bf16, the plain path fp32.
 local function cache_layout(spec, max_streams)
     local context_tiles, head_tiles = tiles(spec.context), tiles(spec.head_dim)
-    local block_tiles = context_tiles * head_tiles -- K or V of one (layer, stream, kv head)
+    local block_tiles = context_tiles * head_tiles * 2 -- of one (layer, stream, kv head)
     local slots = 1 + (spec.num_hidden_layers - 1) * max_streams
-    local elements = slots * spec.num_key_value_heads * 2 * block_tiles * TILE * TILE
-    return { context_tiles = context_tiles, head_tiles = head_tiles, block_tiles = block_tiles,
-             slots = slots, elements = elements,
+    local elements = slots * spec.num_key_value_heads * block_tiles * TILE * TILE
+    return { block_tiles = block_tiles, slots = slots, elements = elements,
              elements_position = slots * spec.num_key_value_heads * 2 * spec.head_dim }
 end
 

@@ -480,9 +480,10 @@ end
 local BLOB_RULES = { qwen2 = 1, smollm = 2 } -- enum tokenizer_rule
 local NO_ID = 0xffffffff
 
--- The blob of a tokenizer for a model with vocab_size ids. stops: a further id or a list of them
--- where generation ends, from config.json or generation_config.json; may be nil.
-function M.encode(tok, vocab_size, stops)
+-- The blob of a tokenizer for a model with vocab_size ids. unicode: what unicode.tables made for
+-- tok.nfc. stops: a further id or a list of them where generation ends, from config.json or
+-- generation_config.json; may be nil.
+function M.encode(tok, unicode, vocab_size, stops)
     if tok.size > vocab_size then
         fail("%s: found a token with id %d, expected less than vocab_size %d", tok.where,
             tok.size - 1, vocab_size)
@@ -496,13 +497,18 @@ function M.encode(tok, vocab_size, stops)
         byte_ids[byte] = tok.ids[CHARACTER_OF[byte]] or NO_ID
     end
     local header = { BLOB_RULES[tok.rule], tok.nfc and 1 or 0, tok.size, #merge_right, #added,
-        #stop_ids, #piece_bytes, #chat.system, tok.chat and 1 or 0, chat.im_start, chat.im_end }
+        #stop_ids, #piece_bytes, #chat.system, tok.chat and 1 or 0, chat.im_start, chat.im_end,
+        #unicode.class_start, #unicode.combining_start, #unicode.decomposed,
+        #unicode.composition // 3 }
+    local function all(list)
+        return u32s(list, 1, #list)
+    end
     return table.concat({
-        "tok1", u32s(header, 1, #header),
+        "tok2", all(header),
         u32s(piece_start, 0, tok.size), u32s(byte_ids, 0, 255), u32s(merge_first, 0, tok.size),
-        u32s(merge_right, 1, #merge_right), u32s(merge_rank, 1, #merge_rank),
-        u32s(tok.merges.result, 1, #merge_right), u32s(added, 1, #added),
-        u32s(stop_ids, 1, #stop_ids), piece_bytes, chat.system,
+        all(merge_right), all(merge_rank), all(tok.merges.result), all(added), all(stop_ids),
+        all(unicode.class_start), all(unicode.combining_start), all(unicode.decomposed),
+        all(unicode.decomposition), all(unicode.composition), piece_bytes, chat.system,
     })
 end
 

@@ -1,5 +1,5 @@
--- Unicode's character data as C tables: what runtime/unicode.c needs for \p{L}, \p{N}, White_Space
--- and for normalization form C. Relies on the files of Debian's package unicode-data.
+-- Unicode's character data as lists of numbers: what runtime/unicode.c needs for \p{L}, \p{N},
+-- White_Space and for normalization form C. Relies on the files of Debian's package unicode-data.
 --
 -- Normalization is that of Unicode 9.0, whatever the files' version is: the tokenizers library has
 -- it so, and ids must be those that the models learned. (By Unicode's stability policy it differs
@@ -10,7 +10,8 @@ local fail, quote = failure.fail, failure.quote
 
 local M = {}
 
-local CLASS = { other = 0, letter = 1, number = 2, space = 3 } -- enum unicode_class in unicode.h
+local CLASS = { letter = 1, number = 2, space = 3 } -- enum unicode_class in unicode.h; others: 0
+local DECOMPOSITION_MAX = 4 -- as there
 local LAST = 0x10ffff
 local NORMALIZATION_VERSION = 9.0
 
@@ -46,141 +47,131 @@ local function points_with(unicode_dir, name, has)
     return set
 end
 
--- UnicodeData.txt: class and combining class of every code point (dense, from 0), and the canonical
--- decompositions in ascending order: {point, first, second or 0}. Hangul syllables have none here,
--- theirs are arithmetic.
-local function read_characters(unicode_dir)
-    local normalized = points_with(unicode_dir, "DerivedAge.txt", function(age)
-        return tonumber(age) <= NORMALIZATION_VERSION
-    end)
-    local class, combining, decompositions = {}, {}, {}
-    for point = 0, LAST do
-        class[point], combining[point] = CLASS.other, 0
-    end
-    local kinds = { L = CLASS.letter, N = CLASS.number }
+-- Calls visit(first, last, category, combining class, mapping) for what UnicodeData.txt has. Two
+-- lines make a range: "3400;<CJK Ideograph Extension A, First>;..." and "4DBF;<..., Last>;...".
+local function each_character(unicode_dir, visit)
     local range_first
     for line in read_lines(unicode_dir, "UnicodeData.txt") do
-        local point, name, category, ccc, mapping =
-            line:match("^(%x+);([^;]*);(%a)%a;(%d+);[^;]*;([^;]*)")
+        local point, name, category, combining, mapping =
+            line:match("^(%x+);([^;]*);(%a%a);(%d+);[^;]*;([^;]*)")
         if not point then
             fail("%s/UnicodeData.txt: found %s, expected 15 fields", unicode_dir, quote(line))
         end
         point = tonumber(point, 16)
         if name:find(", First>", 1, true) then
             range_first = point
-        end
-        local first = name:find(", Last>", 1, true) and range_first or point
-        for p = first, point do
-            class[p] = kinds[category] or CLASS.other
-            combining[p] = normalized[p] and tonumber(ccc) or 0
-        end
-        local one, two = mapping:match("^(%x+) ?(%x*)$") -- <compat> mappings do not match
-        if one and normalized[point] then
-            decompositions[#decompositions + 1] =
-                { point, tonumber(one, 16), tonumber(two, 16) or 0 }
+        else
+            local first = name:find(", Last>", 1, true) and range_first or point
+            visit(first, point, category, tonumber(combining), mapping)
         end
     end
-    local is_space = function(property)
-        return property == "White_Space"
-    end
-    for point in pairs(points_with(unicode_dir, "PropList.txt", is_space)) do
-        class[point] = CLASS.space
-    end
-    return class, combining, decompositions
 end
 
--- A property of all code points as the places where it changes: point << bits | value.
+-- A property of code points, 0 where values has none, as the places where it changes:
+-- point << bits | value.
 local function boundaries(values, bits)
     local list, previous = {}, nil
     for point = 0, LAST do
-        if values[point] ~= previous then
-            previous = values[point]
-            list[#list + 1] = point << bits | previous
+        local value = values[point] or 0
+        if value ~= previous then
+            previous = value
+            list[#list + 1] = point << bits | value
         end
     end
     return list
 end
 
--- Decompositions as runs of consecutive code points: point << 12 | index of its decomposition.
-local function runs(decompositions)
-    assert(#decompositions < 1 << 12)
+local function class_starts(unicode_dir)
+    local class, kinds = {}, { L = CLASS.letter, N = CLASS.number }
+    each_character(unicode_dir, function(first, last, category)
+        for point = first, kinds[category:sub(1, 1)] and last or -1 do
+            class[point] = kinds[category:sub(1, 1)]
+        end
+    end)
+    local spaces = points_with(unicode_dir, "PropList.txt", function(property)
+        return property == "White_Space"
+    end)
+    for point in pairs(spaces) do
+        class[point] = CLASS.space
+    end
+    return boundaries(class, 2)
+end
+
+-- The combining classes, and the canonical decompositions by one step: a list of the code points
+-- that have one, ascending, and for each of these {first} or {first, second}. Hangul syllables have
+-- none here, theirs are arithmetic.
+local function read_form_c(unicode_dir)
+    local young = points_with(unicode_dir, "DerivedAge.txt", function(age)
+        return tonumber(age) > NORMALIZATION_VERSION
+    end)
+    local combining, decomposed, parts = {}, {}, {}
+    each_character(unicode_dir, function(first, _, _, class, mapping)
+        if young[first] then return end
+        combining[first] = class -- of a range: 0, and it has no mapping
+        local one, two = mapping:match("^(%x+) ?(%x*)$") -- <compat> mappings do not match
+        if one then
+            decomposed[#decomposed + 1] = first
+            parts[first] = { tonumber(one, 16), tonumber(two, 16) }
+        end
+    end)
+    return combining, decomposed, parts
+end
+
+-- Appends the full decomposition of a code point to list.
+local function decompose(point, parts, list)
+    for _, part in ipairs(parts[point] or {}) do
+        decompose(part, parts, list)
+    end
+    if not parts[point] then
+        list[#list + 1] = point
+    end
+end
+
+-- The full decompositions, each in DECOMPOSITION_MAX numbers, 0 after its end.
+local function decompositions(decomposed, parts)
     local list = {}
-    for index, entry in ipairs(decompositions) do
-        local before = decompositions[index - 1]
-        if not before or before[1] + 1 ~= entry[1] then
-            assert(entry[1] < 1 << 20)
-            list[#list + 1] = entry[1] << 12 | (index - 1)
+    for index, point in ipairs(decomposed) do
+        decompose(point, parts, list)
+        assert(#list <= index * DECOMPOSITION_MAX)
+        while #list < index * DECOMPOSITION_MAX do
+            list[#list + 1] = 0
         end
     end
     return list
 end
 
--- Indices of the decompositions that compose again, ordered by (first, second).
-local function compositions(unicode_dir, decompositions)
+-- The pairs that compose, each as first, second, composite; ordered by first, then second.
+local function compositions(unicode_dir, decomposed, parts)
     local excluded = points_with(unicode_dir, "DerivedNormalizationProps.txt", function(property)
         return property == "Full_Composition_Exclusion"
     end)
-    local list = {}
-    for index, entry in ipairs(decompositions) do
-        if not excluded[entry[1]] then
-            list[#list + 1] = index - 1
+    local composite, keys, list = {}, {}, {}
+    for _, point in ipairs(decomposed) do
+        if not excluded[point] then
+            keys[#keys + 1] = parts[point][1] << 32 | parts[point][2]
+            composite[keys[#keys]] = point
         end
     end
-    table.sort(list, function(a, b)
-        local x, y = decompositions[a + 1], decompositions[b + 1]
-        return (x[2] << 32 | x[3]) < (y[2] << 32 | y[3])
-    end)
-    return list
-end
-
-local function column(rows, index)
-    local list = {}
-    for i, row in ipairs(rows) do
-        list[i] = row[index]
+    table.sort(keys)
+    for _, key in ipairs(keys) do
+        table.move({ key >> 32, key & 0xffffffff, composite[key] }, 1, 3, #list + 1, list)
     end
     return list
 end
 
--- A C table, lines filled up to 100 columns.
-local function c_table(comment, ctype, name, values)
-    local lines = { "// " .. comment, ("static const %s %s[%d] = {"):format(ctype, name, #values) }
-    local line = "   "
-    for _, value in ipairs(values) do
-        local item = (value < 10 and " %d," or " 0x%x,"):format(value)
-        if #line + #item > 100 then
-            lines[#lines + 1] = line
-            line = "   "
-        end
-        line = line .. item
+-- The lists that struct unicode_tables in runtime/unicode.h points to, by their names there; those
+-- for form C are empty unless nfc. unicode_dir: /usr/share/unicode.
+function M.tables(unicode_dir, nfc)
+    local tables = { class_start = class_starts(unicode_dir), combining_start = {},
+        decomposed = {}, decomposition = {}, composition = {} }
+    if nfc then
+        local combining, decomposed, parts = read_form_c(unicode_dir)
+        tables.combining_start = boundaries(combining, 8)
+        tables.decomposed = decomposed
+        tables.decomposition = decompositions(decomposed, parts)
+        tables.composition = compositions(unicode_dir, decomposed, parts)
     end
-    lines[#lines + 1] = line
-    lines[#lines + 1] = "};\n"
-    return table.concat(lines, "\n")
-end
-
--- The text of unicode_tables.h. unicode_dir: /usr/share/unicode.
-function M.generate(unicode_dir)
-    local version = read_lines(unicode_dir, "PropList.txt")():match("PropList%-([%d.]+)%.txt")
-    local class, combining, decompositions = read_characters(unicode_dir)
-    return table.concat({
-        ("// Unicode %s (normalization: %.1f), generated from UnicodeData.txt, PropList.txt,\n"
-            .. "// DerivedAge.txt and DerivedNormalizationProps.txt.\n")
-            :format(version or "", NORMALIZATION_VERSION)
-            .. "#ifndef UNICODE_TABLES_H\n#define UNICODE_TABLES_H\n\n#include <stdint.h>\n",
-        c_table("Where the class changes: code point << 2 | enum unicode_class.",
-            "uint32_t", "unicode_class_starts", boundaries(class, 2)),
-        c_table("Where the canonical combining class changes: code point << 8 | class.",
-            "uint32_t", "combining_class_starts", boundaries(combining, 8)),
-        c_table("Runs of code points with a canonical decomposition: first << 12 | its index.",
-            "uint32_t", "decomposition_runs", runs(decompositions)),
-        c_table("What they decompose to, one step: first code point.",
-            "uint32_t", "decomposition_first", column(decompositions, 2)),
-        c_table("And the second, 0 if there is none.",
-            "uint32_t", "decomposition_second", column(decompositions, 3)),
-        c_table("The decompositions that compose again, by first, then second code point.",
-            "uint16_t", "composition_order", compositions(unicode_dir, decompositions)),
-        "#endif\n",
-    }, "\n")
+    return tables
 end
 
 return M

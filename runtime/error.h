@@ -1,5 +1,6 @@
 // One error: an exit code and one line of text that names the file, the field, what was found and
-// what was expected. Functions that can fail take a struct error and return its code, 0 for success.
+// what was expected. Functions that can fail take a struct error and return its code, 0 for
+// success.
 #ifndef ERROR_H
 #define ERROR_H
 

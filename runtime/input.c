@@ -52,9 +52,8 @@ static int input_line(FILE *file, char *line, size_t size, size_t *bytes, struct
     while ((byte = getc(file)) != EOF && byte != '\n') {
         if (length == size)
             return fail(error, EXIT_INPUT,
-                        "stdin: found a line of more than %zu bytes, expected %zu "
-                        "at most",
-                        size, size);
+                        "stdin: found a line of more than %zu bytes, expected %zu at most", size,
+                        size);
         line[length++] = (char)byte;
     }
     if (byte == EOF && length == 0) {

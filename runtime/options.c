@@ -292,9 +292,7 @@ static int option_parse(struct arguments *arguments, int argc, char **argv, int 
         return fail(error, EXIT_USAGE, "%s: found '%.64s', expected no value", name, value);
     if (row->kind != OPTION_FLAG && !value && *index < argc)
         value = argv[(*index)++];
-    if (row->kind != OPTION_FLAG && !value)
-        return option_bad_value(row, name, NULL, error);
-    if (!option_store(arguments, row, value))
+    if ((row->kind != OPTION_FLAG && !value) || !option_store(arguments, row, value))
         return option_bad_value(row, name, value, error);
     return EXIT_OK;
 }

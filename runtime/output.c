@@ -16,23 +16,9 @@ static unsigned utf8_length(unsigned char byte) {
 // Whether byte may follow the held ones. The second byte is limited further after E0 and F0
 // (overlong forms), ED (surrogates) and F4 (past U+10FFFF).
 static bool utf8_continues(const struct utf8_writer *writer, unsigned char byte) {
-    unsigned char least = 0x80, most = 0xbf;
-    if (writer->held_count == 1) {
-        switch (writer->held[0]) {
-        case 0xe0:
-            least = 0xa0;
-            break;
-        case 0xed:
-            most = 0x9f;
-            break;
-        case 0xf0:
-            least = 0x90;
-            break;
-        case 0xf4:
-            most = 0x8f;
-            break;
-        }
-    }
+    unsigned first = writer->held_count == 1 ? writer->held[0] : 0;
+    unsigned least = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
+    unsigned most = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
     return byte >= least && byte <= most;
 }
 

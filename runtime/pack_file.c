@@ -33,10 +33,21 @@ static int check_header(const struct pack_file *file, const char *path,
     return EXIT_OK;
 }
 
+// Nothing follows the header in its page: what lies there is damage.
+static int check_padding(const struct pack_file *file, const char *path, struct error *error) {
+    const char *page = (const char *)file->header;
+    for (size_t i = sizeof *file->header; i < PACK_HEADER_BYTES; i++)
+        if (page[i] != 0)
+            return fail(error, EXIT_PACK, "%s: byte %zu: found %d, expected 0", path, i, page[i]);
+    return EXIT_OK;
+}
+
 static int check_pack(const struct pack_file *file, const char *path,
                       const struct pack_expectation *expected, struct pool *pool,
                       struct error *error) {
     int code = check_header(file, path, expected, error);
+    if (!code)
+        code = check_padding(file, path, error);
     if (code)
         return code;
     uint64_t sum = 0;

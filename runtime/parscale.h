@@ -1,9 +1,10 @@
 // The C API: one model, one KV cache, one position. Compile engine.c with -DPARSCALE_NO_MAIN and
 // link it; every function below is then the whole interface. No function but parscale_open and
-// parscale_tokenize allocates; none writes to stdout or stderr. A handle is used by one thread at a time.
+// parscale_tokenize allocates; none writes to stdout or stderr. A handle is used by one thread at a
+// time.
 //
-// Functions that can fail return 0 or an exit code (runtime/error.h; docs/engine.md lists them), and
-// parscale_error tells in one line what happened.
+// Functions that can fail return 0 or an exit code (runtime/error.h; docs/engine.md lists them),
+// and parscale_error tells in one line what happened.
 #ifndef PARSCALE_H
 #define PARSCALE_H
 
@@ -15,24 +16,25 @@ struct parscale;
 
 struct parscale_options {
     const char *pack; // path of model.psc
-    const char *isa;  // NULL: the fastest this processor has; or plain, avx2, avx512, avx512bf16, neon
-    int threads;      // 0: one per online processor
-    int streams;      // 0: the largest P of the plan; else one of the plan's parscale_n
-    const char *device; // NULL or cpu; cuda: the first GPU; auto: the GPU if it can run the model
+    const char
+        *isa;    // NULL: the fastest this processor has; or plain, avx2, avx512, avx512bf16, neon
+    int threads; // 0: one per online processor
+    int streams; // 0: the largest P of the plan; else one of the plan's parscale_n
+    const char *device;   // NULL or cpu; cuda: the first GPU; auto: the GPU if it can run the model
     bool no_kernel_cache; // compile the GPU's kernels even if they are in the cache
 };
 
 // What the engine was generated for, and what it runs with. All sizes in elements, memory in bytes.
 struct parscale_info {
-    const char *name;         // spec.name
-    const char *plan_digest;  // 16 hex digits; equal in the engine and in its pack
-    const char *isa;          // the path in use
-    const char *device;       // cpu, or the GPU's name
-    const char *device_note;  // one line: why not the GPU, or what was wrong with the kernel cache; or ""
+    const char *name;        // spec.name
+    const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
+    const char *isa;         // the path in use
+    const char *device;      // cpu, or the GPU's name
+    const char *device_note; // one line: why not the GPU, what was wrong with its kernel cache; or ""
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;
-    int streams;              // P in use
-    int prefix_tokens;        // T, learned key/value positions per stream; they use no context
-    int context;              // positions the cache holds
+    int streams;       // P in use
+    int prefix_tokens; // T, learned key/value positions per stream; they use no context
+    int context;       // positions the cache holds
     int threads;
     bool has_tokenizer;
     size_t pack_bytes;        // the file
@@ -42,10 +44,10 @@ struct parscale_info {
     size_t kv_bytes_position; // cache bytes that one position takes (all streams and layers)
 };
 
-// Opens a pack. On failure *handle is still a handle if memory allowed (so that parscale_error works)
-// and must be closed; NULL otherwise.
+// Opens a pack. On failure *handle is still a handle if memory allowed (so that parscale_error
+// works) and must be closed; NULL otherwise.
 int parscale_open(struct parscale **handle, const struct parscale_options *options);
-void parscale_close(struct parscale *handle); // NULL is allowed
+void parscale_close(struct parscale *handle);              // NULL is allowed
 const char *parscale_error(const struct parscale *handle); // "" if nothing failed yet
 const struct parscale_info *parscale_info(const struct parscale *handle);
 
@@ -54,7 +56,8 @@ int parscale_position(const struct parscale *handle);
 int parscale_rewind(struct parscale *handle, int position);
 
 // Appends n ids [n] to the cache. Afterwards parscale_logits are those of the last one.
-// EXIT_INPUT if they do not fit the context or an id is outside the vocabulary; nothing is appended then.
+// EXIT_INPUT if they do not fit the context or an id is outside the vocabulary; nothing is appended
+// then.
 int parscale_prefill(struct parscale *handle, const int32_t *ids, size_t n);
 
 // The same, and calls visit(user, i, logits [vocab_size]) for every i in 0..n-1, in order.
@@ -70,19 +73,21 @@ const float *parscale_logits(const struct parscale *handle); // [vocab_size], fp
 const float *parscale_stream_weights(const struct parscale *handle);
 
 struct parscale_sampling {
-    float temperature;    // 0: greedy
-    int top_k;            // 0: off
-    float top_p;          // 1: off
-    float min_p;          // 0: off
-    float repeat_penalty; // 1: off; over the last 64 ids given to parscale_sample and appended before
+    float temperature; // 0: greedy
+    int top_k;         // 0: off
+    float top_p;       // 1: off
+    float min_p;       // 0: off
+    float
+        repeat_penalty; // 1: off; over the last 64 ids given to parscale_sample and appended before
     uint64_t seed;
 };
-// Chooses the next id from parscale_logits. Deterministic: it depends on the logits, on the ids appended
-// so far, on `sampling` and on the position alone.
+// Chooses the next id from parscale_logits. Deterministic: it depends on the logits, on the ids
+// appended so far, on `sampling` and on the position alone.
 int32_t parscale_sample(struct parscale *handle, const struct parscale_sampling *sampling);
 
-// Text to ids. special: added tokens such as <|im_start|> in the text become their ids, else they are
-// text. *ids is malloc'ed, the caller frees it. EXIT_INPUT: the model has no tokenizer, or text is not UTF-8.
+// Text to ids. special: special added tokens such as <|im_start|> in the text become their ids,
+// else they are text. *ids is malloc'ed, the caller frees it. EXIT_INPUT: the model has no
+// tokenizer, or text is not UTF-8.
 int parscale_tokenize(struct parscale *handle, const char *text, size_t bytes, bool special,
                       int32_t **ids, size_t *n);
 // The bytes of one id, not terminated; NULL if there are none. A token may end inside a character.
@@ -91,7 +96,8 @@ const char *parscale_piece(const struct parscale *handle, int32_t id, size_t *by
 bool parscale_is_stop(const struct parscale *handle, int32_t id);
 // How a conversation is written: "chatml", or NULL if the model has no template that is known.
 const char *parscale_chat_template(const struct parscale *handle);
-// The system prompt that the template starts with if a conversation has none; NULL: it starts without.
+// The system prompt that the template starts with if a conversation has none; NULL: it starts
+// without.
 const char *parscale_system_prompt(const struct parscale *handle);
 
 #endif

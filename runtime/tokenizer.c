@@ -2,7 +2,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "tokenizer.h"
-#include "unicode.h"
 
 static const uint32_t NO_ID = UINT32_MAX; // also "no rank" and "no symbol"
 
@@ -12,14 +11,8 @@ struct tokenizer_header {
     char magic[4];
     uint32_t rule, nfc, ids, merges, added, stops, piece_bytes, system_bytes;
     uint32_t chat, im_start, im_end;
+    uint32_t classes, combining, decompositions, compositions;
 };
-
-// The next section, of n numbers.
-static const uint32_t *take_section(const uint32_t **place, size_t n) {
-    const uint32_t *section = *place;
-    *place += n;
-    return section;
-}
 
 static int check_below(const char *name, const uint32_t *values, size_t n, uint32_t limit,
                        struct error *error) {
@@ -57,61 +50,82 @@ static int check_added(const struct tokenizer *t, struct error *error) {
 }
 
 static int check_sections(const struct tokenizer *t, uint32_t piece_bytes, struct error *error) {
-    int code = check_places("piece_start", t->piece_start, t->ids, piece_bytes, error);
-    if (code == EXIT_OK)
-        code = check_places("merge_first", t->merge_first, t->ids, t->merges, error);
-    if (code == EXIT_OK)
-        code = check_below("merge_right", t->merge_right, t->merges, t->ids, error);
-    if (code == EXIT_OK)
-        code = check_below("merge_rank", t->merge_rank, t->merges, t->merges, error);
-    if (code == EXIT_OK)
-        code = check_below("merge_result", t->merge_result, t->merges, t->ids, error);
-    if (code == EXIT_OK)
-        code = check_added(t, error);
-    for (int i = 0; i < 256 && code == EXIT_OK; i++)
-        if (t->byte_id[i] != NO_ID)
-            code = check_below("byte_id", &t->byte_id[i], 1, t->ids, error);
-    return code;
+    for (int i = 0; i < 256; i++)
+        if (t->byte_id[i] != NO_ID && check_below("byte_id", &t->byte_id[i], 1, t->ids, error))
+            return error->code;
+    if (check_places("piece_start", t->piece_start, t->ids, piece_bytes, error) ||
+        check_places("merge_first", t->merge_first, t->ids, t->merges, error) ||
+        check_below("merge_right", t->merge_right, t->merges, t->ids, error) ||
+        check_below("merge_rank", t->merge_rank, t->merges, t->merges, error) ||
+        check_below("merge_result", t->merge_result, t->merges, t->ids, error) ||
+        check_added(t, error))
+        return error->code;
+    return unicode_check(&t->unicode, t->nfc, error);
+}
+
+// Points t to the sections, which are behind the header, if their lengths add up.
+static int find_sections(struct tokenizer *t, const struct tokenizer_header *h, size_t bytes,
+                         struct error *error) {
+    struct unicode_tables *u = &t->unicode;
+    const struct {
+        const uint32_t **start;
+        uint64_t length;
+    } sections[] = {
+        {&t->piece_start, (uint64_t)h->ids + 1},
+        {&t->byte_id, 256},
+        {&t->merge_first, (uint64_t)h->ids + 1},
+        {&t->merge_right, h->merges},
+        {&t->merge_rank, h->merges},
+        {&t->merge_result, h->merges},
+        {&t->added, h->added},
+        {&t->stop, h->stops},
+        {&u->class_start, h->classes},
+        {&u->combining_start, h->combining},
+        {&u->decomposed, h->decompositions},
+        {&u->decomposition, (uint64_t)DECOMPOSITION_MAX * h->decompositions},
+        {&u->composition, (uint64_t)3 * h->compositions},
+    };
+    enum { SECTIONS = sizeof sections / sizeof *sections };
+    uint64_t expected = sizeof *h + (uint64_t)h->piece_bytes + h->system_bytes;
+    for (int i = 0; i < SECTIONS; i++)
+        expected += sections[i].length * sizeof(uint32_t);
+    if (expected != bytes)
+        return fail(error, EXIT_PACK, "tokenizer: found %zu bytes, expected %llu", bytes,
+                    (unsigned long long)expected);
+    const uint32_t *place = (const uint32_t *)(h + 1);
+    for (int i = 0; i < SECTIONS; place += sections[i++].length)
+        *sections[i].start = place;
+    t->pieces = (const char *)place;
+    t->chat.system = t->pieces + h->piece_bytes;
+    return EXIT_OK;
 }
 
 static int tokenizer_open(struct tokenizer *t, const void *blob, size_t bytes,
                           struct error *error) {
-    struct tokenizer_header h;
-    if (bytes < sizeof h || (uintptr_t)blob % sizeof(uint32_t) != 0 || memcmp(blob, "tok1", 4) != 0)
+    const struct tokenizer_header *h = blob;
+    if (bytes < sizeof *h || (uintptr_t)h % sizeof(uint32_t) != 0 ||
+        memcmp(h->magic, "tok2", 4) != 0)
         return fail(error, EXIT_PACK, "tokenizer: found %zu bytes, expected a header", bytes);
-    memcpy(&h, blob, sizeof h);
-    uint64_t numbers = 2 * ((uint64_t)h.ids + 1) + 256 + 3 * (uint64_t)h.merges + h.added + h.stops;
-    uint64_t expected = sizeof h + 4 * numbers + h.piece_bytes + h.system_bytes;
-    if (expected != bytes)
-        return fail(error, EXIT_PACK, "tokenizer: found %zu bytes, expected %llu", bytes,
-                    (unsigned long long)expected);
-    if ((h.rule != TOKENIZER_QWEN2 && h.rule != TOKENIZER_SMOLLM) || h.nfc > 1 || h.chat > 1 ||
-        h.ids > INT32_MAX || (h.chat && (h.im_start >= h.ids || h.im_end >= h.ids)))
+    if ((h->rule != TOKENIZER_QWEN2 && h->rule != TOKENIZER_SMOLLM) || h->nfc > 1 || h->chat > 1 ||
+        h->ids > INT32_MAX || (h->chat && (h->im_start >= h->ids || h->im_end >= h->ids)))
         return fail(error, EXIT_PACK,
                     "tokenizer: found rule %u, nfc %u, chat %u (%u, %u), %u ids, expected others",
-                    h.rule, h.nfc, h.chat, h.im_start, h.im_end, h.ids);
-    const uint32_t *place = (const uint32_t *)((const char *)blob + sizeof h);
-    *t = (struct tokenizer){.rule = h.rule,
-                            .nfc = h.nfc,
-                            .ids = h.ids,
-                            .merges = h.merges,
-                            .added_tokens = h.added,
-                            .stops = h.stops};
-    t->piece_start = take_section(&place, (size_t)h.ids + 1);
-    t->byte_id = take_section(&place, 256);
-    t->merge_first = take_section(&place, (size_t)h.ids + 1);
-    t->merge_right = take_section(&place, h.merges);
-    t->merge_rank = take_section(&place, h.merges);
-    t->merge_result = take_section(&place, h.merges);
-    t->added = take_section(&place, h.added);
-    t->stop = take_section(&place, h.stops);
-    t->pieces = (const char *)place;
-    t->chat = (struct tokenizer_chat){.chatml = h.chat,
-                                      .im_start = (int32_t)h.im_start,
-                                      .im_end = (int32_t)h.im_end,
-                                      .system = t->pieces + h.piece_bytes,
-                                      .system_bytes = h.system_bytes};
-    return check_sections(t, h.piece_bytes, error);
+                    h->rule, h->nfc, h->chat, h->im_start, h->im_end, h->ids);
+    *t = (struct tokenizer){
+        .rule = h->rule,
+        .nfc = h->nfc,
+        .ids = h->ids,
+        .merges = h->merges,
+        .added_tokens = h->added,
+        .stops = h->stops,
+        .chat = {h->chat, (int32_t)h->im_start, (int32_t)h->im_end, NULL, h->system_bytes},
+        .unicode = {.classes = h->classes,
+                    .combining = h->combining,
+                    .decompositions = h->decompositions,
+                    .compositions = h->compositions},
+    };
+    int code = find_sections(t, h, bytes, error);
+    return code ? code : check_sections(t, h->piece_bytes, error);
 }
 
 // Ids to text -------------------------------------------------------------------------------------
@@ -180,19 +194,21 @@ struct character {
 };
 
 // The end of the text reads as white space of no bytes: that is what \s+(?!\S) takes it for.
-static struct character character_at(const char *text, size_t bytes, size_t at) {
+static struct character character_at(const struct tokenizer *t, const char *text, size_t bytes,
+                                     size_t at) {
     struct character c = {UNICODE_SPACE, 0, 0};
     if (at < bytes) {
         c.bytes = utf8_decode(text + at, bytes - at, &c.point);
-        c.class = unicode_class(c.point);
+        c.class = unicode_class(&t->unicode, c.point);
     }
     return c;
 }
 
 // Where the run of characters of one class ends that starts at `at`, which may be empty.
-static size_t skip_class(const char *text, size_t bytes, size_t at, enum unicode_class class) {
+static size_t skip_class(const struct tokenizer *t, const char *text, size_t bytes, size_t at,
+                         enum unicode_class class) {
     struct character c;
-    while (at < bytes && (c = character_at(text, bytes, at)).class == class)
+    while (at < bytes && (c = character_at(t, text, bytes, at)).class == class)
         at += c.bytes;
     return at;
 }
@@ -200,24 +216,19 @@ static size_t skip_class(const char *text, size_t bytes, size_t at, enum unicode
 // Length of the English contraction that text starts with, or 0. (?i) is Unicode's: U+017F, the
 // long s, is an s.
 static size_t contraction(const char *text, size_t bytes, bool any_case) {
-    static const char endings[7][3] = {"s", "t", "re", "ve", "m", "ll", "d"};
+    static const char *const endings[] = {"s", "t", "re", "ve", "m", "ll", "d"};
+    char next[2] = {0}; // what follows the apostrophe, in lower case if any_case
     if (text[0] != '\'')
         return 0;
     if (any_case && bytes > 2 && memcmp(text + 1, "\xc5\xbf", 2) == 0)
         return 3;
-    for (size_t i = 0; i < 7; i++) {
-        size_t n = 0, length = strlen(endings[i]);
-        while (n < length && n + 1 < bytes) {
-            char c = text[n + 1];
-            if (any_case && c >= 'A' && c <= 'Z')
-                c = (char)(c | 0x20);
-            if (c != endings[i][n])
-                break;
-            n++;
-        }
-        if (n == length)
-            return 1 + length;
+    for (size_t i = 0; i < 2 && i + 1 < bytes; i++) {
+        bool upper = text[i + 1] >= 'A' && text[i + 1] <= 'Z';
+        next[i] = (char)(any_case && upper ? text[i + 1] | 0x20 : text[i + 1]);
     }
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++)
+        if (memcmp(next, endings[i], strlen(endings[i])) == 0)
+            return 1 + strlen(endings[i]);
     return 0;
 }
 
@@ -228,50 +239,52 @@ static bool is_newline(uint32_t point) {
 // Length of the piece that text, which starts with white space, starts with: up to the last newline
 // of the run (qwen2), or all of it before a space, the end or (smollm) a digit, or else all but the
 // last character, which goes with what follows.
-static size_t split_space(const char *text, size_t bytes, enum tokenizer_rule rule) {
+static size_t split_space(const struct tokenizer *t, const char *text, size_t bytes) {
     size_t at = 0, last = 0, line = 0;
     struct character c;
-    while ((c = character_at(text, bytes, at)).class == UNICODE_SPACE && c.bytes > 0) {
+    while ((c = character_at(t, text, bytes, at)).class == UNICODE_SPACE && c.bytes > 0) {
         last = at;
         at += c.bytes;
         if (is_newline(c.point))
             line = at;
     }
-    if (rule == TOKENIZER_QWEN2 && line > 0)
+    if (t->rule == TOKENIZER_QWEN2 && line > 0)
         return line;
-    bool end = at == bytes || (rule == TOKENIZER_SMOLLM && c.class == UNICODE_NUMBER);
+    bool end = at == bytes || (t->rule == TOKENIZER_SMOLLM && c.class == UNICODE_NUMBER);
     return end || last == 0 ? at : last;
 }
 
-static size_t split_qwen2(const char *text, size_t bytes) {
+static size_t split_qwen2(const struct tokenizer *t, const char *text, size_t bytes) {
     size_t at = contraction(text, bytes, true);
     if (at > 0)
         return at;
-    struct character c = character_at(text, bytes, 0), next = character_at(text, bytes, c.bytes);
+    struct character c = character_at(t, text, bytes, 0);
+    struct character next = character_at(t, text, bytes, c.bytes);
     if (c.class == UNICODE_NUMBER)
         return c.bytes;
     if (c.class == UNICODE_LETTER || (next.class == UNICODE_LETTER && !is_newline(c.point)))
-        return skip_class(text, bytes, c.bytes, UNICODE_LETTER);
+        return skip_class(t, text, bytes, c.bytes, UNICODE_LETTER);
     if (c.class == UNICODE_SPACE && (c.point != ' ' || next.class != UNICODE_OTHER))
-        return split_space(text, bytes, TOKENIZER_QWEN2);
-    at = skip_class(text, bytes, c.bytes, UNICODE_OTHER);
+        return split_space(t, text, bytes);
+    at = skip_class(t, text, bytes, c.bytes, UNICODE_OTHER);
     while (at < bytes && is_newline((unsigned char)text[at]))
         at++;
     return at;
 }
 
-static size_t split_smollm(const char *text, size_t bytes) {
+static size_t split_smollm(const struct tokenizer *t, const char *text, size_t bytes) {
     size_t at = contraction(text, bytes, false);
     if (at > 0)
         return at;
-    struct character c = character_at(text, bytes, 0), next = character_at(text, bytes, c.bytes);
+    struct character c = character_at(t, text, bytes, 0);
+    struct character next = character_at(t, text, bytes, c.bytes);
     if (c.class == UNICODE_NUMBER)
         return c.bytes;
     if (c.class != UNICODE_SPACE)
-        return skip_class(text, bytes, 0, c.class);
+        return skip_class(t, text, bytes, 0, c.class);
     if (c.point == ' ' && (next.class == UNICODE_LETTER || next.class == UNICODE_OTHER))
-        return skip_class(text, bytes, c.bytes, next.class);
-    return split_space(text, bytes, TOKENIZER_SMOLLM);
+        return skip_class(t, text, bytes, c.bytes, next.class);
+    return split_space(t, text, bytes);
 }
 
 // Merging -----------------------------------------------------------------------------------------
@@ -382,13 +395,13 @@ static size_t merge_piece(const struct tokenizer *t, const char *piece, size_t b
 static size_t encode_text(const struct tokenizer *t, const char *text, size_t bytes,
                           struct tokenizer_scratch *s, int32_t *ids) {
     if (t->nfc && !nfc_is_plain(text, bytes)) {
-        bytes = nfc_normalize(text, bytes, s->normalized, s->points, s->spare);
+        bytes = nfc_normalize(&t->unicode, text, bytes, s->normalized, s->points, s->spare);
         text = s->normalized;
     }
     size_t n = 0;
     for (size_t at = 0, length; at < bytes; at += length) {
-        length = t->rule == TOKENIZER_QWEN2 ? split_qwen2(text + at, bytes - at)
-                                            : split_smollm(text + at, bytes - at);
+        length = t->rule == TOKENIZER_QWEN2 ? split_qwen2(t, text + at, bytes - at)
+                                            : split_smollm(t, text + at, bytes - at);
         n += merge_piece(t, text + at, length, s, ids + n);
     }
     return n;

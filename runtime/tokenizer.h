@@ -14,26 +14,36 @@
 //      byte that is no token (SmolLM2 lacks some control characters) is dropped, as there.
 //
 // The blob, made by codegen/tokenizer.lua; all numbers are 32-bit little-endian, NO_ID is
-// 0xffffffff. A header of twelve numbers, then the sections, each right after the one before:
-//   magic         "tok1"
-//   rule          enum tokenizer_rule
-//   nfc           0 or 1
-//   ids           1 + the largest id; at most the model's vocab_size
-//   merges        number of merges
-//   added         number of added tokens
-//   stops         number of stop ids
-//   piece_bytes   bytes of all tokens
-//   system_bytes  bytes of the default system prompt
-//   chat          1: the chat template is ChatML; 0: there is none
-//   im_start      id of <|im_start|>, NO_ID without chat
-//   im_end        id of <|im_end|>, NO_ID without chat
-//   piece_start   [ids + 1]  where the bytes of an id start in pieces; none for an id that is
-//   unused byte_id       [256]      the token of a single byte, or NO_ID merge_first   [ids + 1]
-//   where the merges with this left id start merge_right   [merges]   right id, ascending for the
-//   same left one merge_rank    [merges]   rank, 0 is merged first merge_result  [merges]   by
-//   rank: the id that the pair becomes added         [added]    id << 1 | special, in the order of
-//   their bytes stop          [stops]    ids that end generation pieces        [piece_bytes] and
-//   system [system_bytes], bytes
+// 0xffffffff. A header of sixteen numbers, then the sections, each right after the one before:
+//   magic            "tok2"
+//   rule             enum tokenizer_rule
+//   nfc              0 or 1
+//   ids              1 + the largest id; at most the model's vocab_size
+//   merges           number of merges
+//   added            number of added tokens
+//   stops            number of stop ids
+//   piece_bytes      bytes of all tokens
+//   system_bytes     bytes of the default system prompt
+//   chat             1: the chat template is ChatML; 0: there is none
+//   im_start         id of <|im_start|>, NO_ID without chat
+//   im_end           id of <|im_end|>, NO_ID without chat
+//   classes, combining, decompositions, compositions
+//                    lengths of the Unicode tables; without nfc all but the first are 0
+//   piece_start      [ids + 1]  where the bytes of an id start; an id that is unused has none
+//   byte_id          [256]      the token of a single byte, or NO_ID
+//   merge_first      [ids + 1]  where the merges with this left id start
+//   merge_right      [merges]   right id, ascending for the same left one
+//   merge_rank       [merges]   rank, 0 is merged first
+//   merge_result     [merges]   by rank: the id that the pair becomes
+//   added            [added]    id << 1 | special, in the order of their bytes
+//   stop             [stops]    ids that end generation
+//   class_start      [classes]              these five are described in unicode.h
+//   combining_start  [combining]
+//   decomposed       [decompositions]
+//   decomposition    [decompositions][4]
+//   composition      [compositions][3]
+//   pieces           [piece_bytes]          bytes
+//   system           [system_bytes]         bytes
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
@@ -41,6 +51,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "error.h"
+#include "unicode.h"
 
 enum tokenizer_rule {
     TOKENIZER_QWEN2 = 1,
@@ -63,6 +74,7 @@ struct tokenizer {
     const uint32_t *piece_start, *byte_id;
     const uint32_t *merge_first, *merge_right, *merge_rank, *merge_result;
     const uint32_t *added, *stop;
+    struct unicode_tables unicode;
     const char *pieces;
 };
 

@@ -13,17 +13,20 @@ static const size_t GROUP_HEADS = HEADS / KV_HEADS;
 static const size_t HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE;
 static const size_t PARTIAL = HEAD_DIM + 2; // one head's result: sum [head_dim], max, total
 
-// Keys and values of one stream and kv head: the learned prefix, or the cache.
+// Keys and values of one stream and kv head: the learned prefix, or the cache. All distances in
+// bytes. Tile (position tile t, dimension tile d) of the keys is at keys + t * apart + d * tile.
 struct segment {
-    const char *keys;       // [tiles of positions, head_dim]
-    const char *values;     // [head_dim, tiles of positions]
-    size_t tile_bytes;      //
-    size_t value_row_tiles; // tiles from one row of values to the next
-    size_t planes;          // a prefix has the weights' planes, the cache one
-    size_t plane_bytes;     //
-    size_t positions;       // valid ones, for the last token of the item
-    bool causal;            // token t of the block sees positions up to its own
-    void (*product)(const void *, size_t, const void *, size_t, size_t, float *, size_t);
+    const char *keys;   // [tiles of positions, head_dim]
+    const char *values; // [head_dim, tiles of positions]
+    size_t tile;        // size of a tile
+    size_t apart;       // keys of one tile of positions to the next
+    size_t value_apart; // values of one tile of positions to the next
+    size_t value_row;   // values of one tile of dimensions to the next
+    size_t planes;      // a prefix has the weights' planes, the cache one
+    size_t plane;       // one plane to the next
+    size_t positions;   // valid ones, for the last token of the item
+    bool causal;        // token t of the block sees positions up to its own
+    void (*product)(const void *, size_t, size_t, const void *, size_t, size_t, float *, size_t);
 };
 
 struct item {
@@ -33,28 +36,31 @@ struct item {
     size_t columns; // tokens * GROUP_HEADS; column = token * GROUP_HEADS + head
 };
 
-// Cache of one (layer, stream, kv head). Layer 0 is the same in all streams.
+// Cache of one (layer, stream, kv head): for every tile of positions, its keys [16, head_dim] and
+// its values [head_dim, 16], so that a token's entry is written to one place. Layer 0 is the same
+// in all streams.
 static char *cache_block(const struct parscale *model, size_t layer, size_t stream,
                          size_t kv_head) {
     size_t slot = layer == 0 ? 0 : 1 + (layer - 1) * MAX_STREAMS + stream;
     size_t block_bytes = (size_t)CACHE_BLOCK_TILES * TILE_ELEMENTS * model->isa->cache_bytes;
-    return model->cache + (slot * KV_HEADS + kv_head) * 2 * block_bytes;
+    return model->cache + (slot * KV_HEADS + kv_head) * block_bytes;
 }
 
 static struct segment cache_segment(const struct parscale *model, size_t layer,
                                     const struct item *item) {
-    const struct isa *isa = model->isa;
-    size_t tile_bytes = TILE_ELEMENTS * isa->cache_bytes;
+    size_t tile = TILE_ELEMENTS * model->bulk->cache_bytes;
     const char *keys = cache_block(model, layer, item->stream, item->kv_head);
     return (struct segment){
         .keys = keys,
-        .values = keys + CACHE_BLOCK_TILES * tile_bytes,
-        .tile_bytes = tile_bytes,
-        .value_row_tiles = CONTEXT_TILES,
+        .values = keys + HEAD_TILES * tile,
+        .tile = tile,
+        .apart = 2 * HEAD_TILES * tile,
+        .value_apart = 2 * HEAD_TILES * tile,
+        .value_row = tile,
         .planes = 1,
         .positions = model->block.position + item->token + item->tokens,
         .causal = true,
-        .product = isa->product_cache,
+        .product = model->bulk->product_cache,
     };
 }
 
@@ -66,22 +72,24 @@ static struct segment prefix_segment(const struct parscale *model, size_t layer,
     return (struct segment){
         .keys = pack_at(model, adapter->prefix_k + offset),
         .values = pack_at(model, adapter->prefix_v + offset),
-        .tile_bytes = TILE_BYTES,
-        .value_row_tiles = tiles_for((size_t)adapter->prefix_tokens),
+        .tile = TILE_BYTES,
+        .apart = HEAD_TILES * TILE_BYTES,
+        .value_apart = TILE_BYTES,
+        .value_row = tiles_for((size_t)adapter->prefix_tokens) * TILE_BYTES,
         .planes = WEIGHT_PLANES,
-        .plane_bytes = adapter->prefix_block / WEIGHT_PLANES,
+        .plane = adapter->prefix_block / WEIGHT_PLANES,
         .positions = (size_t)adapter->prefix_tokens,
-        .product = model->isa->product,
+        .product = model->bulk->product,
     };
 }
 
 // One row of tiles times packed columns, summed over the segment's planes.
 static void segment_product(const struct segment *segment, const char *row, size_t column_tiles,
-                            const char *x, size_t x_stride, size_t columns, float *y,
+                            size_t apart, const char *x, size_t x_stride, size_t columns, float *y,
                             size_t y_stride, float *spare) {
-    segment->product(row, column_tiles, x, x_stride, columns, y, y_stride);
+    segment->product(row, column_tiles, apart, x, x_stride, columns, y, y_stride);
     for (size_t plane = 1; plane < segment->planes; plane++) {
-        segment->product(row + plane * segment->plane_bytes, column_tiles, x, x_stride, columns,
+        segment->product(row + plane * segment->plane, column_tiles, apart, x, x_stride, columns,
                          spare, TILE);
         for (size_t c = 0; c < columns; c++)
             for (size_t r = 0; r < TILE; r++)
@@ -92,7 +100,7 @@ static void segment_product(const struct segment *segment, const char *row, size
 // Queries of an item, scaled by 1/sqrt(head_dim) and packed.
 static void gather_queries(const struct parscale *model, size_t layer, const struct item *item,
                            struct scratch *scratch) {
-    size_t stride = packed_bytes(model->isa, HEAD_DIM);
+    size_t stride = packed_bytes(model->bulk, HEAD_DIM);
     const float scale = 1.0f / sqrtf((float)HEAD_DIM);
     for (size_t c = 0; c < item->columns; c++) {
         size_t token = item->token + c / GROUP_HEADS;
@@ -101,7 +109,7 @@ static void gather_queries(const struct parscale *model, size_t layer, const str
         const float *query = model->buffers->query + (column * HEADS + head) * HEAD_DIM;
         for (size_t i = 0; i < HEAD_TILES * TILE; i++)
             scratch->row[i] = i < HEAD_DIM ? query[i] * scale : 0.0f;
-        model->isa->pack(scratch->row, HEAD_TILES * TILE, scratch->query + c * stride);
+        model->bulk->pack(scratch->row, HEAD_TILES * TILE, scratch->query + c * stride);
         scratch->running[2 * c] = -INFINITY;
         scratch->running[2 * c + 1] = 0;
     }
@@ -128,14 +136,13 @@ static float update_softmax(const struct isa *isa, float *scores, size_t valid, 
 static void attend_chunk(const struct parscale *model, const struct segment *segment,
                          const struct item *item, size_t first_tile, size_t tiles,
                          struct scratch *scratch) {
-    const struct isa *isa = model->isa;
+    const struct isa *isa = model->bulk;
     size_t query_stride = packed_bytes(isa, HEAD_DIM);
     size_t chance_stride = packed_bytes(isa, ATTENTION_CHUNK);
     size_t columns = item->columns;
     for (size_t t = 0; t < tiles; t++)
-        segment_product(segment,
-                        segment->keys + (first_tile + t) * HEAD_TILES * segment->tile_bytes,
-                        HEAD_TILES, scratch->query, query_stride, columns,
+        segment_product(segment, segment->keys + (first_tile + t) * segment->apart, HEAD_TILES,
+                        segment->tile, scratch->query, query_stride, columns,
                         scratch->scores + t * TILE, ATTENTION_CHUNK, scratch->product);
     for (size_t c = 0; c < columns; c++) {
         size_t behind = segment->causal ? item->tokens - 1 - c / GROUP_HEADS : 0;
@@ -152,9 +159,10 @@ static void attend_chunk(const struct parscale *model, const struct segment *seg
     }
     float *y = scratch->product, *spare = y + columns * TILE;
     for (size_t d = 0; d < HEAD_TILES; d++) {
-        size_t tile = d * segment->value_row_tiles + first_tile;
-        segment_product(segment, segment->values + tile * segment->tile_bytes, tiles,
-                        scratch->chances, chance_stride, columns, y, TILE, spare);
+        const char *row =
+            segment->values + d * segment->value_row + first_tile * segment->value_apart;
+        segment_product(segment, row, tiles, segment->value_apart, scratch->chances, chance_stride,
+                        columns, y, TILE, spare);
         for (size_t c = 0; c < columns; c++)
             for (size_t r = 0; r < TILE; r++)
                 scratch->sums[(c * HEAD_TILES + d) * TILE + r] += y[c * TILE + r];

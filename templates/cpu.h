@@ -15,18 +15,19 @@ struct isa {
     // The path for products whose inputs should not be rounded; NULL: this one keeps fp32 itself.
     const struct isa *exact;
 
-    // Packs x [n], n a multiple of 16, in the order of a tile's groups.
+    // Packs x [n], n a multiple of 16, in the order of a tile's words.
     void (*pack)(const float *x, size_t n, void *packed);
 
-    // One row of tiles [16, 16 * column_tiles] times packed activations:
+    // One row of tiles [16, 16 * column_tiles], `apart` bytes from one to the next, times packed
+    // activations:
     // y[c * y_stride + r] = sum over k of W[r, k] * x[c][k], r in 0..15, c in 0..columns-1;
     // x[c] starts x_stride bytes after x[c - 1]. The sum's order depends on nothing but
     // column_tiles.
-    void (*product)(const void *row, size_t column_tiles, const void *x, size_t x_stride,
-                    size_t columns, float *y, size_t y_stride);
+    void (*product)(const void *row, size_t column_tiles, size_t apart, const void *x,
+                    size_t x_stride, size_t columns, float *y, size_t y_stride);
     // The same with tiles of the KV cache (cache_bytes an element).
-    void (*product_cache)(const void *row, size_t column_tiles, const void *x, size_t x_stride,
-                          size_t columns, float *y, size_t y_stride);
+    void (*product_cache)(const void *row, size_t column_tiles, size_t apart, const void *x,
+                          size_t x_stride, size_t columns, float *y, size_t y_stride);
 
     // Raises *max to the largest of s [n]; s[i] = exp(s[i] - *max); returns their sum.
     float (*exponentials)(float *s, size_t n, float *max);

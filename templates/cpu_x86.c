@@ -1,36 +1,18 @@
 // The x86-64 paths: AVX2 and AVX-512 with fp32 activations, AVX-512 BF16 with activations rounded
 // to bf16 as inputs of products. All keep the KV cache in bf16.
 //
-// One scheme: a pass multiplies a row of tiles by a few columns, whose sums stay in registers over
-// all column tiles. The first pass over a row streams it from memory, the others find it in the
-// caches; so that memory does not idle meanwhile, they share the prefetching of the next row. A
-// single pass prefetches nothing: it reads in one sweep, which the hardware follows better.
+// One scheme: as many columns as the registers allow are multiplied in one pass over a row of
+// tiles. A weight is loaded once for all of them, and memory is read in one sweep, which the
+// hardware's prefetching follows best.
 #ifdef __x86_64__
 #include <immintrin.h>
 #include "cpu.h"
 #include "cpu_math.h"
 #include "tile.h"
 
-enum { TILE_LINES = TILE_BYTES / 64 };
-
-// Lines of every tile that one pass prefetches from the next row.
-struct prefetch {
-    size_t distance; // bytes from a row to the next
-    int begin, end;
-};
-
-static inline struct prefetch share_prefetch(size_t column_tiles, size_t pass, size_t passes) {
-    if (passes == 1)
-        return (struct prefetch){0};
-    return (struct prefetch){column_tiles * TILE_BYTES, (int)(TILE_LINES * pass / passes),
-                             (int)(TILE_LINES * (pass + 1) / passes)};
-}
-
-__attribute__((always_inline)) static inline void prefetch_lines(const char *tile,
-                                                                 struct prefetch prefetch) {
-    for (int line = prefetch.begin; line < prefetch.end; line++)
-        _mm_prefetch(tile + prefetch.distance + line * 64, _MM_HINT_T1);
-}
+// How far ahead of a pass weights are fetched to the second-level cache. One to three columns are
+// faster without: the pass then reads as fast as the hardware's own prefetching runs.
+enum { PREFETCH_BYTES = 6144 };
 
 // ---- AVX2 ---------------------------------------------------------------------------------------
 
@@ -38,54 +20,60 @@ static bool avx2_usable(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-// Sums of the even and of the odd words of a: rows g and g + 8.
-__attribute__((target("avx2,fma"))) static inline void avx2_add_words(__m256 a, float *low,
-                                                                      float *high) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    *low = _mm_cvtss_f32(s);
-    *high = _mm_cvtss_f32(_mm_movehdup_ps(s));
+__attribute__((target("avx2,fma"), always_inline)) static inline __m256
+avx2_repeat_pair(const char *in) {
+    return _mm256_castpd_ps(_mm256_broadcast_sd((const double *)(const void *)in));
 }
 
-// One group by N columns, N <= 4. Each group is two halves of 8 words.
+// N columns. sums[c][j]: rows 2j, 2j + 1 and those plus 8.
 __attribute__((target("avx2,fma"), always_inline)) static inline void
-avx2_group(const char *group, size_t column_tiles, const char *x, size_t x_stride, int N, float *y,
-           size_t y_stride) {
+avx2_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride, int N,
+          float *y, size_t y_stride) {
     const __m256i high_half = _mm256_set1_epi32((int)0xffff0000);
-    __m256 sums[4][2];
+    __m256 sums[3][4];
     for (int c = 0; c < N; c++)
-        sums[c][0] = sums[c][1] = _mm256_setzero_ps();
+        for (int j = 0; j < 4; j++)
+            sums[c][j] = _mm256_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
-        for (int half = 0; half < 2; half++) {
-            __m256i w = _mm256_loadu_si256((const void *)(group + k * TILE_BYTES + half * 32));
-            __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
-            __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(w, high_half));
-            for (int c = 0; c < N; c++) {
-                const float *in = (const float *)(x + (size_t)c * x_stride + k * 128) + half * 8;
-                sums[c][half] = _mm256_fmadd_ps(even, _mm256_loadu_ps(in), sums[c][half]);
-                sums[c][half] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(in + TILE), sums[c][half]);
+        for (int i = 0; i < 4; i++) {
+            for (int j = 0; j < 4; j++) {
+                const char *chunks = row + k * apart + i * 128 + j * 32;
+                __m256i w = _mm256_loadu_si256((const void *)chunks);
+                __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+                __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(w, high_half));
+                for (int c = 0; c < N; c++) {
+                    const char *in = x + (size_t)c * x_stride + k * 64 + (size_t)i * 8;
+                    __m256 in_even = avx2_repeat_pair(in), in_odd = avx2_repeat_pair(in + 32);
+                    sums[c][j] = _mm256_fmadd_ps(even, in_even, sums[c][j]);
+                    sums[c][j] = _mm256_fmadd_ps(odd, in_odd, sums[c][j]);
+                }
             }
         }
     }
-    for (int c = 0; c < N; c++)
-        avx2_add_words(_mm256_add_ps(sums[c][0], sums[c][1]), y + (size_t)c * y_stride,
-                       y + (size_t)c * y_stride + 8);
+    for (int c = 0; c < N; c++) {
+        float *out = y + (size_t)c * y_stride;
+        for (int j = 0; j < 4; j++) {
+            __m256 rows = _mm256_add_ps(sums[c][j], _mm256_movehdup_ps(sums[c][j]));
+            __m128 first = _mm256_castps256_ps128(rows), second = _mm256_extractf128_ps(rows, 1);
+            out[2 * j] = _mm_cvtss_f32(first);
+            out[2 * j + 8] = _mm_cvtss_f32(_mm_movehl_ps(first, first));
+            out[2 * j + 1] = _mm_cvtss_f32(second);
+            out[2 * j + 9] = _mm_cvtss_f32(_mm_movehl_ps(second, second));
+        }
+    }
 }
 
 __attribute__((target("avx2,fma"))) static void avx2_product(const void *row, size_t column_tiles,
-                                                             const void *x, size_t x_stride,
-                                                             size_t columns, float *y,
-                                                             size_t y_stride) {
-    for (size_t g = 0; g < TILE_GROUPS; g++) {
-        const char *group = (const char *)row + g * 64;
-        size_t c = 0;
-        for (; c + 4 <= columns; c += 4)
-            avx2_group(group, column_tiles, (const char *)x + c * x_stride, x_stride, 4,
-                       y + c * y_stride + g, y_stride);
-        for (; c < columns; c++)
-            avx2_group(group, column_tiles, (const char *)x + c * x_stride, x_stride, 1,
-                       y + c * y_stride + g, y_stride);
-    }
+                                                             size_t apart, const void *x,
+                                                             size_t x_stride, size_t columns,
+                                                             float *y, size_t y_stride) {
+    const char *in = x;
+    for (; columns >= 3; columns -= 3, in += 3 * x_stride, y += 3 * y_stride)
+        avx2_pass(row, column_tiles, apart, in, x_stride, 3, y, y_stride);
+    if (columns == 2)
+        avx2_pass(row, column_tiles, apart, in, x_stride, 2, y, y_stride);
+    else if (columns == 1)
+        avx2_pass(row, column_tiles, apart, in, x_stride, 1, y, y_stride);
 }
 
 __attribute__((target("avx2,fma"))) static float avx2_exponentials(float *s, size_t n, float *max) {
@@ -100,7 +88,7 @@ __attribute__((target("avx2,fma"))) static void avx2_swiglu(const float *gate_up
 static const struct isa ISA_AVX2 = {
     .name = "avx2",
     .usable = avx2_usable,
-    .packed_bytes = 2 * TILE * sizeof(float),
+    .packed_bytes = TILE * sizeof(float),
     .cache_bytes = 2,
     .pack = pack_fp32,
     .product = avx2_product,
@@ -115,73 +103,89 @@ static bool avx512_usable(void) {
     return __builtin_cpu_supports("avx512f");
 }
 
-// Folds four accumulators of groups g..g+3 (16 words each) to one register: its 128-bit lane j
-// holds group g + j, still two partial sums a row: words row, row + 8, row, row + 8.
-__attribute__((target("avx512f"), always_inline)) static inline __m512
-avx512_fold4(const __m512 *a) {
-    __m512 a01 = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44),
-                               _mm512_shuffle_f32x4(a[0], a[1], 0xee));
-    __m512 a23 = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44),
-                               _mm512_shuffle_f32x4(a[2], a[3], 0xee));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a01, a23, 0x88),
-                         _mm512_shuffle_f32x4(a01, a23, 0xdd));
-}
-
-// The 16 rows in order from the folds of groups 0..3 and 4..7.
+// The 16 rows in order from two accumulators: chunks 0..3 and 4..7, two partial sums a row.
 __attribute__((target("avx512f"), always_inline)) static inline __m512 avx512_rows(__m512 low,
                                                                                    __m512 high) {
-    __m512d a = _mm512_castps_pd(low), b = _mm512_castps_pd(high);
-    __m512 sums = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                                _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    // Lane j of sums: rows j, j + 8, j + 4, j + 12.
+    __m512 sums =
+        _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x88), _mm512_shuffle_ps(low, high, 0xdd));
+    // 128-bit lane j of sums: rows j, j + 8, j + 4, j + 12.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
     return _mm512_permutexvar_ps(order, sums);
 }
 
-// N columns, 1 or 2.
+// Two activation words, repeated over the register.
+__attribute__((target("avx512f"), always_inline)) static inline __m512i
+avx512_repeat_pair(const char *words) {
+    long long pair;
+    memcpy(&pair, words, sizeof pair);
+    return _mm512_set1_epi64(pair);
+}
+
+// N columns, N <= 12. Weights are prefetched `ahead` bytes ahead.
 __attribute__((target("avx512f"), always_inline)) static inline void
-avx512_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N,
-            struct prefetch prefetch, float *y, size_t y_stride) {
+avx512_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride,
+            size_t ahead, int N, float *y, size_t y_stride) {
     const __m512i high_half = _mm512_set1_epi32((int)0xffff0000);
-    __m512 sums[2][TILE_GROUPS];
+    __m512 low[12], high[12];
     for (int c = 0; c < N; c++)
-        for (int g = 0; g < TILE_GROUPS; g++)
-            sums[c][g] = _mm512_setzero_ps();
+        low[c] = high[c] = _mm512_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
-        const char *tile = row + k * TILE_BYTES;
-        prefetch_lines(tile, prefetch);
-        __m512 in[2][2];
-        for (int c = 0; c < N; c++) {
-            in[c][0] = _mm512_loadu_ps(x + (size_t)c * x_stride + k * 128);
-            in[c][1] = _mm512_loadu_ps(x + (size_t)c * x_stride + k * 128 + 64);
-        }
-        for (int g = 0; g < TILE_GROUPS; g++) {
-            __m512i w = _mm512_loadu_si512(tile + g * 64);
-            __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-            __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(w, high_half));
+        for (size_t i = 0; i < 4; i++) {
+            const char *chunks = row + k * apart + i * 128;
+            if (N >= 4) {
+                _mm_prefetch(chunks + ahead, _MM_HINT_T1);
+                _mm_prefetch(chunks + ahead + 64, _MM_HINT_T1);
+            }
+            __m512i w0 = _mm512_loadu_si512(chunks), w1 = _mm512_loadu_si512(chunks + 64);
+            __m512 even0 = _mm512_castsi512_ps(_mm512_slli_epi32(w0, 16));
+            __m512 even1 = _mm512_castsi512_ps(_mm512_slli_epi32(w1, 16));
+            __m512 odd0 = _mm512_castsi512_ps(_mm512_and_si512(w0, high_half));
+            __m512 odd1 = _mm512_castsi512_ps(_mm512_and_si512(w1, high_half));
             for (int c = 0; c < N; c++) {
-                sums[c][g] = _mm512_fmadd_ps(even, in[c][0], sums[c][g]);
-                sums[c][g] = _mm512_fmadd_ps(odd, in[c][1], sums[c][g]);
+                const char *in = x + (size_t)c * x_stride + k * 64 + i * 8;
+                __m512 in_even = _mm512_castsi512_ps(avx512_repeat_pair(in));
+                __m512 in_odd = _mm512_castsi512_ps(avx512_repeat_pair(in + 32));
+                low[c] = _mm512_fmadd_ps(even0, in_even, low[c]);
+                high[c] = _mm512_fmadd_ps(even1, in_even, high[c]);
+                low[c] = _mm512_fmadd_ps(odd0, in_odd, low[c]);
+                high[c] = _mm512_fmadd_ps(odd1, in_odd, high[c]);
             }
         }
     }
     for (int c = 0; c < N; c++)
-        _mm512_storeu_ps(y + (size_t)c * y_stride,
-                         avx512_rows(avx512_fold4(sums[c]), avx512_fold4(sums[c] + 4)));
+        _mm512_storeu_ps(y + (size_t)c * y_stride, avx512_rows(low[c], high[c]));
 }
 
 __attribute__((target("avx512f"))) static void avx512_product(const void *row, size_t column_tiles,
-                                                              const void *x, size_t x_stride,
-                                                              size_t columns, float *y,
-                                                              size_t y_stride) {
+                                                              size_t apart, const void *x,
+                                                              size_t x_stride, size_t columns,
+                                                              float *y, size_t y_stride) {
     const char *in = x;
-    size_t passes = (columns + 1) / 2;
-    for (size_t pass = 0; pass < passes; pass++, in += 2 * x_stride, y += 2 * y_stride) {
-        struct prefetch prefetch = share_prefetch(column_tiles, pass, passes);
-        if (columns - 2 * pass == 1)
-            avx512_pass(row, column_tiles, in, x_stride, 1, prefetch, y, y_stride);
-        else
-            avx512_pass(row, column_tiles, in, x_stride, 2, prefetch, y, y_stride);
+    const size_t ahead = columns < 4 || columns > 12 ? 0 : PREFETCH_BYTES;
+    while (columns > 0) {
+        size_t n = columns >= 12 ? 12 : columns >= 8 ? 8 : columns >= 4 ? 4 : columns;
+        switch (n) {
+        case 12:
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 12, y, y_stride);
+            break;
+        case 8:
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 8, y, y_stride);
+            break;
+        case 4:
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 4, y, y_stride);
+            break;
+        case 3:
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 3, y, y_stride);
+            break;
+        case 2:
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 2, y, y_stride);
+            break;
+        default:
+            avx512_pass(row, column_tiles, apart, in, x_stride, ahead, 1, y, y_stride);
+        }
+        columns -= n;
+        in += n * x_stride;
+        y += n * y_stride;
     }
 }
 
@@ -198,7 +202,7 @@ __attribute__((target("avx512f"))) static void avx512_swiglu(const float *gate_u
 static const struct isa ISA_AVX512 = {
     .name = "avx512",
     .usable = avx512_usable,
-    .packed_bytes = 2 * TILE * sizeof(float),
+    .packed_bytes = TILE * sizeof(float),
     .cache_bytes = 2,
     .pack = pack_fp32,
     .product = avx512_product,
@@ -213,66 +217,81 @@ static bool avx512bf16_usable(void) {
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
 }
 
-// Packed activations: bf16 pairs in the order of a group's words.
+// Packed activations: bf16 pairs in tile order.
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void
 avx512bf16_pack(const float *x, size_t n, void *packed) {
-    const __m512i order = _mm512_setr_epi32(0, 0, 4, 4, 1, 1, 5, 5, 2, 2, 6, 6, 3, 3, 7, 7);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     for (size_t k = 0; k < n; k += TILE) {
         __m256i pairs = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k));
-        __m512i words = _mm512_permutexvar_epi32(order, _mm512_castsi256_si512(pairs));
-        _mm512_storeu_si512((char *)packed + k * 4, words);
+        _mm256_storeu_si256((void *)((char *)packed + k * 2),
+                            _mm256_permutevar8x32_epi32(pairs, order));
     }
 }
 
-// N columns, N <= 3.
+// N columns, N <= 12. Weights are prefetched `ahead` bytes ahead.
 __attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline void
-avx512bf16_pass(const char *row, size_t column_tiles, const char *x, size_t x_stride, int N,
-                struct prefetch prefetch, float *y, size_t y_stride) {
-    __m512 sums[3][TILE_GROUPS];
+avx512bf16_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride,
+                size_t ahead, int N, float *y, size_t y_stride) {
+    __m512 low[12], high[12];
     for (int c = 0; c < N; c++)
-        for (int g = 0; g < TILE_GROUPS; g++)
-            sums[c][g] = _mm512_setzero_ps();
+        low[c] = high[c] = _mm512_setzero_ps();
     for (size_t k = 0; k < column_tiles; k++) {
-        const char *tile = row + k * TILE_BYTES;
-        prefetch_lines(tile, prefetch);
-        __m512bh in[3];
-        for (int c = 0; c < N; c++)
-            in[c] = (__m512bh)_mm512_loadu_si512(x + (size_t)c * x_stride + k * 64);
-        for (int g = 0; g < TILE_GROUPS; g++) {
-            __m512bh w = (__m512bh)_mm512_loadu_si512(tile + g * 64);
-            for (int c = 0; c < N; c++)
-                sums[c][g] = _mm512_dpbf16_ps(sums[c][g], w, in[c]);
+        for (size_t i = 0; i < 4; i++) {
+            const char *chunks = row + k * apart + i * 128;
+            if (N >= 4) {
+                _mm_prefetch(chunks + ahead, _MM_HINT_T1);
+                _mm_prefetch(chunks + ahead + 64, _MM_HINT_T1);
+            }
+            __m512bh w0 = (__m512bh)_mm512_loadu_si512(chunks);
+            __m512bh w1 = (__m512bh)_mm512_loadu_si512(chunks + 64);
+            for (int c = 0; c < N; c++) {
+                __m512bh in =
+                    (__m512bh)avx512_repeat_pair(x + (size_t)c * x_stride + k * 32 + i * 8);
+                low[c] = _mm512_dpbf16_ps(low[c], w0, in);
+                high[c] = _mm512_dpbf16_ps(high[c], w1, in);
+            }
         }
     }
     for (int c = 0; c < N; c++)
-        _mm512_storeu_ps(y + (size_t)c * y_stride,
-                         avx512_rows(avx512_fold4(sums[c]), avx512_fold4(sums[c] + 4)));
+        _mm512_storeu_ps(y + (size_t)c * y_stride, avx512_rows(low[c], high[c]));
 }
 
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void
-avx512bf16_product(const void *row, size_t column_tiles, const void *x, size_t x_stride,
-                   size_t columns, float *y, size_t y_stride) {
+avx512bf16_product(const void *row, size_t column_tiles, size_t apart, const void *x,
+                   size_t x_stride, size_t columns, float *y, size_t y_stride) {
     const char *in = x;
-    size_t passes = (columns + 2) / 3;
-    for (size_t pass = 0; pass < passes; pass++, in += 3 * x_stride, y += 3 * y_stride) {
-        struct prefetch prefetch = share_prefetch(column_tiles, pass, passes);
-        switch (columns - 3 * pass) {
-        case 1:
-            avx512bf16_pass(row, column_tiles, in, x_stride, 1, prefetch, y, y_stride);
+    const size_t ahead = columns < 4 || columns > 12 ? 0 : PREFETCH_BYTES;
+    while (columns > 0) {
+        size_t n = columns >= 12 ? 12 : columns >= 8 ? 8 : columns >= 4 ? 4 : columns;
+        switch (n) {
+        case 12:
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 12, y, y_stride);
+            break;
+        case 8:
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 8, y, y_stride);
+            break;
+        case 4:
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 4, y, y_stride);
+            break;
+        case 3:
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 3, y, y_stride);
             break;
         case 2:
-            avx512bf16_pass(row, column_tiles, in, x_stride, 2, prefetch, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 2, y, y_stride);
             break;
         default:
-            avx512bf16_pass(row, column_tiles, in, x_stride, 3, prefetch, y, y_stride);
+            avx512bf16_pass(row, column_tiles, apart, in, x_stride, ahead, 1, y, y_stride);
         }
+        columns -= n;
+        in += n * x_stride;
+        y += n * y_stride;
     }
 }
 
 static const struct isa ISA_AVX512BF16 = {
     .name = "avx512bf16",
     .usable = avx512bf16_usable,
-    .packed_bytes = 2 * TILE * sizeof(uint16_t),
+    .packed_bytes = TILE * sizeof(uint16_t),
     .cache_bytes = 2,
     .exact = &ISA_AVX512,
     .pack = avx512bf16_pack,

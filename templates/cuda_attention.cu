@@ -114,7 +114,7 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
     struct span s;
     if (t < PREFIX_TILES) {
         long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
-        long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + lane_id();
+        long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + chunk_id();
         s.keys = (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first + t * HEAD_TILES * WARP;
         s.values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first + t * WARP;
         s.value_stride = PREFIX_TILES;
@@ -124,10 +124,10 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
         return s;
     }
     t -= PREFIX_TILES;
-    const struct tile *keys = (const struct tile *)cache_keys(task, stream, kv_head) + lane_id();
-    s.keys = keys + t * HEAD_TILES * WARP;
-    s.values = keys + (CACHE_BLOCK_TILES + t) * WARP;
-    s.value_stride = CONTEXT_TILES;
+    const struct tile *block = (const struct tile *)cache_block(task, stream, kv_head) + chunk_id();
+    s.keys = block + t * 2 * HEAD_TILES * WARP;
+    s.values = s.keys + HEAD_TILES * WARP;
+    s.value_stride = 1;
     s.planes = 1;
     s.positions = t * TILE;
     s.causal = true;

@@ -23,10 +23,15 @@ static __device__ inline int warp_id() {
     return threadIdx.x / WARP;
 }
 
+// Which chunk of a tile in global memory is this lane's.
+static __device__ inline int chunk_id() {
+    return lane_id() % 4 * 8 + lane_id() / 4;
+}
+
 // Element (row, column) of a tile.
 static __device__ inline int tile_index(int row, int column) {
-    int pair = column / 2;
-    return row % 8 * 32 + (pair % 4 * 4 + pair / 4 * 2 + row / 8) * 2 + column % 2;
+    int pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
+    return (chunk * 4 + word) * 2 + column % 2;
 }
 
 // Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k, column).
@@ -61,13 +66,14 @@ static __device__ inline const char *layer_weights(const struct gpu_task &task) 
 static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
                                                        int column_tiles) {
     const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
-    return (const struct tile *)(matrix + tiles * TILE_BYTES) + lane_id();
+    return (const struct tile *)(matrix + tiles * TILE_BYTES) + chunk_id();
 }
 
-// Keys of one (layer, stream, kv head); the values follow. Layer 0 is the same in all streams.
-static __device__ inline char *cache_keys(const struct gpu_task &task, int stream, int kv_head) {
+// Cache of one (layer, stream, kv head): for every 16 positions a row of tiles of keys, then one of
+// values. Layer 0 is the same in all streams.
+static __device__ inline char *cache_block(const struct gpu_task &task, int stream, int kv_head) {
     int slot = task.layer == 0 ? 0 : 1 + (task.layer - 1) * STREAMS + stream;
-    return task.cache + ((long long)slot * KV_HEADS + kv_head) * 2 * CACHE_BLOCK_TILES * TILE_BYTES;
+    return task.cache + ((long long)slot * KV_HEADS + kv_head) * CACHE_BLOCK_TILES * TILE_BYTES;
 }
 
 // What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for queries
@@ -98,8 +104,8 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
             if (row >= KV_HEADS * HEAD_DIM)
                 return;
             int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
-            unsigned short *values = (unsigned short *)cache_keys(task, stream, kv_head);
-            values += (CACHE_BLOCK_TILES + dim / TILE * CONTEXT_TILES + position / TILE) * TILE_ELEMENTS;
+            unsigned short *values = (unsigned short *)cache_block(task, stream, kv_head);
+            values += ((position / TILE * 2 + 1) * HEAD_TILES + dim / TILE) * TILE_ELEMENTS;
             values[tile_index(dim % TILE, position % TILE)] = bf16_bits(i ? high : low);
         }
         return;
@@ -116,8 +122,8 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
         query[dim + half] = second;
         return;
     }
-    unsigned short *keys = (unsigned short *)cache_keys(task, stream, head - HEADS);
-    keys += position / TILE * HEAD_TILES * TILE_ELEMENTS;
+    unsigned short *keys = (unsigned short *)cache_block(task, stream, head - HEADS);
+    keys += position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
     keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(first);
     dim += half;
     keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(second);

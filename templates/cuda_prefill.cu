@@ -40,8 +40,8 @@ static __device__ __forceinline__ struct copies plan_copies(const struct product
         int row = blockIdx.y * BLOCK_TILES + offset, column = blockIdx.x * BLOCK_TILES + offset;
         row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
         column = column < columns_tiles ? column : columns_tiles - 1;
-        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-        c.columns[i] = (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
+        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + chunk_id() * 16;
+        c.columns[i] = (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + chunk_id() * 16;
     }
     return c;
 }
@@ -250,16 +250,16 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_gate_up
     for (int i = 0; i < WARP_ROWS; i += 2) {
 #pragma unroll
         for (int j = 0; j < WARP_COLUMNS; j++) {
-            unsigned words[4]; // rows 0-7, 8-15 of columns, first for channels 0-7, then 8-15
+            unsigned words[4]; // channels 0-7, 8-15 of columns 0-7, then of columns 8-15
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                const float(&s)[4] = sum[i + w / 2][2 * j + w % 2];
+                const float(&s)[4] = sum[i + w % 2][2 * j + w / 2];
                 words[w] = transpose(to_bf16(swiglu(s[0], s[2]), swiglu(s[1], s[3])));
             }
             struct tile out = {words[0], words[1], words[2], words[3]};
             int column_tile = block_column(2 * j) / TILE, channel_tile = block_row_tile(i) / 2;
             if (column_tile < columns_tiles && channel_tile < INTERMEDIATE_TILES)
-                ((struct tile *)task.activation)[(column_tile * INTERMEDIATE_TILES + channel_tile) * WARP + lane_id()] = out;
+                ((struct tile *)task.activation)[(column_tile * INTERMEDIATE_TILES + channel_tile) * WARP + chunk_id()] = out;
         }
     }
 }

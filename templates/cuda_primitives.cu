@@ -4,7 +4,8 @@
 
 enum { WARP = 32 };
 
-// A 16 x 16 tile as the lanes of a warp hold it: words of the pack's tile order (tile.h).
+// A 16 x 16 tile as the lanes of a warp hold it: lane 4g + i has a chunk of the pack's tile order
+// (tile.h), columns 2i, 2i+1 and 2i+8, 2i+9 of row g (x, y) and of row g + 8 (z, w).
 struct tile {
     unsigned x, y, z, w;
 };
@@ -30,13 +31,13 @@ static __device__ inline unsigned to_bf16(float even, float odd) {
 static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
                                        const struct columns &b) {
 #ifdef EMULATOR
-    unsigned words[] = {a.x, a.y, a.z, a.w, b.x, b.y};
+    unsigned words[] = {a.x, a.z, a.y, a.w, b.x, b.y};
     emulate_product(sum, words);
 #else
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
         "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+        : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
 #endif
 }
 

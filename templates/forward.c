@@ -16,9 +16,10 @@ static void forward(void *argument, int thread) {
     for (size_t layer = 0; layer < LAYERS; layer++) {
         size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
         // The input of layer 0 is the same in all streams: its q, k and v are computed once.
-        size_t distinct = layer == 0 ? block->tokens : columns;
+        size_t distinct = layer == 0 ? 1 : block->streams;
 
-        normalize(model, model->isa, base + LAYOUT.input_norm, distinct, thread, scratch);
+        normalize(model, model->isa, base + LAYOUT.input_norm, distinct * block->tokens, thread,
+                  scratch);
         pool_barrier(model->pool);
         project_qkv(model, layer, distinct, thread, scratch);
         pool_barrier(model->pool);

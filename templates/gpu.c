@@ -556,7 +556,7 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     for (size_t i = 0; i < count; i++)
         all += parts[i].bytes;
     gpu->info.activation_bytes = all;
-    gpu->info.cache_bytes = (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * 2 *
+    gpu->info.cache_bytes = (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS *
                             CACHE_BLOCK_TILES * TILE_BYTES;
     int code = upload_weights(gpu, file, error);
     if (!code)
@@ -587,7 +587,8 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
 static unsigned attention_parts(const struct gpu *gpu) {
     unsigned items = gpu->streams * KV_HEADS * GPU_HEAD_GROUPS;
     unsigned parts = (unsigned)gpu->multiprocessors / items;
-    unsigned most = blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + CONTEXT_TILES, GPU_WARPS);
+    unsigned most = blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT),
+                               GPU_WARPS);
     parts = parts > most ? most : parts;
     return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
 }

@@ -17,8 +17,7 @@ static const struct adapter *find_adapter(int streams) {
 }
 
 static size_t cache_bytes(const struct isa *isa) {
-    return (size_t)CACHE_SLOTS * KV_HEADS * 2 * CACHE_BLOCK_TILES * TILE_ELEMENTS *
-           isa->cache_bytes;
+    return (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_ELEMENTS * isa->cache_bytes;
 }
 
 // Zeroed pages, taken from the system when they are first touched.

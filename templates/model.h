@@ -33,8 +33,8 @@ struct parscale {
     struct tokenizer tokenizer;
     char *system_prompt; // the tokenizer's default, terminated; NULL if it has none
     struct pool *pool;
-    const struct isa *isa;         // fp32 activations: attention and its inputs, the head
-    const struct isa *bulk;        // o, gate, up and down: activations may be rounded to bf16
+    const struct isa *bulk;        // most products: activations may be rounded to bf16
+    const struct isa *isa;         // fp32 activations: q, k, v, the head and the aggregation
     const struct adapter *adapter; // of the P in use
     struct buffers *buffers;       // the memory plan of dims.h
     struct scratch *scratch;       // [threads]: each thread's own part of it

@@ -104,10 +104,10 @@ static int job_add_tensor(struct pack_job *job, const char *where, const char *n
     tensor.placement = find_placement(name, &tensor.layer);
     if (!tensor.placement)
         return fail(error, EXIT_PACK, "%s: %s: this plan has no such tensor", where, name);
-    if (job->tensor_count == job->tensor_room)
-        return fail(error, EXIT_PACK, "%s: %s: more tensors than the plan's %zu", where, name,
-                    job->tensor_room);
     const struct placement *placement = tensor.placement;
+    for (size_t i = 0; i < job->tensor_count; i++)
+        if (job->tensors[i].placement == placement && job->tensors[i].layer == tensor.layer)
+            return fail(error, EXIT_PACK, "%s: %s: found twice", where, name);
     if (tensor.file >= 0) {
         const struct dtype_info *info = &DTYPES[tensor.dtype];
         uint64_t elements =
@@ -169,7 +169,7 @@ static int job_line(struct pack_job *job, const char *where, char *line, struct 
     return fail(error, EXIT_PACK, "%s: found '%s', expected a line of a pack job", where, line);
 }
 
-// Reads a whole job; every tensor of the plan must be in it.
+// Reads a whole job; every tensor of the plan must be in it, once.
 static int job_read(struct pack_job *job, const char *path, struct error *error) {
     FILE *file = fopen(path, "r");
     if (!file)

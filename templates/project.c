@@ -11,7 +11,8 @@ static void multiply_row(const struct parscale *model, const struct isa *isa,
     size_t row_bytes = (size_t)w->column_tiles * WEIGHT_PLANES * TILE_BYTES;
     const char *row = (const char *)pack_at(model, base + w->offset) + row_tile * row_bytes;
     size_t x_stride = (size_t)w->column_tiles * WEIGHT_PLANES * isa->packed_bytes;
-    isa->product(row, (size_t)w->column_tiles * WEIGHT_PLANES, x, x_stride, columns, y, y_stride);
+    isa->product(row, (size_t)w->column_tiles * WEIGHT_PLANES, TILE_BYTES, x, x_stride, columns, y,
+                 y_stride);
 }
 
 // Row `id` of the embedding, gathered from its tiles: out [hidden].
@@ -75,83 +76,113 @@ static void normalize(struct parscale *model, const struct isa *isa, size_t weig
     }
 }
 
-static void store_cache(const struct parscale *model, char *block, size_t tile, size_t element,
-                        float value) {
-    if (model->isa->cache_bytes == 2)
-        ((uint16_t *)block)[tile * TILE_ELEMENTS + element] = float_to_bf16(value);
+static inline void store_cache(char *block, size_t element_bytes, size_t element, float value) {
+    if (element_bytes == 2)
+        ((uint16_t *)block)[element] = float_to_bf16(value);
     else
-        ((float *)block)[tile * TILE_ELEMENTS + element] = value;
+        ((float *)block)[element] = value;
 }
 
-// Stores dimension i of a key or a value in the cache. Positions behind the last one in its tile
-// hold zeros or what a rewound sequence left: finite values, because a new tile is cleared first.
-static void cache_key(const struct parscale *model, size_t layer, size_t stream, size_t kv_head,
-                      size_t position, size_t i, float value) {
-    char *keys = cache_block(model, layer, stream, kv_head);
-    store_cache(model, keys, position / TILE * HEAD_TILES + i / TILE,
-                tile_index(position % TILE, i % TILE), value);
+// Stores values i..i+n-1 of one key, or of one value, in the cache of its stream and head. A tile
+// of values is cleared when its first position comes: products read whole tiles, and what lies
+// behind the last position must be finite.
+static void cache_key(const struct parscale *model, char *block, size_t position, size_t i,
+                      size_t n, const float *values) {
+    size_t first = position / TILE * 2 * HEAD_TILES;
+    for (size_t j = i; j < i + n; j++)
+        store_cache(block, model->isa->cache_bytes,
+                    (first + j / TILE) * TILE_ELEMENTS + tile_index(position % TILE, j % TILE),
+                    values[j - i]);
 }
 
-static void cache_value(const struct parscale *model, size_t layer, size_t stream, size_t kv_head,
-                        size_t position, size_t i, float value) {
-    char *keys = cache_block(model, layer, stream, kv_head);
-    char *values = keys + (size_t)CACHE_BLOCK_TILES * TILE_ELEMENTS * model->isa->cache_bytes;
-    size_t tile = i / TILE * CONTEXT_TILES + position / TILE;
-    store_cache(model, values, tile, tile_index(i % TILE, position % TILE), value);
-    if (position % TILE == 0)
-        for (size_t later = 1; later < TILE; later++)
-            store_cache(model, values, tile, tile_index(i % TILE, later), 0.0f);
+static void cache_value(const struct parscale *model, char *block, size_t position, size_t i,
+                        size_t n, const float *values) {
+    size_t bytes = model->isa->cache_bytes, first = (position / TILE * 2 + 1) * HEAD_TILES;
+    for (size_t j = i; j < i + n; j++) {
+        size_t tile = (first + j / TILE) * TILE_ELEMENTS;
+        store_cache(block, bytes, tile + tile_index(j % TILE, position % TILE), values[j - i]);
+        for (size_t later = 1; position % TILE == 0 && later < TILE; later++)
+            store_cache(block, bytes, tile + tile_index(j % TILE, later), 0.0f);
+    }
 }
 
-// One row of tiles of q|k|v, after the product: y [columns, TILE]. In a tile of q or k, rows r and
-// r + 8 are dimensions i and i + head_dim/2 of a head: a rotary pair (rotate-half form).
-static void finish_qkv_row(const struct parscale *model, size_t layer, size_t row_tile,
-                           size_t columns, float *y) {
-    const struct block *block = &model->block;
-    const float *bias =
-        pack_at(model, LAYOUT.layers + layer * LAYOUT.layer_stride + LAYOUT.qkv_bias);
-    for (size_t c = 0; c < columns; c++) {
-        size_t token = c % block->tokens, stream = c / block->tokens;
-        size_t position = block->position + token;
-        float *out = y + c * TILE;
-        for (size_t r = 0; r < TILE; r++)
-            out[r] += bias[row_tile * TILE + r];
-        if (row_tile * TILE >= QKV_VALUE_ROW) {
-            size_t first = row_tile * TILE - QKV_VALUE_ROW;
-            for (size_t v = first; v < first + TILE && v < KV_HEADS * HEAD_DIM; v++)
-                cache_value(model, layer, stream, v / HEAD_DIM, position, v % HEAD_DIM,
-                            out[v - first]);
-            continue;
+// Where a column's q, k and v go.
+struct destination {
+    size_t layer, stream, column, position;
+    const float *rotary; // [head_dim / 2, 2] of the position
+};
+
+// The share of a row of tiles that is values: v [TILE] of one column, from value `first` on.
+static void finish_values(const struct parscale *model, const struct destination *to, size_t first,
+                          const float *v) {
+    for (size_t done = 0; done < TILE && first + done < KV_HEADS * HEAD_DIM;) {
+        size_t i = (first + done) % HEAD_DIM, left = TILE - done;
+        size_t n = HEAD_DIM - i < left ? HEAD_DIM - i : left;
+        char *block = cache_block(model, to->layer, to->stream, (first + done) / HEAD_DIM);
+        cache_value(model, block, to->position, i, n, v + done);
+        done += n;
+    }
+}
+
+// The share that is queries and keys, from pair `first` on: rows r and r + 8 are dimensions i and
+// i + head_dim/2 of a head, a rotary pair (rotate-half form), turned by the position's angle.
+static void finish_pairs(const struct parscale *model, const struct destination *to, size_t first,
+                         const float *y) {
+    const size_t half = HEAD_DIM / 2;
+    for (size_t done = 0; done < 8;) {
+        size_t head = (first + done) / half, i = (first + done) % half;
+        size_t n = half - i < 8 - done ? half - i : 8 - done;
+        const float *rotary = to->rotary + 2 * i;
+        float low[8], high[8];
+        for (size_t j = 0; j < n; j++) {
+            low[j] = y[done + j] * rotary[2 * j] - y[done + j + 8] * rotary[2 * j + 1];
+            high[j] = y[done + j + 8] * rotary[2 * j] + y[done + j] * rotary[2 * j + 1];
         }
-        const float *rotary = model->buffers->rotary + token * HEAD_DIM;
-        const size_t half = HEAD_DIM / 2;
-        for (size_t r = 0; r < TILE / 2; r++) {
-            size_t pair = row_tile * (TILE / 2) + r, head = pair / half, i = pair % half;
-            float cosine = rotary[2 * i], sine = rotary[2 * i + 1];
-            float low = out[r] * cosine - out[r + 8] * sine;
-            float high = out[r + 8] * cosine + out[r] * sine;
-            if (head < HEADS) {
-                float *query = model->buffers->query + (c * HEADS + head) * HEAD_DIM;
-                query[i] = low;
-                query[i + half] = high;
-            } else if (head < HEADS + KV_HEADS) {
-                cache_key(model, layer, stream, head - HEADS, position, i, low);
-                cache_key(model, layer, stream, head - HEADS, position, i + half, high);
-            }
+        if (head < HEADS) {
+            float *query = model->buffers->query + (to->column * HEADS + head) * HEAD_DIM + i;
+            memcpy(query, low, n * sizeof(float));
+            memcpy(query + half, high, n * sizeof(float));
+        } else if (head < HEADS + KV_HEADS) {
+            char *keys = cache_block(model, to->layer, to->stream, head - HEADS);
+            cache_key(model, keys, to->position, i, n, low);
+            cache_key(model, keys, to->position, i + half, n, high);
+        }
+        done += n;
+    }
+}
+
+// One row of tiles of q|k|v, after the product: y [streams, tokens, TILE].
+static void finish_qkv_row(const struct parscale *model, size_t layer, size_t row_tile,
+                           size_t streams, float *y) {
+    const struct block *block = &model->block;
+    size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride, row = row_tile * TILE;
+    const float *bias = (const float *)pack_at(model, base + LAYOUT.qkv_bias) + row;
+    struct destination to = {.layer = layer};
+    for (to.stream = 0; to.stream < streams; to.stream++) {
+        for (size_t token = 0; token < block->tokens; token++, to.column++, y += TILE) {
+            to.position = block->position + token;
+            to.rotary = model->buffers->rotary + token * HEAD_DIM;
+            for (size_t r = 0; r < TILE; r++)
+                y[r] += bias[r];
+            if (row >= QKV_VALUE_ROW)
+                finish_values(model, &to, row - QKV_VALUE_ROW, y);
+            else
+                finish_pairs(model, &to, row / 2, y);
         }
     }
 }
 
 // input -> query, cache
-static void project_qkv(struct parscale *model, size_t layer, size_t columns, int thread,
+static void project_qkv(struct parscale *model, size_t layer, size_t streams, int thread,
                         struct scratch *scratch) {
+    size_t columns = streams * model->block.tokens;
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
     size_t rows = (size_t)LAYOUT.qkv.row_tiles;
     for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
         size_t row = work.item;
         multiply_row(model, model->isa, &LAYOUT.qkv, base, row, model->buffers->input, columns,
                      scratch->product, TILE);
-        finish_qkv_row(model, layer, row, columns, scratch->product);
+        finish_qkv_row(model, layer, row, streams, scratch->product);
     }
 }
 

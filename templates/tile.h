@@ -1,17 +1,16 @@
-// The tile: 16 x 16 elements in the order of an mma.sync m16n8k16 A fragment, the one layout of
-// every matrix in the pack and of the KV cache.
+// The tile: 16 x 16 elements, the one layout of every matrix in the pack and of the KV cache.
 //
-// A tile is 8 groups of 16 32-bit words. Group g holds rows g and g + 8. Word w of a group is a
-// pair of neighbouring columns: bit 0 of w chooses the row, bit 1 the columns 0-7 or 8-15, bits 2-3
-// the pair among them:
+// A tile is 32 chunks of 16 bytes. Chunk 8i + g (i in 0..3, g in 0..7) holds four pairs of
+// neighbouring columns, each one 32-bit word:
 //
-//     w:        0      1      2      3      4      5     ...   15
-//     row:      g    g+8      g    g+8      g    g+8          g+8
-//     columns: 0,1   0,1    8,9    8,9    2,3    2,3         14,15
+//     word:         0                1                2                3
+//     row:          g                g              g + 8            g + 8
+//     columns:  2i, 2i + 1    2i + 8, 2i + 9      2i, 2i + 1    2i + 8, 2i + 9
 //
-// On a GPU, lane 4g + i of a warp loads words 4i..4i+3 of group g as its 16-byte fragment. On a
-// CPU, a group is one 512-bit register: two rows by eight pairs, multiplied lane by lane with 16
-// activations that were packed in the same order, each pair twice (struct isa in cpu.h).
+// On a GPU, a chunk is what lane 4g + i of a warp holds of the A fragment of mma.sync m16n8k16
+// (registers 0, 2, 1, 3). On a CPU, four chunks are one 512-bit register: eight rows by two pairs,
+// multiplied word by word with two activation words, repeated; 16 rows of one column are then two
+// accumulators. Activations are packed in the order of those words (struct isa in cpu.h).
 #ifndef TILE_H
 #define TILE_H
 
@@ -32,12 +31,11 @@ static inline size_t tiles_for(size_t n) {
 
 // Where element (row, column) of a tile lies, in elements. row, column: 0..15.
 static inline size_t tile_index(size_t row, size_t column) {
-    size_t pair = column / 2;
-    size_t word = pair % 4 * 4 + pair / 4 * 2 + row / 8;
-    return row % 8 * 32 + word * 2 + column % 2;
+    size_t pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
+    return (chunk * 4 + word) * 2 + column % 2;
 }
 
-// The column pair that word 2i (and 2i + 1) of a group holds, i in 0..7.
+// The pair of columns that packed activation word i holds, i in 0..7.
 static inline size_t tile_pair(size_t i) {
     return i / 2 + i % 2 * 4;
 }

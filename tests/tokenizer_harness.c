@@ -1,5 +1,5 @@
 // What tests/tokenizer.t runs: the tokenizer on its own, over a blob in a file. Relies on the
-// runtime's sources, compiled in, and on a unicode_tables.h in the include path.
+// runtime's sources, compiled in.
 //   harness BLOB encode < RECORDS   a line for each record: ids, a tab, their bytes in hex; or
 //   error harness BLOB info               stop ids and chat template harness BLOB repeat TEXT BYTES
 //   ids and seconds that BYTES of TEXT take harness BLOB corrupt COUNT      opens COUNT damaged
@@ -111,7 +111,7 @@ static void damage(char *copy, size_t bytes, uint64_t *seed) {
     for (int i = 0; i < 8; i++) {
         *seed = *seed * 6364136223846793005u + 1442695040888963407u;
         uint64_t draw = *seed >> 20;
-        size_t at = (size_t)((draw >> 16) % (draw & 1 ? bytes : 48));
+        size_t at = (size_t)((draw >> 16) % (draw & 1 ? bytes : sizeof(struct tokenizer_header)));
         uint64_t flipped = (unsigned char)copy[at] ^ 1u << (draw >> 8 & 7);
         copy[at] = (char)(draw & 2 ? draw >> 8 : flipped);
         if (i == 0 && draw & 4)
@@ -119,44 +119,70 @@ static void damage(char *copy, size_t bytes, uint64_t *seed) {
     }
 }
 
-static void open_damaged(const char *blob, size_t bytes, int count) {
+// Text that takes every way through the tokenizer, and every decomposition and composition that the
+// tables have.
+static char *text_for(const struct unicode_tables *u, size_t *bytes) {
     static const char text[] =
-        "<|im_start|>abcab, Hello! \xc3\xa9\xe1\xb8\x9b\xcc\xa3 12  3<|im_end|>";
-    uint64_t seed = 1, sum = 0; // sum: so that every byte is read
+        "<|im_start|>abcab, Hello! \xc3\xa9\xe1\xb8\x9b\xcc\xa3 12  3\xea\xb0\x81<|im_end|>";
+    char *all = allocate(sizeof text + 4 * (u->decompositions + 3 * (size_t)u->compositions));
+    memcpy(all, text, sizeof text);
+    *bytes = sizeof text;
+    for (uint32_t i = 0; i < u->decompositions; i++)
+        *bytes += utf8_encode(all + *bytes, u->decomposed[i]);
+    for (uint32_t i = 0; i < 3 * u->compositions; i++)
+        *bytes += utf8_encode(all + *bytes, u->composition[i]);
+    return all;
+}
+
+// Reads all that a tokenizer has; the sum is so that no read is left out.
+static uint64_t use(const struct tokenizer *t, const char *text, size_t bytes) {
+    struct error error = {0};
+    int32_t *ids;
+    size_t n, length;
+    uint64_t sum = 0;
+    if (tokenizer_encode(t, text, bytes, true, &ids, &n, &error) != EXIT_OK)
+        die(error.text);
+    free(ids);
+    for (int32_t id = 0; (uint32_t)id < t->ids; id++) {
+        const char *piece = tokenizer_piece(t, id, &length);
+        for (size_t k = 0; k < length; k++)
+            sum += (unsigned char)piece[k];
+        sum += tokenizer_is_stop(t, id);
+    }
+    for (size_t k = 0; k < t->chat.system_bytes; k++)
+        sum += (unsigned char)t->chat.system[k];
+    return sum;
+}
+
+static void open_damaged(const struct unicode_tables *u, const char *blob, size_t bytes,
+                         int count) {
+    uint64_t seed = 1, sum = 0;
+    size_t text_bytes;
+    char *text = text_for(u, &text_bytes);
     int opened = 0;
     for (int i = 0; i < count; i++) {
         struct tokenizer t = {0};
         struct error error = {0};
-        int32_t *ids;
-        size_t n, cut = i % 8 == 0 ? (size_t)i * 7919 % bytes : bytes, length;
+        size_t cut = i % 8 == 0 ? (size_t)i * 7919 % bytes : bytes;
         char *copy = allocate(cut + 1);
         memcpy(copy, blob, cut);
         if (cut == bytes)
             damage(copy, bytes, &seed);
         if (tokenizer_open(&t, copy, cut, &error) == EXIT_OK) {
             opened++;
-            if (tokenizer_encode(&t, text, sizeof text, true, &ids, &n, &error) != EXIT_OK)
-                die(error.text);
-            for (int32_t id = 0; (uint32_t)id < t.ids; id++) {
-                const char *piece = tokenizer_piece(&t, id, &length);
-                for (size_t k = 0; k < length; k++)
-                    sum += (unsigned char)piece[k];
-                sum += tokenizer_is_stop(&t, id);
-            }
-            for (size_t k = 0; k < t.chat.system_bytes; k++)
-                sum += (unsigned char)t.chat.system[k];
-            free(ids);
+            sum += use(&t, text, text_bytes);
         }
         free(copy);
     }
+    free(text);
     printf("opened %d of %d, sum %" PRIu64 "\n", opened, count, sum);
 }
 
-static void print_classes(void) {
+static void print_classes(const struct unicode_tables *u) {
     uint32_t start = 0;
     for (uint32_t point = 1; point <= 0x110000; point++)
-        if (point == 0x110000 || unicode_class(point) != unicode_class(start)) {
-            printf("%" PRIx32 " %" PRIx32 " %d\n", start, point - 1, (int)unicode_class(start));
+        if (point == 0x110000 || unicode_class(u, point) != unicode_class(u, start)) {
+            printf("%" PRIx32 " %" PRIx32 " %d\n", start, point - 1, (int)unicode_class(u, start));
             start = point;
         }
 }
@@ -177,9 +203,9 @@ int main(int argc, char **argv) {
     else if (strcmp(argv[2], "repeat") == 0 && argc == 5)
         time_repeated(&t, argv[3], strtoul(argv[4], NULL, 10));
     else if (strcmp(argv[2], "corrupt") == 0 && argc == 4)
-        open_damaged(blob, bytes, atoi(argv[3]));
+        open_damaged(&t.unicode, blob, bytes, atoi(argv[3]));
     else if (strcmp(argv[2], "classes") == 0)
-        print_classes();
+        print_classes(&t.unicode);
     else
         die("unknown command");
     free(blob);

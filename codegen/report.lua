@@ -1,0 +1,148 @@
+-- report.md: what a plan takes, before anything runs: parameters, the pack byte by byte, memory,
+-- bytes and operations of a decode step, and the time that a device's memory allows for it.
+
+-- Published memory bandwidth, GB/s. A decode step cannot be faster than its bytes over this.
+local DEVICES = {
+    { "NVIDIA H200", 4800 }, { "NVIDIA H100 SXM", 3350 }, { "NVIDIA A100 80GB SXM", 2039 },
+    { "Jetson Thor", 273 }, { "Jetson AGX Orin", 204.8 }, { "Jetson Orin NX 16GB", 102.4 },
+    { "Jetson Orin Nano 8GB", 68 }, { "two-channel DDR5-5600", 89.6 },
+}
+
+local function grouped(n)
+    local text = ("%d"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse()
+    return (text:gsub("^,", ""))
+end
+
+local function mib(bytes)
+    return ("%.1f MiB"):format(bytes / 2 ^ 20)
+end
+
+local function markdown_table(head, rows)
+    local out = { "| " .. table.concat(head, " | ") .. " |" }
+    local rule = {}
+    for i = 1, #head do rule[i] = i == 1 and "---" or "---:" end
+    out[2] = "| " .. table.concat(rule, " | ") .. " |"
+    for _, row in ipairs(rows) do
+        out[#out + 1] = "| " .. table.concat(row, " | ") .. " |"
+    end
+    return table.concat(out, "\n")
+end
+
+-- Parameters of the backbone: all of them, and those outside the embedding and the head.
+local function count_parameters(p)
+    local all, other = 0, 0
+    for _, entry in ipairs(p.placements) do
+        if not entry.name:find("^p%d+:") then
+            local n = entry.count * entry.blocks * entry.rows * entry.columns
+            all = all + n
+            if not entry.name:find("embed_tokens") and entry.name ~= "lm_head.weight" then
+                other = other + n
+            end
+        end
+    end
+    return all, other
+end
+
+local function pack_rows(p)
+    local layer, L = p.layer, p.spec.num_hidden_layers
+    local rows = { { "header", grouped(p.header_bytes), 0 },
+                   { "embedding", grouped(p.embedding.bytes), p.embedding.offset } }
+    if p.head ~= p.embedding then
+        rows[#rows + 1] = { "head", grouped(p.head.bytes), p.head.offset }
+    end
+    rows[#rows + 1] = { ("%d layers"):format(L), grouped(layer.stride * L), p.layers_offset }
+    for _, name in ipairs({ "qkv", "o", "gate_up", "down", "input_norm", "post_norm",
+                            "qkv_bias" }) do
+        rows[#rows + 1] = { "- in each: " .. name, grouped(layer[name].bytes),
+                            "+" .. layer[name].offset }
+    end
+    for _, a in ipairs(p.adapters) do
+        if a.streams > 1 then
+            rows[#rows + 1] = { "adapter of P = " .. a.streams, grouped(a.bytes), a.offset }
+        end
+    end
+    rows[#rows + 1] = { "tokenizer", "as it comes", p.weights_end }
+    return rows
+end
+
+-- Bytes of prefixes and cache that one decode step reads with n positions in the cache.
+local function attention_bytes(p, adapter, n)
+    local s = p.spec
+    local slots = 1 + (s.num_hidden_layers - 1) * adapter.streams
+    local prefix = s.num_hidden_layers * adapter.streams * s.num_key_value_heads * 2
+        * adapter.prefix_block
+    return prefix + slots * s.num_key_value_heads * 2 * s.head_dim * 2 * n
+end
+
+local function step_rows(p, parameters, n)
+    local s = p.spec
+    local rows = {}
+    for _, a in ipairs(p.adapters) do
+        local mixing = a.streams > 1 and a.mix.bytes + a.weigh.bytes or 0
+        local bytes = p.bytes_per_token + mixing + attention_bytes(p, a, n)
+        local attention = 4 * s.num_attention_heads * s.head_dim * (n + a.prefix_tokens)
+            * s.num_hidden_layers
+        local operations = 2 * parameters * a.streams + attention * a.streams
+            + 2 * s.vocab_size * s.hidden_size
+        rows[#rows + 1] = { a.streams, grouped(bytes), ("%.2f"):format(operations / 1e9),
+                            bytes = bytes }
+    end
+    return rows
+end
+
+local function device_rows(p, steps)
+    local rows = {}
+    for _, device in ipairs(DEVICES) do
+        local row = { device[1], ("%g"):format(device[2]) }
+        for i = 1, #p.adapters do
+            row[#row + 1] = ("%.3f"):format(steps[i].bytes / device[2] / 1e6)
+        end
+        rows[#rows + 1] = row
+    end
+    return rows
+end
+
+local function memory_rows(p)
+    local rows = {
+        { "KV cache, bf16 (fast paths)", grouped(p.cache.elements * 2), "" },
+        { "KV cache, fp32 (plain path)", grouped(p.cache.elements * 4), "" },
+    }
+    for _, part in ipairs({ { "shared", p.buffers }, { "each thread", p.scratch } }) do
+        for _, b in ipairs(part[2]) do
+            rows[#rows + 1] = { part[1] .. ": " .. b.name, grouped(b.bytes), b.shape }
+        end
+        rows[#rows + 1] = { "**" .. part[1] .. "**", grouped(part[2].bytes), "" }
+    end
+    return rows
+end
+
+-- plan -> text of report.md
+return function(p)
+    local s = p.spec
+    local all, other = count_parameters(p)
+    local n = s.context // 2
+    local steps = step_rows(p, other, n)
+    local heads = { "device", "GB/s" }
+    for _, a in ipairs(p.adapters) do heads[#heads + 1] = "P = " .. a.streams .. ", ms" end
+    return table.concat({
+        "# " .. s.name,
+        ("Plan %s. %s parameters, %s outside embedding and head; P = %s."):format(p.digest,
+            grouped(all), grouped(other), table.concat(p.streams, ", ")),
+        "## The pack",
+        markdown_table({ "section", "bytes", "at" }, pack_rows(p)),
+        ("Without the tokenizer: %s."):format(mib(p.weights_end)),
+        "## Memory",
+        ("Besides the mapped pack, all of it taken at start-up: cache, shared buffers, and the "
+            .. "scratch of each thread. With 2 threads on a fast path: %s, of which the cache is "
+            .. "%s and one position of it %s bytes. Pages of the cache are touched when positions "
+            .. "first reach them."):format(
+            mib(p.cache.elements * 2 + p.buffers.bytes + 2 * p.scratch.bytes),
+            mib(p.cache.elements * 2), grouped(p.cache.elements_position * 2)),
+        markdown_table({ "buffer", "bytes", "shape" }, memory_rows(p)),
+        "## A decode step",
+        ("With %d positions in the cache."):format(n),
+        markdown_table({ "P", "bytes read", "GFLOP" }, steps),
+        "The least time a step takes, were memory read at its published rate and all else free:",
+        markdown_table(heads, device_rows(p, steps)),
+    }, "\n\n") .. "\n"
+end
