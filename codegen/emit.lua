@@ -169,6 +169,7 @@ function emit.dims(p)
         { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
         { "ATTENTION_CHUNK", p.attention_chunk, "keys between two updates of the softmax" },
         { "DECODE_ITEMS", p.decode_items, "parts of the attention of one token, at least" },
+        { "GPU_COLUMNS", p.gpu_columns, "tokens x streams computed together on a GPU, at most" },
         { "HEAD_TOKENS", p.head_tokens, "tokens whose logits are computed together" },
     }), layout_table(p))
 end
@@ -191,6 +192,87 @@ function emit.placements(p)
     end
     out[#out + 1] = "};\n"
     return table.concat(out, "\n")
+end
+
+local CUDA_DIMS = [[
+// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, and
+// WARP_RING_BYTES, the shared memory in which a warp of a decode kernel keeps what it copies ahead.
+#ifndef STREAMS
+#define STREAMS %d
+#endif
+#ifndef WARP_RING_BYTES
+#define WARP_RING_BYTES 16384
+#endif
+
+%s
+
+// Where everything lies in the pack: bytes from its start, in a layer from the layer's start.
+%s
+
+static const float RMS_NORM_EPS = %s;
+static const float STREAM_SMOOTHING = %s; // parscale_attn_smooth
+
+// What belongs to one P: the learned prefix and the aggregation network.
+%s
+]]
+
+local function cuda_offsets(rows)
+    local out = {}
+    for _, row in ipairs(rows) do
+        out[#out + 1] = ("static const long long %s = %d;"):format(row[1], row[2])
+    end
+    return table.concat(out, "\n")
+end
+
+local function cuda_adapters(p)
+    local out = {}
+    for i, a in ipairs(p.adapters) do
+        out[#out + 1] = ("#%s STREAMS == %d"):format(i == 1 and "if" or "elif", a.streams)
+        out[#out + 1] = enum({ { "PREFIX_TOKENS", a.prefix_tokens } })
+        out[#out + 1] = cuda_offsets({
+            { "PREFIX_K_OFFSET", a.prefix_k },
+            { "PREFIX_V_OFFSET", a.prefix_v },
+            { "MIX_OFFSET", a.mix and a.mix.offset or 0 },
+            { "WEIGH_OFFSET", a.weigh and a.weigh.offset or 0 },
+            { "MIX_BIAS_OFFSET", a.mix_bias or 0 },
+            { "WEIGH_BIAS_OFFSET", a.weigh_bias or 0 },
+        })
+    end
+    out[#out + 1] = "#endif"
+    return table.concat(out, "\n")
+end
+
+-- The constants of engine.cu, which includes nothing.
+function emit.cuda_dims(p)
+    local s, l = p.spec, p.layer
+    return CUDA_DIMS:format(p.max_streams, enum({
+        { "HIDDEN_SIZE", s.hidden_size },
+        { "INTERMEDIATE_SIZE", s.intermediate_size },
+        { "LAYERS", s.num_hidden_layers },
+        { "HEADS", s.num_attention_heads },
+        { "KV_HEADS", s.num_key_value_heads },
+        { "HEAD_DIM", s.head_dim },
+        { "VOCAB_SIZE", s.vocab_size },
+        { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
+        { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
+        { "QKV_ROW_TILES", l.qkv.row_tiles },
+        { "GATE_UP_ROW_TILES", l.gate_up.row_tiles },
+        { "HEAD_ROW_TILES", p.head.row_tiles },
+        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+    }), cuda_offsets({
+        { "EMBEDDING_OFFSET", p.embedding.offset },
+        { "HEAD_OFFSET", p.head.offset },
+        { "FINAL_NORM_OFFSET", p.final_norm },
+        { "LAYERS_OFFSET", p.layers_offset },
+        { "LAYER_STRIDE", l.stride },
+        { "QKV_OFFSET", l.qkv.offset },
+        { "O_OFFSET", l.o.offset },
+        { "GATE_UP_OFFSET", l.gate_up.offset },
+        { "DOWN_OFFSET", l.down.offset },
+        { "INPUT_NORM_OFFSET", l.input_norm.offset },
+        { "POST_NORM_OFFSET", l.post_norm.offset },
+        { "QKV_BIAS_OFFSET", l.qkv_bias.offset },
+    }), c_float(s.rms_norm_eps), c_float(s.parscale_attn_smooth), cuda_adapters(p))
 end
 
 -- Inlines `#include "x"` once each, found in `generated` or in the folders; keeps everything else.
@@ -250,6 +332,21 @@ end
 function emit.engine(root, p, generated)
     return head_comment(p, "engine.c: the inference engine for " .. p.spec.name .. ".")
         .. amalgamate(root, "engine.c", generated)
+end
+
+-- engine.cu is one file too; engine.c carries its text, one line of it in each line.
+function emit.cuda(root, p, generated)
+    return head_comment(p, "engine.cu: the CUDA kernels for " .. p.spec.name .. ".")
+        .. amalgamate(root, "engine.cu", generated)
+end
+
+function emit.cuda_text(source)
+    local out = { "static const char ENGINE_CU[] =" }
+    for line in source:gmatch("([^\n]*)\n") do
+        out[#out + 1] = '    "' .. line:gsub('[\\"?]', "\\%0") .. '\\n"'
+    end
+    out[#out] = out[#out] .. ";\n"
+    return table.concat(out, "\n")
 end
 
 function emit.packer(root, p, generated)

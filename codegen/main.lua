@@ -113,9 +113,13 @@ local function generate(options)
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
     }
+    generated["cuda_dims.h"] = emit.cuda_dims(p)
+    local kernels = emit.cuda(root, p, generated)
+    generated["engine_cu.h"] = emit.cuda_text(kernels)
     make_folder(options.out)
     make_folder(folder)
     write_file(folder .. "/engine.c", emit.engine(root, p, generated))
+    write_file(folder .. "/engine.cu", kernels)
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
     write_file(folder .. "/report.md", report(p))
     local blob_changed = blob and write_file(folder .. "/tokenizer.bin", blob)

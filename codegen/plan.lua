@@ -7,6 +7,7 @@ local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/ti
 local TILE_BYTES = TILE * TILE * 2
 local SECTION_ALIGN = 4096
 local BLOCK_COLUMNS = 128  -- tokens x streams of one prefill block
+local GPU_COLUMNS = 2048   -- the same on a GPU
 local ATTENTION_TOKENS = 16 -- tokens whose queries are attended together
 local ATTENTION_CHUNK = 128 -- keys between two updates of the running softmax
 local DECODE_ITEMS = 16     -- parts that the attention of one token is split into, at least
@@ -331,6 +332,7 @@ function plan.make(spec)
         header_bytes = HEADER_BYTES, layout_version = LAYOUT_VERSION,
         digest = plan_digest(spec), qkv = qkv_shape(spec),
         block_columns = math.max(BLOCK_COLUMNS, max_streams),
+        gpu_columns = math.min(GPU_COLUMNS, align(spec.context * max_streams, 128)),
         attention_tokens = ATTENTION_TOKENS, attention_chunk = ATTENTION_CHUNK,
         decode_items = DECODE_ITEMS, head_tokens = HEAD_TOKENS,
     }

@@ -42,6 +42,7 @@ static int bench_once(struct bench *bench, const struct bench_test *test, double
         code = parscale_prefill(handle, bench->ids + test->depth, (size_t)test->tokens);
     for (int i = 0; test->decodes && i < test->tokens && code == EXIT_OK; i++)
         code = parscale_decode(handle, bench->ids[test->depth + i]);
+    (void)parscale_logits(handle); // waits for a GPU
     *seconds = clock_seconds() - start;
     return code ? session_api_error(bench->session, code) : EXIT_OK;
 }

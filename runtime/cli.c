@@ -104,24 +104,31 @@ static int cli_default_model(const char *program, char *path, size_t size, struc
 static int cli_open(struct session *session, const char *program) {
     const struct arguments *arguments = &session->arguments;
     char path[4096 + 16];
-    struct parscale_options options = {arguments->model, arguments->isa, arguments->threads,
-                                       arguments->streams};
-    if (strcmp(arguments->device, "cpu") != 0)
-        return fail(&session->error, EXIT_DEVICE,
-                    "--device: found '%s', but this engine has only the CPU, expected cpu",
-                    arguments->device);
+    struct parscale_options options = {
+        .pack = arguments->model,
+        .isa = arguments->isa,
+        .threads = arguments->threads,
+        .streams = arguments->streams,
+        .device = arguments->device,
+        .no_kernel_cache = arguments->no_cache,
+    };
     if (!options.pack) {
         int code = cli_default_model(program, path, sizeof path, &session->error);
         if (code)
             return code;
         options.pack = path;
     }
-    if (arguments->command == COMMAND_TOKENIZE || arguments->command == COMMAND_DETOKENIZE)
+    if (arguments->command == COMMAND_TOKENIZE || arguments->command == COMMAND_DETOKENIZE) {
         options.threads = 1; // they compute nothing
+        options.device = "cpu";
+    }
     int code = parscale_open(&session->handle, &options);
     if (!session->handle)
         return fail(&session->error, EXIT_MEMORY, "no memory to open %.256s", options.pack);
     session->info = parscale_info(session->handle);
+    if (!code && options.device && strcmp(options.device, "cpu") != 0)
+        fprintf(stderr, "device: %s%s%s\n", session->info->device,
+                session->info->device_note[0] ? ": " : "", session->info->device_note);
     return code ? session_api_error(session, code) : EXIT_OK;
 }
 

@@ -35,7 +35,7 @@ struct arguments {
     const char *prompt, *file, *ids; // NULL: not given
     int predict;                     // -1: no limit
     struct parscale_sampling sampling;
-    bool ignore_eos, print_ids;
+    bool ignore_eos, print_ids, no_cache;
     const char *system_prompt; // NULL: the model's own
     int top;
     struct int_list prompt_sizes, generate_sizes, depths; // count 0: not given

@@ -20,6 +20,8 @@ struct parscale_options {
         *isa;    // NULL: the fastest this processor has; or plain, avx2, avx512, avx512bf16, neon
     int threads; // 0: one per online processor
     int streams; // 0: the largest P of the plan; else one of the plan's parscale_n
+    const char *device;   // NULL or cpu; cuda: the first GPU; auto: the GPU if it can run the model
+    bool no_kernel_cache; // compile the GPU's kernels even if they are in the cache
 };
 
 // What the engine was generated for, and what it runs with. All sizes in elements, memory in bytes.
@@ -27,6 +29,8 @@ struct parscale_info {
     const char *name;        // spec.name
     const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
     const char *isa;         // the path in use
+    const char *device;      // cpu, or the GPU's name
+    const char *device_note; // one line: why not the GPU, what was wrong with its kernel cache; or ""
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;
     int streams;       // P in use
     int prefix_tokens; // T, learned key/value positions per stream; they use no context

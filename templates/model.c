@@ -97,6 +97,33 @@ static int open_tokenizer(struct parscale *model, const char *path) {
                                 : fail(&model->error, EXIT_MEMORY, "no memory for the prompt");
 }
 
+// Chooses CPU or GPU; the GPU then holds weights, cache and activations of its own.
+static int open_device(struct parscale *model, const struct parscale_options *options) {
+    const char *wanted = options->device ? options->device : "cpu";
+    bool automatic = strcmp(wanted, "auto") == 0;
+    model->info.device = "cpu";
+    model->info.device_note = model->device_note;
+    if (strcmp(wanted, "cpu") == 0)
+        return EXIT_OK;
+    if (!automatic && strcmp(wanted, "cuda") != 0)
+        return fail(&model->error, EXIT_USAGE, "--device %s: expected cpu, cuda or auto", wanted);
+    int code = gpu_open(&model->gpu, &model->file, model->adapter, !options->no_kernel_cache,
+                        &model->error);
+    if (code && automatic) {
+        memcpy(model->device_note, model->error.text, sizeof model->device_note);
+        model->error = (struct error){0};
+        return EXIT_OK;
+    }
+    if (code)
+        return code;
+    const struct gpu_info *info = gpu_information(model->gpu);
+    model->info.device = info->name;
+    memcpy(model->device_note, info->note, sizeof info->note);
+    model->info.cache_bytes = info->cache_bytes;
+    model->info.activation_bytes += info->activation_bytes;
+    return EXIT_OK;
+}
+
 static int open_model(struct parscale *model, const struct parscale_options *options) {
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     int threads = options->threads > 0 ? options->threads : online > 0 ? (int)online : 1;
@@ -113,7 +140,9 @@ static int open_model(struct parscale *model, const struct parscale_options *opt
     fill_info(model, threads);
     if (model->info.has_tokenizer)
         code = open_tokenizer(model, options->pack);
-    return code ? code : take_memory(model, threads);
+    if (!code)
+        code = take_memory(model, threads);
+    return code ? code : open_device(model, options);
 }
 
 int parscale_open(struct parscale **handle, const struct parscale_options *options) {
@@ -126,6 +155,7 @@ void parscale_close(struct parscale *model) {
     if (!model)
         return;
     size_t threads = (size_t)model->info.threads;
+    gpu_close(model->gpu);
     pool_stop(model->pool);
     pack_close(&model->file);
     if (model->buffers)
@@ -175,21 +205,38 @@ static void head_only(void *argument, int thread) {
     head(model, thread, &model->scratch[thread]);
 }
 
-// Logits of every token of the block that was just computed, HEAD_TOKENS at a time.
+static int compute_block(struct parscale *model) {
+    if (model->gpu)
+        return gpu_compute(model->gpu, &model->block, &model->error);
+    pool_run(model->pool, forward, model);
+    return EXIT_OK;
+}
+
+// Logits of head_tokens tokens, on a GPU of one.
+static int compute_head(struct parscale *model) {
+    if (model->gpu)
+        return gpu_head(model->gpu, &model->block, model->block.head_first, &model->error);
+    pool_run(model->pool, head_only, model);
+    return EXIT_OK;
+}
+
+// Logits of every token of the block that was just computed, a few at a time.
 static int visit_block(struct parscale *model, size_t done,
                        int (*visit)(void *user, size_t i, const float *logits), void *user) {
     struct block *block = &model->block;
-    for (size_t first = 0; first < block->tokens; first += HEAD_TOKENS) {
+    size_t most = model->gpu ? 1 : HEAD_TOKENS;
+    for (size_t first = 0; first < block->tokens; first += most) {
         size_t left = block->tokens - first;
         block->head_first = first;
-        block->head_tokens = left < HEAD_TOKENS ? left : HEAD_TOKENS;
-        pool_run(model->pool, head_only, model);
-        model->logits_row = block->head_tokens - 1;
-        for (size_t t = 0; t < block->head_tokens; t++) {
-            int code = visit(user, done + first + t, model->buffers->logits + t * VOCAB_SIZE);
-            if (code)
-                return code;
+        block->head_tokens = left < most ? left : most;
+        int code = compute_head(model);
+        for (size_t t = 0; t < block->head_tokens && !code; t++) {
+            model->logits_row = t;
+            const float *logits = parscale_logits(model);
+            code = model->error.code ? model->error.code : visit(user, done + first + t, logits);
         }
+        if (code)
+            return code;
     }
     return EXIT_OK;
 }
@@ -198,7 +245,8 @@ static int visit_block(struct parscale *model, size_t done,
 static int feed(struct parscale *model, const int32_t *ids, size_t n,
                 int (*visit)(void *user, size_t i, const float *logits), void *user) {
     int code = check_ids(model, ids, n);
-    size_t streams = (size_t)model->adapter->streams, most = BLOCK_COLUMNS / streams;
+    size_t streams = (size_t)model->adapter->streams;
+    size_t most = model->gpu ? gpu_block_tokens(model->gpu) : BLOCK_COLUMNS / streams;
     for (size_t done = 0; done < n && !code;) {
         size_t tokens = n - done < most ? n - done : most;
         bool logits = !visit && done + tokens == n;
@@ -210,7 +258,9 @@ static int feed(struct parscale *model, const int32_t *ids, size_t n,
             .head_first = tokens - 1,
             .head_tokens = logits ? 1 : 0,
         };
-        pool_run(model->pool, forward, model);
+        code = compute_block(model);
+        if (code)
+            return code;
         model->logits_row = 0;
         memcpy(model->buffers->history + model->position, ids + done, tokens * sizeof *ids);
         model->position += tokens;
@@ -234,15 +284,28 @@ int parscale_decode(struct parscale *model, int32_t id) {
     return feed(model, &id, 1, NULL, NULL);
 }
 
+// What the GPU computed last. A failure there is the handle's error from then on.
+static struct gpu_output device_output(const struct parscale *model) {
+    struct gpu_output output;
+    (void)gpu_output(model->gpu, &output, (struct error *)&model->error);
+    return output;
+}
+
 const float *parscale_logits(const struct parscale *model) {
+    if (model->gpu)
+        return device_output(model).logits;
     return model->buffers->logits + model->logits_row * VOCAB_SIZE;
 }
 
 const float *parscale_stream_weights(const struct parscale *model) {
+    if (model->gpu)
+        return device_output(model).stream_weights;
     return model->buffers->weights + model->logits_row * (size_t)model->adapter->streams;
 }
 
 int32_t parscale_sample(struct parscale *model, const struct parscale_sampling *sampling) {
+    if (model->gpu && !(sampling->temperature > 0) && sampling->repeat_penalty == 1.0f)
+        return gpu_choice(model->gpu, &model->error);
     struct sample_scratch scratch = {model->buffers->candidates, model->buffers->penalized};
     return sample(parscale_logits(model), VOCAB_SIZE, model->buffers->history, (int)model->position,
                   sampling, model->position, &scratch);

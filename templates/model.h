@@ -10,6 +10,7 @@
 #include "engine_dims.h"
 #include "cpu.h"
 #include "error.h"
+#include "gpu.h"
 #include "pack_file.h"
 #include "parscale.h"
 #include "sample.h"
@@ -38,6 +39,8 @@ struct parscale {
     struct buffers *buffers;       // the memory plan of dims.h
     struct scratch *scratch;       // [threads]: each thread's own part of it
     char *cache;                   // [CACHE_SLOTS, kv_heads, keys and values, tiles]
+    struct gpu *gpu;               // NULL: the CPU computes
+    char device_note[512];         //
     size_t position;               // ids in the cache
     struct block block;            // the work in hand
     size_t logits_row;             // row of buffers->logits that parscale_logits returns

@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "../runtime/parscale.h"
 
 // The larger of two distances; a NaN is larger than anything.
@@ -52,10 +53,15 @@ static inline void must(const struct parscale *model, int code) {
     }
 }
 
-// Ends with 77 if this processor does not have the path `isa`.
-static inline struct parscale *open_model(const char *pack, const char *isa, int streams) {
+// path: an instruction set, or cuda. Ends with 77 if this processor does not have the path.
+static inline struct parscale *open_model(const char *pack, const char *path, int streams) {
     struct parscale *model;
-    struct parscale_options options = {.pack = pack, .isa = isa, .streams = streams};
+    struct parscale_options options = {.pack = pack, .streams = streams};
+    if (strcmp(path, "cuda") == 0)
+        options.device = path;
+    else
+        options.isa = path;
+    options.no_kernel_cache = true;
     int code = parscale_open(&model, &options);
     if (code == 2)
         exit(77);

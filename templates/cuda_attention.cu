@@ -1,0 +1,346 @@
+// Attention. Keys are tiles [positions, dimensions], values tiles [dimensions, positions]; queries
+// are columns: scores = keys x queries, result = values x probabilities, both [16, 8] products. The
+// query heads of a kv head are columns of one product, so keys and values are read once for all of
+// them. Queries keep their low parts, and probabilities do where a warp has one group of queries:
+// rounding these to bf16 costs more accuracy than anything else. The softmax runs along (Milakov & Gimelshein 2018), in powers of two.
+
+enum {
+    HEAD_GROUPS = (GROUP_HEADS + 7) / 8,                     // a warp's queries are 8 columns
+    PREFIX_TILES = (PREFIX_TOKENS + TILE - 1) / TILE,        //
+    PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,          // of one plane of keys or values
+    RESULT_FLOATS = HEAD_TILES * WARP * 4,                   // a warp's sums, as its lanes hold them
+    ATTENTION_PARTIAL = RESULT_FLOATS + 16,                  // and each column's maximum and total
+    DECODE_ATTENTION_SHARED = WARPS * ATTENTION_PARTIAL * 4, // bytes
+};
+
+// GROUPS x 8 queries of a warp. Lane 4g + i: sum[d][.][0..1] are dimension 16 d + g of queries 2i,
+// 2i+1, sum[d][.][2..3] dimension 16 d + g + 8.
+template <int GROUPS> struct attention {
+    struct columns high[HEAD_TILES][GROUPS], low[HEAD_TILES][GROUPS]; // queries
+    float sum[HEAD_TILES][GROUPS][4];
+    float max[GROUPS][2], total[GROUPS][2]; // total: of this lane's rows only
+};
+
+// Loads query `column` of a group, scaled for powers of two: query [head_dim] of this lane's column
+// 4g + i -> g, or NULL.
+template <int GROUPS>
+static __device__ __forceinline__ void load_query(struct attention<GROUPS> &a, int group,
+                                                  const float *query) {
+    const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        int dim = d * TILE + lane_id() % 4 * 2;
+        float2 u = make_float2(0.0f, 0.0f), v = u;
+        if (query && dim < HEAD_DIM)
+            u = *(const float2 *)(query + dim);
+        if (query && dim + 8 < HEAD_DIM)
+            v = *(const float2 *)(query + dim + 8);
+        u = make_float2(u.x * scale, u.y * scale);
+        v = make_float2(v.x * scale, v.y * scale);
+        struct columns high = {to_bf16(u.x, u.y), to_bf16(v.x, v.y)};
+        struct columns low = {low_parts(high.x, u.x, u.y), low_parts(high.y, v.x, v.y)};
+        a.high[d][group] = high;
+        a.low[d][group] = low;
+    }
+}
+
+template <int GROUPS> static __device__ __forceinline__ void start_attention(struct attention<GROUPS> &a) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            a.max[group][i] = negative_infinity();
+            a.total[group][i] = 0;
+        }
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a.sum[d][group][i] = 0;
+        }
+    }
+}
+
+// The largest of x over the lanes that hold the same columns.
+static __device__ inline float column_max(float x) {
+    for (int distance = 4; distance < WARP; distance *= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
+    return x;
+}
+
+static __device__ inline float column_sum(float x) {
+    for (int distance = 4; distance < WARP; distance *= 2)
+        x += __shfl_xor_sync(0xffffffff, x, distance);
+    return x;
+}
+
+// Scores of 16 positions to probabilities, relative to the running maximum; the sums so far are
+// scaled to it. At least one position must be visible to each column by now.
+template <int GROUPS>
+static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float (&score)[4], int group) {
+    float factors[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float max = fmaxf(a.max[group][i], column_max(fmaxf(score[i], score[i + 2])));
+        float factor = power_of_two(a.max[group][i] - max);
+        a.max[group][i] = max;
+        score[i] = power_of_two(score[i] - max);
+        score[i + 2] = power_of_two(score[i + 2] - max);
+        a.total[group][i] = a.total[group][i] * factor + score[i] + score[i + 2];
+        factors[i] = factor;
+    }
+    if (__any_sync(0xffffffff, factors[0] != 1.0f || factors[1] != 1.0f)) {
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                a.sum[d][group][i] *= factors[i % 2];
+        }
+    }
+}
+
+// Where the 16 positions of one row of key tiles lie: of the prefix or of the cache.
+struct span {
+    const struct tile *keys, *values; // this lane's part
+    int value_stride;                 // tiles from 16 dimensions of the values to the next
+    int planes;                       // that add up: PREFIX_BLOCK_TILES apart
+    int positions;                    // before this row of tiles
+    bool causal;                      // else all PREFIX_TOKENS are visible
+};
+
+// Row `t` of tiles, counted through prefix and cache of a stream and kv head.
+static __device__ __forceinline__ struct span find_span(const struct gpu_task &task, int stream,
+                                                        int kv_head, int t) {
+    struct span s;
+    if (t < PREFIX_TILES) {
+        long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
+        long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + chunk_id();
+        s.keys = (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first + t * HEAD_TILES * WARP;
+        s.values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first + t * WARP;
+        s.value_stride = PREFIX_TILES;
+        s.planes = WEIGHT_PLANES;
+        s.positions = t * TILE;
+        s.causal = false;
+        return s;
+    }
+    t -= PREFIX_TILES;
+    const struct tile *block = (const struct tile *)cache_block(task, stream, kv_head) + chunk_id();
+    s.keys = block + t * 2 * HEAD_TILES * WARP;
+    s.values = s.keys + HEAD_TILES * WARP;
+    s.value_stride = 1;
+    s.planes = 1;
+    s.positions = t * TILE;
+    s.causal = true;
+    return s;
+}
+
+static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES], const struct span &s,
+                                                 int plane) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++)
+        keys[d] = load_tile(s.keys + (plane * PREFIX_BLOCK_TILES + d) * WARP);
+}
+
+static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TILES],
+                                                   const struct span &s, int plane) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++)
+        values[d] = load_tile(s.values + (plane * PREFIX_BLOCK_TILES + d * s.value_stride) * WARP);
+}
+
+template <int GROUPS>
+static __device__ __forceinline__ void add_scores(float (&score)[GROUPS][4],
+                                                  const struct attention<GROUPS> &a,
+                                                  const struct tile (&keys)[HEAD_TILES]) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            multiply(score[group], keys[d], a.high[d][group]);
+            multiply(score[group], keys[d], a.low[d][group]);
+        }
+    }
+}
+
+template <int GROUPS>
+static __device__ __forceinline__ void
+add_values(struct attention<GROUPS> &a, const struct columns (&high)[GROUPS],
+           const struct columns (&low)[GROUPS], const struct tile (&values)[HEAD_TILES]) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            multiply(a.sum[d][group], values[d], high[group]);
+            if (GROUPS == 1)
+                multiply(a.sum[d][group], values[d], low[group]);
+        }
+    }
+}
+
+// Attends a span whose keys are loaded, and its values too if LOADED. positions [.][i]: how many of
+// the cache column 2i, 2i+1 of this lane sees.
+template <int GROUPS, bool LOADED>
+static __device__ __forceinline__ void
+attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&keys)[HEAD_TILES],
+            struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
+    float score[GROUPS][4] = {};
+    add_scores(score, a, keys);
+    if (WEIGHT_PLANES > 1 && s.planes > 1) {
+        load_keys(keys, s, 1);
+        add_scores(score, a, keys);
+    }
+    struct columns high[GROUPS], low[GROUPS];
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+        float(&p)[4] = score[group];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int visible = (s.causal ? positions[group][i % 2] : PREFIX_TOKENS) - s.positions;
+            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] : negative_infinity();
+        }
+        soften(a, p, group);
+        unsigned upper = to_bf16(p[0], p[1]), lower = to_bf16(p[2], p[3]);
+        high[group].x = transpose(upper);
+        high[group].y = transpose(lower);
+        if (GROUPS == 1) {
+            low[group].x = transpose(low_parts(upper, p[0], p[1]));
+            low[group].y = transpose(low_parts(lower, p[2], p[3]));
+        }
+    }
+    if (!LOADED)
+        load_values(values, s, 0);
+    add_values(a, high, low, values);
+    if (WEIGHT_PLANES > 1 && s.planes > 1) {
+        load_values(values, s, 1);
+        add_values(a, high, low, values);
+    }
+}
+
+// Adds `parts` results of ATTENTION_PARTIAL floats in order: float `i` of the sums at the common
+// maximum of its column. *total: the column's total.
+static __device__ inline float merge_results(const float *parts, int count, int i, float *total) {
+    int column = i / 4 % 4 * 2 + i % 2;
+    float max = negative_infinity(), sum = 0;
+    for (int part = 0; part < count; part++)
+        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
+    *total = 0;
+    for (int part = 0; part < count; part++) {
+        const float *one = parts + part * ATTENTION_PARTIAL;
+        float factor = power_of_two(one[RESULT_FLOATS + column] - max);
+        sum += one[i] * factor;
+        *total += one[RESULT_FLOATS + 8 + column] * factor;
+    }
+    return sum;
+}
+
+static __device__ inline float merged_max(const float *parts, int count, int column) {
+    float max = negative_infinity();
+    for (int part = 0; part < count; part++)
+        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
+    return max;
+}
+
+// Leaves a warp's result where merge_results finds it.
+static __device__ __forceinline__ void store_result(const struct attention<1> &a, float *out) {
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            out[(d * WARP + lane_id()) * 4 + i] = a.sum[d][0][i];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float total = column_sum(a.total[0][i]);
+        if (lane_id() < 4) {
+            out[RESULT_FLOATS + lane_id() * 2 + i] = a.max[0][i];
+            out[RESULT_FLOATS + 8 + lane_id() * 2 + i] = total;
+        }
+    }
+}
+
+// Whether this block is the last of `count` that arrive; what they wrote before is then seen.
+static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count) {
+    unsigned *before = (unsigned *)shared_memory();
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *before = atomicInc(arrivals, count - 1);
+    __syncthreads();
+    bool last = *before == count - 1;
+    __threadfence();
+    return last;
+}
+
+// query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
+// heads, streams. The last split of a group to finish adds up all of them. All positions but the
+// newest were stored in earlier steps: those need not wait.
+extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 10 ? 2 : 1) decode_attention(const struct gpu_task task) {
+    const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
+    float *results = (float *)shared_memory();
+    int kv_head = blockIdx.y / HEAD_GROUPS, group = blockIdx.y % HEAD_GROUPS, stream = blockIdx.z;
+    int positions = task.state->position + 1;
+    int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
+    int splits = (tiles + WARPS - 1) / WARPS;
+    splits = splits < (int)gridDim.x ? splits : (int)gridDim.x;
+    int t = blockIdx.x * WARPS + warp_id();
+    t = (int)blockIdx.x < splits ? t : tiles;
+
+    struct tile keys[HEAD_TILES], values[HEAD_TILES];
+    struct span s = find_span(task, stream, kv_head, t < tiles ? t : tiles - 1);
+    bool early = t < tiles - 1;
+    if (early) {
+        load_keys(keys, s, 0);
+        if (LOADED)
+            load_values(values, s, 0);
+    }
+    wait_for_previous_kernel();
+    if ((int)blockIdx.x >= splits)
+        return;
+
+    struct attention<1> a;
+    int column = group * 8 + lane_id() / 4; // among the kv head's query heads
+    int source = task.layer == 0 ? 0 : stream;
+    load_query(a, 0,
+               column < GROUP_HEADS
+                   ? task.query + (source * HEADS + kv_head * GROUP_HEADS + column) * HEAD_DIM
+                   : (const float *)0);
+    start_attention(a);
+    const int seen[1][2] = {{positions, positions}};
+    for (; t < tiles; t += splits * WARPS) {
+        if (!early) {
+            s = find_span(task, stream, kv_head, t);
+            load_keys(keys, s, 0);
+            if (LOADED)
+                load_values(values, s, 0);
+        }
+        early = false;
+        attend_span<1, LOADED>(a, s, keys, values, seen);
+    }
+    store_result(a, results + warp_id() * ATTENTION_PARTIAL);
+    __syncthreads();
+
+    int item = stream * gridDim.y + blockIdx.y;
+    float *partial = task.partial + (long long)item * gridDim.x * ATTENTION_PARTIAL;
+    float *mine = partial + blockIdx.x * ATTENTION_PARTIAL;
+    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
+        float total;
+        mine[i] = merge_results(results, WARPS, i, &total);
+        int lane_column = i / 4 % 4 * 2 + i % 2;
+        if (i < 16 && i % 4 < 2) {
+            mine[RESULT_FLOATS + lane_column] = merged_max(results, WARPS, lane_column);
+            mine[RESULT_FLOATS + 8 + lane_column] = total;
+        }
+    }
+    if (!last_to_arrive(task.arrivals + item, splits))
+        return;
+    unsigned short *out = (unsigned short *)task.input;
+    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
+        int head = group * 8 + i / 4 % 4 * 2 + i % 2;
+        int dim = i / (4 * WARP) * TILE + i / 16 % 8 + i % 4 / 2 * 8;
+        float total, sum = merge_results(partial, splits, i, &total);
+        if (head < GROUP_HEADS && dim < HEAD_DIM) {
+            int k = (kv_head * GROUP_HEADS + head) * HEAD_DIM + dim;
+            out[column_index(COLUMN_GROUPS, k, stream)] = bf16_bits(sum / total);
+        }
+    }
+}

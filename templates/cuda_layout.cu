@@ -1,0 +1,130 @@
+// Where things lie, in elements or bytes: the same layouts as on the CPU (tile.h), and the two
+// orders of activations.
+
+enum {
+    TILE = 16,
+    TILE_ELEMENTS = TILE * TILE,
+    TILE_BYTES = 2 * TILE_ELEMENTS,
+    COLUMN_BYTES = TILE_BYTES / 2, // 16 activations of 8 columns
+    COLUMN_GROUPS = (STREAMS + 7) / 8,
+    HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
+    HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
+    HIDDEN_TILES = HIDDEN_SIZE / TILE,
+    GROUP_HEADS = HEADS / KV_HEADS,
+    HEAD_BLOCKS = (HEAD_ROW_TILES + 7) / 8, // of the output head
+    INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
+};
+
+static __device__ inline int lane_id() {
+    return threadIdx.x % WARP;
+}
+
+static __device__ inline int warp_id() {
+    return threadIdx.x / WARP;
+}
+
+// Which chunk of a tile in global memory is this lane's.
+static __device__ inline int chunk_id() {
+    return lane_id() % 4 * 8 + lane_id() / 4;
+}
+
+// Element (row, column) of a tile.
+static __device__ inline int tile_index(int row, int column) {
+    int pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
+    return (chunk * 4 + word) * 2 + column % 2;
+}
+
+// Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k, column).
+static __device__ inline int column_index(int groups, int k, int column) {
+    int pair = k % TILE / 2;
+    int lane = column % 8 * 4 + pair % 4;
+    return ((k / TILE * groups + column / 8) * WARP + lane) * 4 + pair / 4 * 2 + k % 2;
+}
+
+static __device__ inline float negative_infinity() {
+    return __uint_as_float(0xff800000);
+}
+
+static __device__ inline float from_bf16(unsigned short bits) {
+    return __uint_as_float((unsigned)bits << 16);
+}
+
+static __device__ inline unsigned short bf16_bits(float value) {
+    return (unsigned short)to_bf16(value, 0.0f);
+}
+
+// What bf16 leaves of a pair of values: their low parts, in bf16 too.
+static __device__ inline unsigned low_parts(unsigned high, float even, float odd) {
+    return to_bf16(even - __uint_as_float(high << 16), odd - __uint_as_float(high & 0xffff0000));
+}
+
+static __device__ inline const char *layer_weights(const struct gpu_task &task) {
+    return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
+}
+
+// Row `row_tile` of a matrix, this lane's part.
+static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
+                                                       int column_tiles) {
+    const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
+    return (const struct tile *)(matrix + tiles * TILE_BYTES) + chunk_id();
+}
+
+// Cache of one (layer, stream, kv head): for every 16 positions a row of tiles of keys, then one of
+// values. Layer 0 is the same in all streams.
+static __device__ inline char *cache_block(const struct gpu_task &task, int stream, int kv_head) {
+    int slot = task.layer == 0 ? 0 : 1 + (task.layer - 1) * STREAMS + stream;
+    return task.cache + ((long long)slot * KV_HEADS + kv_head) * CACHE_BLOCK_TILES * TILE_BYTES;
+}
+
+// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for queries
+// and keys the angle of their rotary pair.
+struct qkv_terms {
+    float low, high, cosine, sine;
+};
+
+static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task, int row_tile,
+                                                              int r, int position) {
+    const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
+    int dim = (row_tile * (TILE / 2) + r) % (HEAD_DIM / 2);
+    const float *angle = task.rotary + ((long long)position * (HEAD_DIM / 2) + dim) * 2;
+    struct qkv_terms terms = {bias[r], bias[r + 8], angle[0], angle[1]};
+    return terms;
+}
+
+// Rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two dimensions
+// of a value. To query and cache.
+static __device__ inline void store_qkv(const struct gpu_task &task, int row_tile, int r, int token,
+                                        int stream, int position, const struct qkv_terms &terms,
+                                        float low, float high) {
+    low += terms.low;
+    high += terms.high;
+    if (row_tile * TILE >= QKV_VALUE_ROW) {
+        for (int i = 0; i < 2; i++) {
+            int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
+            if (row >= KV_HEADS * HEAD_DIM)
+                return;
+            int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
+            unsigned short *values = (unsigned short *)cache_block(task, stream, kv_head);
+            values += ((position / TILE * 2 + 1) * HEAD_TILES + dim / TILE) * TILE_ELEMENTS;
+            values[tile_index(dim % TILE, position % TILE)] = bf16_bits(i ? high : low);
+        }
+        return;
+    }
+    const int half = HEAD_DIM / 2;
+    int pair = row_tile * (TILE / 2) + r, head = pair / half, dim = pair % half;
+    if (head >= HEADS + KV_HEADS)
+        return;
+    float first = low * terms.cosine - high * terms.sine;
+    float second = high * terms.cosine + low * terms.sine;
+    if (head < HEADS) {
+        float *query = task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
+        query[dim] = first;
+        query[dim + half] = second;
+        return;
+    }
+    unsigned short *keys = (unsigned short *)cache_block(task, stream, head - HEADS);
+    keys += position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
+    keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(first);
+    dim += half;
+    keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(second);
+}

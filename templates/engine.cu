@@ -1,0 +1,10 @@
+// The kernels, section by section. Everything is a constant but what struct gpu_task carries.
+#include "cuda_dims.h"
+#include "cuda_task.h"
+#include "cuda_primitives.cu"
+#include "cuda_layout.cu"
+#include "cuda_product.cu"
+#include "cuda_attention.cu"
+#include "cuda_decode.cu"
+#include "cuda_head.cu"
+#include "cuda_prefill.cu"

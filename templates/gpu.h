@@ -1,0 +1,48 @@
+// The engine on an NVIDIA GPU: the kernels of engine.cu, launched in the order of forward.c. Holds
+// its own copy of the weights, its cache and its activations.
+#ifndef GPU_H
+#define GPU_H
+
+#include <stdbool.h>
+#include "engine_dims.h"
+#include "cuda_driver.h"
+#include "error.h"
+#include "pack_file.h"
+
+struct gpu;
+struct block;
+
+struct gpu_info {
+    char name[96];   // of the device
+    char note[256];  // one line on the kernel cache, or ""
+    int sm;          // 10 * major + minor of its compute capability
+    bool compiled;   // the kernels were compiled now, not found in the cache
+    bool integrated; // host and device share memory
+    size_t cache_bytes, activation_bytes;
+};
+
+// Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
+// GPU, driver or compiler that can run it; EXIT_MEMORY: it does not fit. On failure *gpu is NULL.
+static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
+                    bool use_cache, struct error *error);
+static void gpu_close(struct gpu *gpu); // NULL is allowed
+static const struct gpu_info *gpu_information(const struct gpu *gpu);
+
+// Computes a block of at most gpu_block_tokens tokens, and with head_tokens = 1 the logits of token
+// head_first. A decode step returns while it still runs.
+static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error);
+static size_t gpu_block_tokens(const struct gpu *gpu);
+
+// Logits of token `token` of the block that was computed last.
+static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, struct error *error);
+
+// Waits for what is under way, and copies: logits [vocab] and stream weights [P] last computed.
+struct gpu_output {
+    const float *logits, *stream_weights;
+};
+static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error);
+
+// Waits: the best id of the logits last computed. The device has it as the next step's input.
+static int32_t gpu_choice(struct gpu *gpu, struct error *error);
+
+#endif

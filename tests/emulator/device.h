@@ -1,0 +1,62 @@
+// What engine.cu needs to be compiled as C++ for the emulator: CUDA's words, and the emulator's
+// functions that stand for PTX (templates/cuda_primitives.cu). Given to the compiler with -include.
+#pragma once
+#include <math.h>
+#include <string.h>
+
+#define EMULATOR
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct emulated_index {
+    unsigned x, y, z;
+};
+extern struct emulated_index threadIdx, blockIdx, gridDim; // of the fiber that runs
+
+struct float2 {
+    float x, y;
+};
+
+static inline struct float2 make_float2(float x, float y) {
+    return {x, y};
+}
+
+static inline float __uint_as_float(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+
+unsigned emulate_bf16(float value);
+void emulate_product(float (&sum)[4], const unsigned (&words)[6]);
+unsigned emulate_transpose(unsigned word);
+void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
+void emulate_commit();
+void emulate_wait(int pending);
+char *emulate_shared_memory();
+void __syncthreads();
+void __threadfence();
+unsigned atomicInc(unsigned *counter, unsigned limit);
+unsigned emulate_shuffle(unsigned word, int distance);
+
+static inline bool __any_sync(unsigned, bool here) {
+    unsigned any = here;
+    for (int distance = 16; distance > 0; distance /= 2)
+        any |= emulate_shuffle(any, distance);
+    return any;
+}
+
+template <typename T> static inline T __shfl_xor_sync(unsigned, T value, int distance) {
+    static_assert(sizeof(T) == 4, "one word");
+    unsigned word;
+    memcpy(&word, &value, sizeof word);
+    word = emulate_shuffle(word, distance);
+    memcpy(&value, &word, sizeof value);
+    return value;
+}

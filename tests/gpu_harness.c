@@ -1,0 +1,210 @@
+// Checks and measures an engine, linked as a library, on a GPU. Prints key=value pairs.
+//
+//     gpu_harness compare PACK STREAMS TOKENS          against the CPU: mean KL of prefill and decode
+//     gpu_harness repeat PACK STREAMS TOKENS           that many greedy tokens twice, bit for bit
+//     gpu_harness speed PACK STREAMS CONTEXT PROMPT    ms a decode step behind CONTEXT, ms a prompt
+//     gpu_harness start PACK STREAMS cache|nocache     seconds to open
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "../runtime/parscale.h"
+
+enum { DECODE_STEPS = 200, PROMPTS = 7 };
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache) {
+    struct parscale *model = NULL;
+    struct parscale_options options = {
+        .pack = pack, .device = device, .streams = streams, .no_kernel_cache = no_cache};
+    if (parscale_open(&model, &options)) {
+        fprintf(stderr, "gpu_harness: %s\n", parscale_error(model));
+        exit(1);
+    }
+    if (parscale_info(model)->device_note[0])
+        fprintf(stderr, "gpu_harness: %s\n", parscale_info(model)->device_note);
+    return model;
+}
+
+static void must(int code, const struct parscale *model) {
+    if (code) {
+        fprintf(stderr, "gpu_harness: %s\n", parscale_error(model));
+        exit(1);
+    }
+}
+
+// Ids that look random, the same every time.
+static int32_t *some_ids(size_t n, int vocab) {
+    int32_t *ids = malloc(n * sizeof *ids);
+    uint64_t state = 7;
+    for (size_t i = 0; ids && i < n; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        ids[i] = (int32_t)((state >> 33) % (uint64_t)vocab);
+    }
+    return ids;
+}
+
+// KL(p || q) in nats, of logits.
+static double divergence(const float *p, const float *q, size_t n) {
+    double max_p = -INFINITY, max_q = -INFINITY, sum_p = 0, sum_q = 0, kl = 0;
+    for (size_t i = 0; i < n; i++) {
+        max_p = fmax(max_p, p[i]);
+        max_q = fmax(max_q, q[i]);
+    }
+    for (size_t i = 0; i < n; i++) {
+        sum_p += exp(p[i] - max_p);
+        sum_q += exp(q[i] - max_q);
+    }
+    for (size_t i = 0; i < n; i++) {
+        double log_p = p[i] - max_p - log(sum_p);
+        kl += exp(log_p) * (log_p - (q[i] - max_q - log(sum_q)));
+    }
+    return kl;
+}
+
+struct kept {
+    float *logits; // [tokens, vocab]
+    size_t vocab;
+};
+
+static int keep(void *user, size_t i, const float *logits) {
+    struct kept *kept = user;
+    memcpy(kept->logits + i * kept->vocab, logits, kept->vocab * sizeof(float));
+    return 0;
+}
+
+static size_t best_of(const float *logits, size_t n) {
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        best = logits[i] > logits[best] ? i : best;
+    return best;
+}
+
+static void compare(const char *pack, int streams, size_t tokens) {
+    struct parscale *cpu = open_on("cpu", pack, streams, false);
+    size_t vocab = (size_t)parscale_info(cpu)->vocab_size;
+    int32_t *ids = some_ids(tokens, (int)vocab);
+    struct kept expected = {malloc(tokens * vocab * sizeof(float)), vocab};
+    struct kept found = {malloc(tokens * vocab * sizeof(float)), vocab};
+    if (!ids || !expected.logits || !found.logits)
+        exit(1);
+    must(parscale_score(cpu, ids, tokens, keep, &expected), cpu);
+    parscale_close(cpu);
+    struct parscale *gpu = open_on("cuda", pack, streams, false);
+    must(parscale_score(gpu, ids, tokens, keep, &found), gpu);
+    double prefill = 0, decode = 0;
+    size_t agree = 0;
+    for (size_t i = 0; i < tokens; i++)
+        prefill += divergence(expected.logits + i * vocab, found.logits + i * vocab, vocab);
+    must(parscale_rewind(gpu, 0), gpu);
+    for (size_t i = 0; i < tokens; i++) {
+        const float *reference = expected.logits + i * vocab;
+        must(parscale_decode(gpu, ids[i]), gpu);
+        const float *logits = parscale_logits(gpu);
+        decode += divergence(reference, logits, vocab);
+        agree += best_of(reference, vocab) == best_of(logits, vocab);
+    }
+    printf("compare streams=%d tokens=%zu kl_prefill=%.3g kl_decode=%.3g same_best=%zu\n", streams,
+           tokens, prefill / (double)tokens, decode / (double)tokens, agree);
+    parscale_close(gpu);
+    free(ids);
+    free(expected.logits);
+    free(found.logits);
+}
+
+// FNV-1a over the logits of `tokens` greedy steps behind a prompt.
+static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, size_t n, size_t tokens) {
+    const struct parscale_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
+    uint64_t hash = 0xcbf29ce484222325u;
+    size_t bytes = (size_t)parscale_info(model)->vocab_size * sizeof(float);
+    must(parscale_rewind(model, 0), model);
+    must(parscale_prefill(model, prompt, n), model);
+    for (size_t i = 0; i < tokens; i++) {
+        const unsigned char *logits = (const unsigned char *)parscale_logits(model);
+        for (size_t b = 0; b < bytes; b++)
+            hash = (hash ^ logits[b]) * 0x100000001b3u;
+        must(parscale_decode(model, parscale_sample(model, &greedy)), model);
+    }
+    return hash;
+}
+
+static void repeat(const char *pack, int streams, size_t tokens) {
+    struct parscale *model = open_on("cuda", pack, streams, false);
+    int32_t *prompt = some_ids(64, parscale_info(model)->vocab_size);
+    uint64_t first = greedy_digest(model, prompt, 64, tokens);
+    parscale_close(model);
+    model = open_on("cuda", pack, streams, false);
+    uint64_t second = greedy_digest(model, prompt, 64, tokens);
+    printf("repeat streams=%d tokens=%zu first=%016llx second=%016llx equal=%d\n", streams, tokens,
+           (unsigned long long)first, (unsigned long long)second, first == second);
+    parscale_close(model);
+    free(prompt);
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, size_t n) {
+    qsort(values, n, sizeof *values, by_size);
+    return values[n / 2];
+}
+
+static void speed(const char *pack, int streams, size_t context, size_t prompt) {
+    const struct parscale_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
+    struct parscale *model = open_on("cuda", pack, streams, false);
+    int32_t *ids = some_ids(prompt > context ? prompt : context, parscale_info(model)->vocab_size);
+    double steps[DECODE_STEPS], prompts[PROMPTS];
+    for (int i = -1; i < PROMPTS; i++) { // once to warm up
+        must(parscale_rewind(model, 0), model);
+        double start = seconds();
+        must(parscale_prefill(model, ids, prompt), model);
+        (void)parscale_sample(model, &greedy);
+        if (i >= 0)
+            prompts[i] = seconds() - start;
+    }
+    must(parscale_rewind(model, 0), model);
+    must(parscale_prefill(model, ids, context), model);
+    int32_t id = parscale_sample(model, &greedy);
+    for (int i = -20; i < DECODE_STEPS; i++) {
+        double start = seconds();
+        must(parscale_decode(model, id), model);
+        id = parscale_sample(model, &greedy);
+        if (i >= 0)
+            steps[i] = seconds() - start;
+    }
+    printf("speed streams=%d context=%zu decode_ms=%.4f prompt=%zu prefill_ms=%.2f "
+           "activation_bytes=%zu\n",
+           streams, context, 1e3 * median(steps, DECODE_STEPS), prompt,
+           1e3 * median(prompts, PROMPTS), parscale_info(model)->activation_bytes);
+    parscale_close(model);
+    free(ids);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 5)
+        return 2;
+    int streams = atoi(argv[3]);
+    if (strcmp(argv[1], "compare") == 0)
+        compare(argv[2], streams, strtoul(argv[4], NULL, 10));
+    else if (strcmp(argv[1], "repeat") == 0)
+        repeat(argv[2], streams, strtoul(argv[4], NULL, 10));
+    else if (strcmp(argv[1], "speed") == 0 && argc == 6)
+        speed(argv[2], streams, strtoul(argv[4], NULL, 10), strtoul(argv[5], NULL, 10));
+    else if (strcmp(argv[1], "start") == 0) {
+        double start = seconds();
+        parscale_close(open_on("cuda", argv[2], streams, strcmp(argv[4], "nocache") == 0));
+        printf("start streams=%d %s seconds=%.3f\n", streams, argv[4], seconds() - start);
+    } else {
+        return 2;
+    }
+    return 0;
+}
