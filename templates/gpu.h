@@ -5,7 +5,6 @@
 
 #include <stdbool.h>
 #include "engine_dims.h"
-#include "cuda_driver.h"
 #include "error.h"
 #include "pack_file.h"
 
