@@ -8,7 +8,7 @@ SEED = 0
 
 GENERATE_PACKAGES = gcc libc6-dev lua5.4 lua-argparse lua-cjson lua-filesystem unicode-data
 FETCH_PACKAGES = ca-certificates python3-pip xz-utils
-TEST_PACKAGES = binutils bzip2 clang clang-format clang-tidy gcc-aarch64-linux-gnu \
+TEST_PACKAGES = binutils bzip2 clang clang-format clang-tidy g++ gcc-aarch64-linux-gnu \
     libc6-dev-arm64-cross lua-check perl qemu-user shellcheck
 
 DATA = out/data

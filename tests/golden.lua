@@ -15,8 +15,8 @@ function M.folder(name)
     return build.here .. "data/golden/" .. name
 end
 
--- Writes the expected values; returns the file's path.
-function M.expected(name)
+-- The expected values, as golden_harness reads them.
+function M.expected_bytes(name)
     local tensors = safetensors.open(M.folder(name) .. "/expected.safetensors").tensors
     local weights = tensors.aggregate_weights
     local sizes = { tensors.logits.shape[1], tensors.logits.shape[2],
@@ -32,7 +32,12 @@ function M.expected(name)
             file:close()
         end
     end
-    return build.write(name .. ".expected", table.concat(parts))
+    return table.concat(parts)
+end
+
+-- Writes them; returns the file's path.
+function M.expected(name)
+    return build.write(name .. ".expected", M.expected_bytes(name))
 end
 
 return M

@@ -24,14 +24,14 @@ for folder in golden/*/; do
     fi
     if wanted golden; then
         echo "$(basename "$folder") $("$folder/golden" "$folder/model.psc" cuda \
-            "$folder/expected.safetensors" $(cat "$folder/arguments") 2>&1)"
+            "$folder/expected" 2>&1)"
     fi
 done >"$results/golden.txt"
 if wanted sanitize; then
     folder=golden/p3-hd16-odd-bf16
     for tool in memcheck racecheck initcheck; do
         compute-sanitizer --tool $tool "$folder/golden" "$folder/model.psc" cuda \
-            "$folder/expected.safetensors" $(cat $folder/arguments) 2>&1 | tail -n 15
+            "$folder/expected" 2>&1 | tail -n 15
     done >"$results/sanitize.txt"
 fi
 for folder in random/*/; do
