@@ -610,8 +610,8 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
 static unsigned attention_parts(const struct gpu *gpu) {
     unsigned items = gpu->streams * KV_HEADS * GPU_HEAD_GROUPS;
     unsigned parts = (unsigned)gpu->multiprocessors / items;
-    unsigned most = blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT),
-                               GPU_WARPS);
+    unsigned most =
+        blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
     parts = parts > most ? most : parts;
     return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
 }

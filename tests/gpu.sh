@@ -44,12 +44,12 @@ for folder in random/*/; do
         wanted $part || continue
         for p in $streams; do
             case $part in
-            random) "$folder/harness" compare "$folder/model.psc" $p 64 ;;
-            repeat) "$folder/harness" repeat "$folder/model.psc" $p 1000 ;;
+            random) "$folder/harness" compare "$folder/model.psc" "$p" 64 ;;
+            repeat) "$folder/harness" repeat "$folder/model.psc" "$p" 1000 ;;
             speed)
-                "$folder/harness" start "$folder/model.psc" $p nocache
-                "$folder/harness" start "$folder/model.psc" $p cache
-                "$folder/harness" speed "$folder/model.psc" $p 512 1984
+                "$folder/harness" start "$folder/model.psc" "$p" nocache
+                "$folder/harness" start "$folder/model.psc" "$p" cache
+                "$folder/harness" speed "$folder/model.psc" "$p" 512 1984
                 ;;
             esac
         done >"$results/$name-$part.txt" 2>&1
