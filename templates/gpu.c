@@ -13,6 +13,8 @@
 #include "model.h"
 #include "engine_cu.h"
 
+enum { GPU_PART = 1 };
+
 // The kernels of engine.cu.
 enum kernel {
     KERNEL_EMBED,

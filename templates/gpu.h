@@ -8,6 +8,7 @@
 #include "error.h"
 #include "pack_file.h"
 
+// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART: 1 and 0.
 struct gpu;
 struct block;
 

@@ -2,6 +2,8 @@
 // struct gpu, no function but gpu_open and gpu_close is ever called.
 #include "gpu.h"
 
+enum { GPU_PART = 0 };
+
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error) {
     (void)file, (void)adapter, (void)use_cache;
