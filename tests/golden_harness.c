@@ -110,13 +110,14 @@ int main(int argc, char **argv) {
     c.worst_weight = weights_error(&c, tokens);
     // Token by token, through the decode path, the weights of every position.
     parscale_rewind(c.model, 0);
-    double decode_worst = 0;
+    double decode_worst = 0, decode_kl = 0;
     for (size_t i = 0; i < tokens; i++) {
         if (parscale_decode(c.model, ids[i]))
             return 1;
         const float *logits = parscale_logits(c.model);
         for (size_t v = 0; v < vocab; v++)
             decode_worst = worse(decode_worst, fabs((double)logits[v] - c.logits[i * vocab + v]));
+        decode_kl += divergence(c.logits + i * vocab, logits, vocab);
         c.worst_weight = worse(c.worst_weight, weights_error(&c, i + 1));
     }
     // Greedy, up to the first step whose two best logits were too close to call.
@@ -134,9 +135,10 @@ int main(int argc, char **argv) {
         if (parscale_decode(c.model, id))
             return 1;
     }
-    printf("isa=%s logits=%.3g decode_logits=%.3g weights=%.3g kl=%.3g greedy=%zu wrong=%d\n",
+    printf("isa=%s logits=%.3g decode_logits=%.3g weights=%.3g kl=%.3g decode_kl=%.3g greedy=%zu "
+           "wrong=%d\n",
            parscale_info(c.model)->isa, c.worst_logit, decode_worst, c.worst_weight,
-           c.kl_sum / (double)tokens, equal, differs);
+           c.kl_sum / (double)tokens, decode_kl / (double)tokens, equal, differs);
     parscale_close(c.model);
     free(ids);
     free(greedy);
