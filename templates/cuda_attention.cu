@@ -124,7 +124,7 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
         return s;
     }
     t -= PREFIX_TILES;
-    const struct tile *block = (const struct tile *)cache_block(task, stream, kv_head) + chunk_id();
+    const struct tile *block = (const struct tile *)cache_block(task, stream, kv_head) + lane_id();
     s.keys = block + t * 2 * HEAD_TILES * WARP;
     s.values = s.keys + HEAD_TILES * WARP;
     s.value_stride = 1;

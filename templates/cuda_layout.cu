@@ -23,12 +23,24 @@ static __device__ inline int warp_id() {
     return threadIdx.x / WARP;
 }
 
-// Which chunk of a tile in global memory is this lane's.
+// Which chunk of a tile of the pack is this lane's.
 static __device__ inline int chunk_id() {
     return lane_id() % 4 * 8 + lane_id() / 4;
 }
 
-// Element (row, column) of a tile.
+// Where chunk c of a tile of the pack lies in shared memory, in chunks. Lanes copy chunk by chunk, as
+// the memory likes it, and each reads its own: in this order neither meets a bank twice.
+static __device__ inline int chunk_place(int c) {
+    return c ^ c / 8 * 2;
+}
+
+// Element (row, column) of a tile of the kernels' own, activations and cache: lane by lane.
+static __device__ inline int fragment_index(int row, int column) {
+    int pair = column / 2, lane = row % 8 * 4 + pair % 4, word = row / 8 * 2 + pair / 4;
+    return (lane * 4 + word) * 2 + column % 2;
+}
+
+// Element (row, column) of a tile of the pack.
 static __device__ inline int tile_index(int row, int column) {
     int pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
     return (chunk * 4 + word) * 2 + column % 2;
@@ -62,11 +74,11 @@ static __device__ inline const char *layer_weights(const struct gpu_task &task) 
     return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
 }
 
-// Row `row_tile` of a matrix, this lane's part.
+// Row `row_tile` of a matrix, the chunk that this lane copies.
 static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
                                                        int column_tiles) {
     const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
-    return (const struct tile *)(matrix + tiles * TILE_BYTES) + chunk_id();
+    return (const struct tile *)(matrix + tiles * TILE_BYTES) + lane_id();
 }
 
 // Cache of one (layer, stream, kv head): for every 16 positions a row of tiles of keys, then one of
@@ -106,7 +118,7 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
             int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
             unsigned short *values = (unsigned short *)cache_block(task, stream, kv_head);
             values += ((position / TILE * 2 + 1) * HEAD_TILES + dim / TILE) * TILE_ELEMENTS;
-            values[tile_index(dim % TILE, position % TILE)] = bf16_bits(i ? high : low);
+            values[fragment_index(dim % TILE, position % TILE)] = bf16_bits(i ? high : low);
         }
         return;
     }
@@ -124,7 +136,7 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
     }
     unsigned short *keys = (unsigned short *)cache_block(task, stream, head - HEADS);
     keys += position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
-    keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(first);
+    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] = bf16_bits(first);
     dim += half;
-    keys[dim / TILE * TILE_ELEMENTS + tile_index(position % TILE, dim % TILE)] = bf16_bits(second);
+    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] = bf16_bits(second);
 }

@@ -40,8 +40,8 @@ static __device__ __forceinline__ struct copies plan_copies(const struct product
         int row = blockIdx.y * BLOCK_TILES + offset, column = blockIdx.x * BLOCK_TILES + offset;
         row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
         column = column < columns_tiles ? column : columns_tiles - 1;
-        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + chunk_id() * 16;
-        c.columns[i] = (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + chunk_id() * 16;
+        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + lane_id() * 16;
+        c.columns[i] = (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
     }
     return c;
 }
@@ -49,7 +49,7 @@ static __device__ __forceinline__ struct copies plan_copies(const struct product
 // Starts copying step `step` of K to its stage: [rows and columns, STEP_TILES] tiles.
 static __device__ __forceinline__ void copy_step(const struct product &p, const struct copies &c,
                                                  int step) {
-    char *stage = shared_memory() + step % STAGES * STAGE_BYTES + threadIdx.x * 16;
+    char *stage = shared_memory() + step % STAGES * STAGE_BYTES + warp_id() * TILE_BYTES;
     int k = step * STEP_TILES + warp_id() % STEP_TILES;
     bool wanted = k < WEIGHT_PLANES * p.input_parts * p.column_tiles; // zeros behind the end
     int row_k = k, column_k = k;
@@ -61,8 +61,8 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
     const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + i * PRODUCT_THREADS * 16, weights + c.rows[i], wanted);
-        copy_async(stage + (COPIES + i) * PRODUCT_THREADS * 16, input + c.columns[i], wanted);
+        copy_async(stage + (i * PRODUCT_THREADS + chunk_place(lane_id())) * 16, weights + c.rows[i], wanted);
+        copy_async(stage + ((COPIES + i) * PRODUCT_THREADS + lane_id()) * 16, input + c.columns[i], wanted);
     }
 }
 
@@ -84,7 +84,7 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
             copy_step(p, c, step + STAGES - 1);
         commit_copies();
         const struct tile *stage = (const struct tile *)(shared_memory() + step % STAGES * STAGE_BYTES);
-        const struct tile *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP + lane_id();
+        const struct tile *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP + chunk_place(chunk_id());
         const struct tile *columns = stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP + lane_id();
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++) {
@@ -122,7 +122,7 @@ static __device__ inline int block_column(int j) {
 // columns to the next.
 static __device__ inline unsigned *input_word(char *input, long long stride, int column, int k) {
     return (unsigned *)(input + column / TILE * stride + k / TILE * TILE_BYTES) +
-           tile_index(column % TILE, k % TILE) / 2;
+           fragment_index(column % TILE, k % TILE) / 2;
 }
 
 // residual -> input, normalised; low parts too if `parts` is 2. Each warp one column.
@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_gate_up
             struct tile out = {words[0], words[1], words[2], words[3]};
             int column_tile = block_column(2 * j) / TILE, channel_tile = block_row_tile(i) / 2;
             if (column_tile < columns_tiles && channel_tile < INTERMEDIATE_TILES)
-                ((struct tile *)task.activation)[(column_tile * INTERMEDIATE_TILES + channel_tile) * WARP + chunk_id()] = out;
+                ((struct tile *)task.activation)[(column_tile * INTERMEDIATE_TILES + channel_tile) * WARP + lane_id()] = out;
         }
     }
 }

@@ -1,7 +1,7 @@
 // Weights [rows, K] times a few columns of activations, for decoding. Every weight is read once, by
-// one lane, which copies it to its own place in shared memory some steps ahead and needs nobody's
-// leave to read it there: no barrier in the loop. Activations come the same way. The first weights
-// are copied before the wait for the previous kernel.
+// one warp, which copies it to its own part of shared memory some steps ahead and needs no other
+// warp's leave to read it there: no barrier in the loop. Activations come the same way. The first
+// weights are copied before the wait for the previous kernel.
 //
 // Two ways to share the work: where rows are many, a warp takes a row of tiles; where they are few,
 // the warps of a block share the K of one row of tiles and add up in a fixed order (split_run,
@@ -15,7 +15,7 @@ enum {
     SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4, // of one group of columns: what finish_split adds up
 };
 
-// A run of tiles of one row: [first, end), this lane's part of each.
+// A run of tiles of one row: [first, end), the chunk of each that this lane copies.
 struct run {
     const struct tile *tiles;
     int first, end;
@@ -37,10 +37,10 @@ template <int COLUMNS, int PARTS> struct stream {
     const struct columns *input; // [parts, column_tiles, groups, WARP]
     int column_tiles;            // K / 16; the second plane of the weights has the same activations
 
-    // This lane's place for tile i of step `step`, and for its activations.
+    // Where the warp keeps tile i of step `step`, and this lane its activations.
     __device__ __forceinline__ struct tile *tile_place(int step, int i) const {
         return (struct tile *)(shared_memory() + warp_id() * WARP_RING_BYTES) +
-               (step % AHEAD * CHUNK + i) * WARP + lane_id();
+               (step % AHEAD * CHUNK + i) * WARP;
     }
 
     __device__ __forceinline__ struct columns *columns_place(int step, int i, int group, int part) const {
@@ -53,7 +53,7 @@ template <int COLUMNS, int PARTS> struct stream {
         int k = run.first + step * CHUNK;
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) // zeros behind the end
-            copy_async(tile_place(step, i), run.tiles + (k + i) * WARP, k + i < run.end);
+            copy_async(tile_place(step, i) + chunk_place(lane_id()), run.tiles + (k + i) * WARP, k + i < run.end);
     }
 
     __device__ __forceinline__ void copy_input(int step) const {
@@ -93,9 +93,10 @@ template <int COLUMNS, int PARTS> struct stream {
         }
         for (int step = 0; step < steps; step++) {
             wait_copies<AHEAD - 1>();
+            __syncwarp();
 #pragma unroll
             for (int i = 0; i < CHUNK; i++) {
-                struct tile weights = *tile_place(step, i);
+                struct tile weights = tile_place(step, i)[chunk_place(chunk_id())];
 #pragma unroll
                 for (int group = 0; group < GROUPS; group++) {
 #pragma unroll
@@ -103,6 +104,7 @@ template <int COLUMNS, int PARTS> struct stream {
                         multiply(sum[group], weights, *columns_place(step, i, group, part));
                 }
             }
+            __syncwarp();
             copy_weights(step + AHEAD);
             copy_input(step + AHEAD);
             commit_copies();

@@ -53,11 +53,12 @@ static inline void must(const struct parscale *model, int code) {
     }
 }
 
-// path: an instruction set, or cuda. Ends with 77 if this processor does not have the path.
+// path: an instruction set, cuda, or NULL for the fastest. Ends with 77 if this processor does not
+// have it.
 static inline struct parscale *open_model(const char *pack, const char *path, int streams) {
     struct parscale *model;
     struct parscale_options options = {.pack = pack, .streams = streams};
-    if (strcmp(path, "cuda") == 0)
+    if (path && strcmp(path, "cuda") == 0)
         options.device = path;
     else
         options.isa = path;

@@ -41,6 +41,7 @@ void emulate_commit();
 void emulate_wait(int pending);
 char *emulate_shared_memory();
 void __syncthreads();
+void __syncwarp();
 void __threadfence();
 unsigned atomicInc(unsigned *counter, unsigned limit);
 unsigned emulate_shuffle(unsigned word, int distance);

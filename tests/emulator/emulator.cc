@@ -23,7 +23,7 @@ enum {
 };
 
 enum class wait_for { nothing, warp, barrier, ended };
-enum class warp_operation { product, transpose, shuffle };
+enum class warp_operation { product, transpose, shuffle, barrier };
 
 struct copy {
     void *to;
@@ -198,7 +198,8 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
         complain(failure);
     }
     w->operation = operation;
-    memcpy(w->words[lane], words, (size_t)count * sizeof *words);
+    if (count)
+        memcpy(w->words[lane], words, (size_t)count * sizeof *words);
     if (++w->arrived < LANES) {
         yield(wait_for::warp);
         return w;
@@ -234,6 +235,10 @@ unsigned emulate_transpose(unsigned word) {
         result |= (source >> (g % 2 * 16) & 0xffff) << (odd * 16);
     }
     return result;
+}
+
+void __syncwarp() {
+    with_warp(warp_operation::barrier, NULL, 0);
 }
 
 void __threadfence() {
