@@ -102,7 +102,8 @@ test: setup demo-model demo-all
 lint: setup lint-format lint-tidy lint-lua lint-shell
 
 lint-format:
-	@clang-format --dry-run -Werror templates/*.[ch] runtime/*.[ch] tests/*.[ch] docs/*.c
+	@clang-format --dry-run -Werror templates/*.[ch] templates/*.cu runtime/*.[ch] tests/*.[ch] \
+	    tests/emulator/*.cc tests/emulator/*.h docs/*.c
 
 lint-tidy:
 	@folder=$$($(LUA) codegen/main.lua --from random --spec model_specs/smollm2-135m.lua) && \
