@@ -67,7 +67,6 @@ struct gpu {
     struct gpu_info info;
     const struct adapter *adapter;
     unsigned streams, splits; // splits: of the positions, in decode attention
-    bool small_blocks;        // the decode kernels' shared memory fits: else prefill's decode
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
     void *context, *stream, *module, *functions[KERNELS];
@@ -279,7 +278,7 @@ static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, st
 }
 
 static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error) {
-    if (block->tokens == 1 && block->head_tokens == 1 && gpu->small_blocks)
+    if (block->tokens == 1 && block->head_tokens == 1)
         return decode_step(gpu, block->ids[0], block->position, error);
     int code = prefill_block(gpu, block, error);
     if (!code && block->head_tokens)
@@ -434,17 +433,12 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         {KERNEL_PREFILL_DOWN, GPU_PREFILL_SHARED},
     };
     int code = EXIT_OK;
-    gpu->small_blocks = true;
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++) {
-        if (wanted[i].bytes > (size_t)gpu->shared_limit)
-            gpu->small_blocks = false; // a decode kernel: prefill's fit everywhere
-        else
-            code = cuda_check(&gpu->driver,
-                              gpu->driver.function_set(gpu->functions[wanted[i].kernel],
-                                                       CUDA_FUNCTION_SHARED_BYTES,
-                                                       (int)wanted[i].bytes),
-                              KERNEL_NAMES[wanted[i].kernel], error);
-    }
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)
+        code = cuda_check(&gpu->driver,
+                          gpu->driver.function_set(gpu->functions[wanted[i].kernel],
+                                                   CUDA_FUNCTION_SHARED_BYTES,
+                                                   (int)wanted[i].bytes),
+                          KERNEL_NAMES[wanted[i].kernel], error);
     return code;
 }
 
@@ -607,7 +601,7 @@ static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cac
     gpu->splits = attention_parts(gpu);
     if (!code)
         code = take_gpu_memory(gpu, file, error);
-    if (!code && gpu->small_blocks)
+    if (!code)
         code = capture_decode(gpu, error);
     return code;
 }

@@ -45,6 +45,14 @@ local function must(command)
     if code ~= 0 then error(command .. ": " .. err) end
 end
 
+-- The emulator with the kernels of `out`, as driver and compiler in `folder`.
+local function build_emulator(out, folder, streams, options)
+    must(("c++ -std=c++17 -O2 -fPIC -shared -include tests/emulator/device.h -DSTREAMS=%d %s "
+        .. "-DENGINE_CU='\"%s/engine.cu\"' -o %s/libcuda.so.1 tests/emulator/emulator.cc "
+        .. "tests/emulator/driver.cc"):format(streams, options, out, folder))
+    must(("ln -sf libcuda.so.1 %s/libnvrtc.so.13"):format(folder))
+end
+
 -- Engine, pack and emulator of a golden folder.
 local function build(name)
     local golden = "tests/data/golden/" .. name
@@ -56,10 +64,7 @@ local function build(name)
     local tensors = safetensors.open(root .. "/" .. golden .. "/expected.safetensors").tensors
     local weights = tensors.aggregate_weights
     local streams = weights and weights.shape[2] or 1
-    must(("c++ -std=c++17 -O2 -fPIC -shared -include tests/emulator/device.h -DSTREAMS=%d "
-        .. "-DENGINE_CU='\"%s/engine.cu\"' -o %s/libcuda.so.1 tests/emulator/emulator.cc "
-        .. "tests/emulator/driver.cc"):format(streams, out, out))
-    must(("ln -sf libcuda.so.1 %s/libnvrtc.so.13"):format(out))
+    build_emulator(out, out, streams, "")
     local _, arguments = shell("lua5.4 tests/golden_offsets.lua " .. golden)
     return { name = name, out = out, streams = streams, golden = golden,
              arguments = arguments:match("^%S+%s+(.*%S)") }
@@ -67,7 +72,7 @@ end
 
 -- The comparison of one folder; `environment` is for the emulator. Returns its line and its values.
 local function compare(model, environment)
-    local code, out, err = shell(("LD_LIBRARY_PATH=%s %s %s/golden %s/model.psc cuda "
+    local code, out, err = shell(("export LD_LIBRARY_PATH=%s %s; %s/golden %s/model.psc cuda "
         .. "%s/expected.safetensors %s"):format(model.out, environment, model.out, model.out,
         model.golden, model.arguments))
     local values = {}
@@ -87,12 +92,68 @@ local function schedule_tests(model, line)
         local other = compare(model, "EMULATOR_SEED=" .. seed)
         tap.is(other, line, ("%s: the same with blocks and warps in order %d"):format(model.name, seed))
     end
-    local _, values = compare(model, "EMULATOR_SHARED=66000")
+    local small = scratch .. "/small"
+    lfs.mkdir(small)
+    build_emulator(model.out, small, model.streams, "-DWARP_RING_BYTES=8192")
+    local _, values = compare(model, "LD_LIBRARY_PATH=" .. small .. " EMULATOR_SHARED=101376")
     tap.ok(values.decode_kl and values.decode_kl <= KL_BAR,
         model.name .. ": decode's mean KL where there is little shared memory")
     _, values = compare(model, "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80")
     tap.ok(values.decode_kl and values.decode_kl <= KL_BAR,
         model.name .. ": decode's mean KL on one multiprocessor")
+end
+
+local function nvrtc_tests(model)
+    must(("cc -std=c11 -D_GNU_SOURCE -O1 -o %s/nvrtc tests/nvrtc_harness.c -ldl"):format(scratch))
+    local library = os.getenv("NVRTC_DIR") or ""
+    local code, out, err = shell(("LD_LIBRARY_PATH=%s %s/nvrtc %s/engine.cu %d %s"):format(library,
+        scratch, model.out, model.streams, ARCHITECTURES))
+    if err:find("no NVRTC", 1, true) then
+        tap.skip(model.name .. ": compiled by NVRTC", "no NVRTC here")
+        return
+    end
+    tap.ok(code == 0, model.name .. ": NVRTC has no complaint", out .. err)
+    for architecture in ARCHITECTURES:gmatch("%d+") do
+        local kernels, spilled = 0, {}
+        for kernel, _, bytes in out:gmatch("\n?" .. architecture .. " (%S+) (%d+) (%d+)\n") do
+            kernels = kernels + 1
+            if tonumber(bytes) > 0 then spilled[#spilled + 1] = kernel .. " " .. bytes end
+        end
+        tap.ok(kernels > 0 and #spilled == 0, ("%s: no spills on sm_%s"):format(model.name, architecture),
+            table.concat(spilled, ", "))
+    end
+end
+
+-- Shapes that no golden folder has, with random weights, against the CPU.
+local SHAPES = {
+    { name = "p16-heads9", streams = 16, text = "hidden_size = 144, intermediate_size = 200, "
+        .. "num_attention_heads = 9, num_key_value_heads = 1, head_dim = 16, vocab_size = 301" },
+    { name = "p9-hd256", streams = 9, text = "hidden_size = 128, intermediate_size = 72, "
+        .. "num_attention_heads = 2, num_key_value_heads = 2, head_dim = 256, vocab_size = 100" },
+}
+
+local function shape_tests()
+    for _, shape in ipairs(SHAPES) do
+        local out = scratch .. "/" .. shape.name
+        write(out .. ".lua", ("return { name = %q, model_type = 'qwen2_parscale', num_hidden_layers = 3, "
+            .. "rms_norm_eps = 1e-6, rope_theta = 10000.0, tie_word_embeddings = true, "
+            .. "parscale_n = %d, parscale_n_tokens = 20, parscale_attn_smooth = 0.1, context = 100, "
+            .. "max_position_embeddings = 100, weight_dtype = 'bf16', %s }"):format(shape.name,
+            shape.streams, shape.text))
+        must(("lua5.4 codegen/main.lua --from random --spec %s.lua --out %s"):format(out, scratch))
+        must(("cc -O1 -o %s/pack %s/pack.c -lm -pthread && %s/pack --random 1 %s/model.psc"):format(out,
+            out, out, out))
+        must(("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/harness tests/gpu_harness.c %s/engine.c "
+            .. "-lm -pthread -ldl"):format(out, out))
+        build_emulator(out, out, shape.streams, "")
+        local _, line, err = shell(("LD_LIBRARY_PATH=%s HOME=%s %s/harness compare %s/model.psc %d 40")
+            :format(out, scratch, out, out, shape.streams))
+        local prefill = tonumber(line:match("kl_prefill=(%S+)"))
+        local decode = tonumber(line:match("kl_decode=(%S+)"))
+        tap.ok(prefill and prefill <= 5e-4, shape.name .. ": prefill against the CPU", line .. err)
+        tap.ok(decode and decode <= 5e-4, shape.name .. ": decode against the CPU", line .. err)
+        nvrtc_tests({ name = shape.name, out = out, streams = shape.streams })
+    end
 end
 
 -- The engine's command line under the emulator.
@@ -190,27 +251,6 @@ local function cache_tests(model)
     tap.is(read(entry()), good, "cold starts at once leave one good entry")
 end
 
-local function nvrtc_tests(model)
-    must(("cc -std=c11 -D_GNU_SOURCE -O1 -o %s/nvrtc tests/nvrtc_harness.c -ldl"):format(scratch))
-    local library = os.getenv("NVRTC_DIR") or ""
-    local code, out, err = shell(("LD_LIBRARY_PATH=%s %s/nvrtc %s/engine.cu %d %s"):format(library,
-        scratch, model.out, model.streams, ARCHITECTURES))
-    if err:find("no NVRTC", 1, true) then
-        tap.skip(model.name .. ": compiled by NVRTC", "no NVRTC here")
-        return
-    end
-    tap.ok(code == 0, model.name .. ": NVRTC has no complaint", out .. err)
-    for architecture in ARCHITECTURES:gmatch("%d+") do
-        local kernels, spilled = 0, {}
-        for kernel, _, bytes in out:gmatch("\n?" .. architecture .. " (%S+) (%d+) (%d+)\n") do
-            kernels = kernels + 1
-            if tonumber(bytes) > 0 then spilled[#spilled + 1] = kernel .. " " .. bytes end
-        end
-        tap.ok(kernels > 0 and #spilled == 0, ("%s: no spills on sm_%s"):format(model.name, architecture),
-            table.concat(spilled, ", "))
-    end
-end
-
 local names = {}
 for name in lfs.dir(root .. "/tests/data/golden") do
     local only = os.getenv("EMULATE")
@@ -229,6 +269,7 @@ for _, name in ipairs(names) do
     end
     nvrtc_tests(model)
 end
+shape_tests()
 failure_tests(smallest)
 cache_tests(smallest)
 os.execute("rm -rf " .. scratch)
