@@ -124,7 +124,8 @@ static const char *cubin_read(int file, const char *key, char **cubin, size_t *b
     return "damaged";
 }
 
-static bool cubin_load(const char *key, char **cubin, size_t *bytes, char *note, size_t note_bytes) {
+static bool cubin_load(const char *key, char **cubin, size_t *bytes, char *note,
+                       size_t note_bytes) {
     *cubin = NULL;
     note[0] = '\0';
     int folder = cubin_folder(note, note_bytes);
@@ -157,13 +158,14 @@ static void cubin_store(const char *key, const char *cubin, size_t bytes, char *
     snprintf(name, sizeof name, "%s.%ld.part", key, (long)getpid());
     (void)unlinkat(folder, name, 0);
     int file = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    bool written = file >= 0 && write_all(file, &header, sizeof header) &&
-                   write_all(file, cubin, bytes);
+    bool written =
+        file >= 0 && write_all(file, &header, sizeof header) && write_all(file, cubin, bytes);
     int problem = errno;
     if (file >= 0 && close(file) != 0)
         written = false;
     if (!written || renameat(folder, name, folder, key) != 0) {
-        snprintf(note, note_bytes, "kernel cache: not kept: %s", strerror(written ? errno : problem));
+        snprintf(note, note_bytes, "kernel cache: not kept: %s",
+                 strerror(written ? errno : problem));
         (void)unlinkat(folder, name, 0);
     }
     close(folder);

@@ -74,9 +74,8 @@ static int cuda_driver_open(struct cuda_driver *driver, struct error *error) {
     *driver = (struct cuda_driver){.library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)};
     if (!driver->library)
         return fail(error, EXIT_DEVICE, "no CUDA driver: libcuda.so.1 cannot be loaded");
-    const char *missing =
-        find_symbols(driver->library, DRIVER_SYMBOLS, sizeof DRIVER_SYMBOLS / sizeof *DRIVER_SYMBOLS,
-                     driver);
+    const char *missing = find_symbols(driver->library, DRIVER_SYMBOLS,
+                                       sizeof DRIVER_SYMBOLS / sizeof *DRIVER_SYMBOLS, driver);
     if (missing)
         return fail(error, EXIT_DEVICE, "CUDA driver: found no %s, expected a driver of CUDA 12",
                     missing);
@@ -110,8 +109,9 @@ static int nvrtc_open(struct nvrtc *nvrtc, struct error *error) {
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && !nvrtc->library; i++)
         nvrtc->library = dlopen(NAMES[i], RTLD_NOW | RTLD_LOCAL);
     if (!nvrtc->library)
-        return fail(error, EXIT_DEVICE,
-                    "no NVRTC: libnvrtc.so.13 or .12 is needed to compile the kernels for this GPU");
+        return fail(
+            error, EXIT_DEVICE,
+            "no NVRTC: libnvrtc.so.13 or .12 is needed to compile the kernels for this GPU");
     const char *missing = find_symbols(nvrtc->library, NVRTC_SYMBOLS,
                                        sizeof NVRTC_SYMBOLS / sizeof *NVRTC_SYMBOLS, nvrtc);
     if (!missing)
@@ -139,7 +139,8 @@ static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *
 }
 
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
-                       const char *const *option, char **cubin, size_t *bytes, struct error *error) {
+                       const char *const *option, char **cubin, size_t *bytes,
+                       struct error *error) {
     void *program = NULL;
     *cubin = NULL;
     if (nvrtc->create(&program, source, "engine.cu", 0, NULL, NULL) != 0)

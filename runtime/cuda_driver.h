@@ -1,6 +1,7 @@
-// The few functions of the CUDA driver and of NVRTC that the engine calls, with our own declarations:
-// no toolkit is needed to compile it, and both libraries are looked for when they are first needed.
-// Source of names, types and numbers: NVIDIA's CUDA Driver API and NVRTC documentation, version 12.3.
+// The few functions of the CUDA driver and of NVRTC that the engine calls, with our own
+// declarations: no toolkit is needed to compile it, and both libraries are looked for when they are
+// first needed. Source of names, types and numbers: NVIDIA's CUDA Driver API and NVRTC
+// documentation, version 12.3.
 #ifndef CUDA_DRIVER_H
 #define CUDA_DRIVER_H
 
@@ -25,13 +26,13 @@ enum { // CUdevice_attribute
 };
 
 enum {
-    CUDA_FUNCTION_SHARED_BYTES = 8,    // CUfunction_attribute
-    CUDA_FUNCTION_SHARED_PERCENT = 9,  // preferred part of the L1 cache that is shared memory
-    CUDA_CAPTURE_THREAD_LOCAL = 1,     // CUstreamCaptureMode
-    CUDA_STREAM_NON_BLOCKING = 1,      // CUstream_flags
-    CUDA_REGISTER_DEVICE_MAP = 2,      // CU_MEMHOSTREGISTER_*
-    CUDA_REGISTER_READ_ONLY = 8,       //
-    CUDA_LAUNCH_PROGRAMMATIC = 6,      // CUlaunchAttributeID: programmatic stream serialization
+    CUDA_FUNCTION_SHARED_BYTES = 8,   // CUfunction_attribute
+    CUDA_FUNCTION_SHARED_PERCENT = 9, // preferred part of the L1 cache that is shared memory
+    CUDA_CAPTURE_THREAD_LOCAL = 1,    // CUstreamCaptureMode
+    CUDA_STREAM_NON_BLOCKING = 1,     // CUstream_flags
+    CUDA_REGISTER_DEVICE_MAP = 2,     // CU_MEMHOSTREGISTER_*
+    CUDA_REGISTER_READ_ONLY = 8,      //
+    CUDA_LAUNCH_PROGRAMMATIC = 6,     // CUlaunchAttributeID: programmatic stream serialization
 };
 
 struct cuda_launch_attribute {
@@ -80,7 +81,8 @@ struct cuda_driver {
     cuda_result (*module_unload)(void *module);
     cuda_result (*module_function)(void **function, void *module, const char *name);
     cuda_result (*function_set)(void *function, int attribute, int value);
-    cuda_result (*launch)(const struct cuda_launch *, void *function, void **arguments, void **extra);
+    cuda_result (*launch)(const struct cuda_launch *, void *function, void **arguments,
+                          void **extra);
     cuda_result (*capture_begin)(void *stream, int mode);
     cuda_result (*capture_end)(void *stream, void **graph);
     cuda_result (*graph_instantiate)(void **executable, void *graph, unsigned long long flags);

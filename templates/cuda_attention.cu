@@ -2,14 +2,15 @@
 // are columns: scores = keys x queries, result = values x probabilities, both [16, 8] products. The
 // query heads of a kv head are columns of one product, so keys and values are read once for all of
 // them. Queries keep their low parts, and probabilities do where a warp has one group of queries:
-// rounding these to bf16 costs more accuracy than anything else. The softmax runs along (Milakov & Gimelshein 2018), in powers of two.
+// rounding these to bf16 costs more accuracy than anything else. The softmax runs along (Milakov &
+// Gimelshein 2018), in powers of two.
 
 enum {
-    HEAD_GROUPS = (GROUP_HEADS + 7) / 8,                     // a warp's queries are 8 columns
-    PREFIX_TILES = (PREFIX_TOKENS + TILE - 1) / TILE,        //
-    PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,          // of one plane of keys or values
-    RESULT_FLOATS = HEAD_TILES * WARP * 4,                   // a warp's sums, as its lanes hold them
-    ATTENTION_PARTIAL = RESULT_FLOATS + 16,                  // and each column's maximum and total
+    HEAD_GROUPS = (GROUP_HEADS + 7) / 8,              // a warp's queries are 8 columns
+    PREFIX_TILES = (PREFIX_TOKENS + TILE - 1) / TILE, //
+    PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,   // of one plane of keys or values
+    RESULT_FLOATS = HEAD_TILES * WARP * 4,            // a warp's sums, as its lanes hold them
+    ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and each column's maximum and total
     DECODE_ATTENTION_SHARED = WARPS * ATTENTION_PARTIAL * 4, // bytes
 };
 
@@ -44,7 +45,8 @@ static __device__ __forceinline__ void load_query(struct attention<GROUPS> &a, i
     }
 }
 
-template <int GROUPS> static __device__ __forceinline__ void start_attention(struct attention<GROUPS> &a) {
+template <int GROUPS>
+static __device__ __forceinline__ void start_attention(struct attention<GROUPS> &a) {
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
 #pragma unroll
@@ -77,7 +79,8 @@ static __device__ inline float column_sum(float x) {
 // Scores of 16 positions to probabilities, relative to the running maximum; the sums so far are
 // scaled to it. At least one position must be visible to each column by now.
 template <int GROUPS>
-static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float (&score)[4], int group) {
+static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float (&score)[4],
+                                              int group) {
     float factors[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -115,7 +118,8 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
     if (t < PREFIX_TILES) {
         long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
         long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + chunk_id();
-        s.keys = (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first + t * HEAD_TILES * WARP;
+        s.keys =
+            (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first + t * HEAD_TILES * WARP;
         s.values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first + t * WARP;
         s.value_stride = PREFIX_TILES;
         s.planes = WEIGHT_PLANES;
@@ -134,8 +138,8 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
     return s;
 }
 
-static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES], const struct span &s,
-                                                 int plane) {
+static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES],
+                                                 const struct span &s, int plane) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++)
         keys[d] = load_tile(s.keys + (plane * PREFIX_BLOCK_TILES + d) * WARP);
@@ -274,7 +278,8 @@ static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count)
 // query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
 // heads, streams. The last split of a group to finish adds up all of them. All positions but the
 // newest were stored in earlier steps: those need not wait.
-extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 10 ? 2 : 1) decode_attention(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 10 ? 2 : 1)
+    decode_attention(const struct gpu_task task) {
     const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
     float *results = (float *)shared_memory();
     int kv_head = blockIdx.y / HEAD_GROUPS, group = blockIdx.y % HEAD_GROUPS, stream = blockIdx.z;

@@ -1,8 +1,8 @@
 // One decode step: five kernels a layer, all streams as columns of each product. Before
 // wait_for_previous_kernel a kernel reads weights only.
 
-// residual [columns, hidden] = the embedding of the token; for a decode step also the input of layer
-// 0. Grid: tokens, streams.
+// residual [columns, hidden] = the embedding of the token; for a decode step also the input of
+// layer 0. Grid: tokens, streams.
 extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_task task) {
     wait_for_previous_kernel();
     int token = blockIdx.x, stream = blockIdx.y;
@@ -15,8 +15,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_tas
         int i = first + threadIdx.x;
         float x = 0;
         for (int plane = 0; plane < WEIGHT_PLANES && i < HIDDEN_SIZE; plane++)
-            x += from_bf16(((const unsigned short *)row)[(plane * HIDDEN_TILES + i / TILE) * TILE_ELEMENTS +
-                                                         tile_index(id % TILE, i % TILE)]);
+            x += from_bf16(
+                ((const unsigned short *)row)[(plane * HIDDEN_TILES + i / TILE) * TILE_ELEMENTS +
+                                              tile_index(id % TILE, i % TILE)]);
         float square = x * x;
         for (int distance = 4; distance > 0; distance /= 2)
             square += __shfl_xor_sync(0xffffffff, square, distance);
@@ -39,8 +40,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gp
     float *sums = (float *)(shared_memory() + RING_BYTES);
     float *scales = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
     const struct tile *row = matrix_row(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_TILES);
-    struct stream<STREAMS, 2> product = {split_run(row, HIDDEN_TILES),
-                                         (const struct columns *)task.normed, HIDDEN_TILES};
+    struct stream<STREAMS, 2> product = {
+        split_run(row, HIDDEN_TILES), (const struct columns *)task.normed, HIDDEN_TILES
+    };
     product.start();
     struct place at = split_place(threadIdx.x);
     int position = task.state->position; // of earlier steps, like the terms
@@ -70,8 +72,9 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
                                                        const char *input, const float *norm) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
     const struct tile *tiles = matrix_row(matrix, blockIdx.x, column_tiles);
-    struct stream<STREAMS, 1> product = {split_run(tiles, column_tiles), (const struct columns *)input,
-                                         column_tiles};
+    struct stream<STREAMS, 1> product = {
+        split_run(tiles, column_tiles), (const struct columns *)input, column_tiles
+    };
     product.start();
     struct place at = split_place(threadIdx.x);
     int row = blockIdx.x * TILE + at.row;
@@ -122,17 +125,16 @@ static __device__ inline float swiglu(float gate, float up) {
     return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
 }
 
-// normed -> activation = silu(gate) * up. Grid: rows of tiles / WARPS, each warp one row: 8 gates and
-// their 8 ups.
+// normed -> activation = silu(gate) * up. Grid: rows of tiles / WARPS, each warp one row: 8 gates
+// and their 8 ups.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struct gpu_task task) {
     float *scales = (float *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < GATE_UP_ROW_TILES;
     struct stream<STREAMS, 1> product = {
         {matrix_row(layer_weights(task) + GATE_UP_OFFSET, row_tile, HIDDEN_TILES), 0,
-         valid ? HIDDEN_TILES * WEIGHT_PLANES : 0},
-        (const struct columns *)task.normed,
-        HIDDEN_TILES,
+         valid ? HIDDEN_TILES *WEIGHT_PLANES : 0},
+            (const struct columns *)task.normed, HIDDEN_TILES,
     };
     product.start();
     wait_for_previous_kernel();

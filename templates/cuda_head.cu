@@ -41,10 +41,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
 }
 
 // One column times one row of tiles: sums [1, WARPS, WARP, 4] of finish_split in shared memory.
-static __device__ __forceinline__ void one_column(const char *matrix, int row_tile, int column_tiles,
-                                                  const char *input, float *sums) {
-    struct stream<1, 2> product = {split_run(matrix_row(matrix, row_tile, column_tiles), column_tiles),
-                                   (const struct columns *)input, column_tiles};
+static __device__ __forceinline__ void
+one_column(const char *matrix, int row_tile, int column_tiles, const char *input, float *sums) {
+    struct stream<1, 2> product = {
+        split_run(matrix_row(matrix, row_tile, column_tiles), column_tiles),
+            (const struct columns *)input, column_tiles
+    };
     product.start();
     wait_for_previous_kernel();
     float sum[1][4] = {};
@@ -67,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_streams(const struct g
     }
 }
 
-// stream_weights = softmax(aggregate_layer.2 mixed + bias) * (1 - s) + s / P; head_input = sum over p
-// of stream_weights[p] final[p]. Grid: 1.
+// stream_weights = softmax(aggregate_layer.2 mixed + bias) * (1 - s) + s / P; head_input = sum over
+// p of stream_weights[p] final[p]. Grid: 1.
 extern "C" __global__ void __launch_bounds__(THREADS) weigh_streams(const struct gpu_task task) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
     float *weights = sums + SPLIT_SUM_BYTES / 4; // [TILE]
@@ -130,9 +132,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(const struct gpu_task
     bool valid = row_tile < HEAD_ROW_TILES;
     struct stream<1, 2> product = {
         {matrix_row(task.weights + HEAD_OFFSET, row_tile, HIDDEN_TILES), 0,
-         valid ? HIDDEN_TILES * WEIGHT_PLANES : 0},
-        (const struct columns *)task.head_input,
-        HIDDEN_TILES,
+         valid ? HIDDEN_TILES *WEIGHT_PLANES : 0},
+            (const struct columns *)task.head_input, HIDDEN_TILES,
     };
     product.start();
     wait_for_previous_kernel();

@@ -28,8 +28,8 @@ static __device__ inline int chunk_id() {
     return lane_id() % 4 * 8 + lane_id() / 4;
 }
 
-// Where chunk c of a tile of the pack lies in shared memory, in chunks. Lanes copy chunk by chunk, as
-// the memory likes it, and each reads its own: in this order neither meets a bank twice.
+// Where chunk c of a tile of the pack lies in shared memory, in chunks. Lanes copy chunk by chunk,
+// as the memory likes it, and each reads its own: in this order neither meets a bank twice.
 static __device__ inline int chunk_place(int c) {
     return c ^ c / 8 * 2;
 }
@@ -46,7 +46,8 @@ static __device__ inline int tile_index(int row, int column) {
     return (chunk * 4 + word) * 2 + column % 2;
 }
 
-// Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k, column).
+// Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k,
+// column).
 static __device__ inline int column_index(int groups, int k, int column) {
     int pair = k % TILE / 2;
     int lane = column % 8 * 4 + pair % 4;
@@ -88,14 +89,14 @@ static __device__ inline char *cache_block(const struct gpu_task &task, int stre
     return task.cache + ((long long)slot * KV_HEADS + kv_head) * CACHE_BLOCK_TILES * TILE_BYTES;
 }
 
-// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for queries
-// and keys the angle of their rotary pair.
+// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for
+// queries and keys the angle of their rotary pair.
 struct qkv_terms {
     float low, high, cosine, sine;
 };
 
-static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task, int row_tile,
-                                                              int r, int position) {
+static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task,
+                                                              int row_tile, int r, int position) {
     const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
     int dim = (row_tile * (TILE / 2) + r) % (HEAD_DIM / 2);
     const float *angle = task.rotary + ((long long)position * (HEAD_DIM / 2) + dim) * 2;
@@ -129,14 +130,17 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
     float first = low * terms.cosine - high * terms.sine;
     float second = high * terms.cosine + low * terms.sine;
     if (head < HEADS) {
-        float *query = task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
+        float *query =
+            task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
         query[dim] = first;
         query[dim + half] = second;
         return;
     }
     unsigned short *keys = (unsigned short *)cache_block(task, stream, head - HEADS);
     keys += position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
-    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] = bf16_bits(first);
+    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] =
+        bf16_bits(first);
     dim += half;
-    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] = bf16_bits(second);
+    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] =
+        bf16_bits(second);
 }

@@ -3,9 +3,9 @@
 // through shared memory in asynchronous copies.
 
 enum {
-    BLOCK_TILES = 8,  // rows of tiles of weights, and of activations, that a block multiplies
-    STEP_TILES = 2,   // of K at a time
-    STAGES = 4,       // steps under way
+    BLOCK_TILES = 8, // rows of tiles of weights, and of activations, that a block multiplies
+    STEP_TILES = 2,  // of K at a time
+    STAGES = 4,      // steps under way
     STAGE_BYTES = 2 * BLOCK_TILES * STEP_TILES * TILE_BYTES,
     PREFILL_SHARED = STAGES * STAGE_BYTES,
     WARP_ROWS = 4,    // rows of tiles of weights that a warp multiplies
@@ -41,7 +41,8 @@ static __device__ __forceinline__ struct copies plan_copies(const struct product
         row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
         column = column < columns_tiles ? column : columns_tiles - 1;
         c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-        c.columns[i] = (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
+        c.columns[i] =
+            (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
     }
     return c;
 }
@@ -61,14 +62,16 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
     const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + (i * PRODUCT_THREADS + chunk_place(lane_id())) * 16, weights + c.rows[i], wanted);
-        copy_async(stage + ((COPIES + i) * PRODUCT_THREADS + lane_id()) * 16, input + c.columns[i], wanted);
+        copy_async(stage + (i * PRODUCT_THREADS + chunk_place(lane_id())) * 16, weights + c.rows[i],
+                   wanted);
+        copy_async(stage + ((COPIES + i) * PRODUCT_THREADS + lane_id()) * 16, input + c.columns[i],
+                   wanted);
     }
 }
 
 // sum [row tile of the warp][8 columns of the warp][.]: weights x input, this block's part.
-static __device__ __forceinline__ void multiply_block(const struct product &p,
-                                                      float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
+static __device__ __forceinline__ void
+multiply_block(const struct product &p, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
     int all = WEIGHT_PLANES * p.input_parts * p.column_tiles;
     int steps = (all + STEP_TILES - 1) / STEP_TILES;
     struct copies c = plan_copies(p);
@@ -83,9 +86,13 @@ static __device__ __forceinline__ void multiply_block(const struct product &p,
         if (step + STAGES - 1 < steps)
             copy_step(p, c, step + STAGES - 1);
         commit_copies();
-        const struct tile *stage = (const struct tile *)(shared_memory() + step % STAGES * STAGE_BYTES);
-        const struct tile *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP + chunk_place(chunk_id());
-        const struct tile *columns = stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP + lane_id();
+        const struct tile *stage =
+            (const struct tile *)(shared_memory() + step % STAGES * STAGE_BYTES);
+        const struct tile *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP +
+                                  chunk_place(chunk_id());
+        const struct tile *columns =
+            stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP +
+            lane_id();
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++) {
             if (step * STEP_TILES + k < all) { // measured: faster than multiplying zeros
@@ -118,16 +125,16 @@ static __device__ inline int block_column(int j) {
     return (blockIdx.x * BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * TILE + j * 8;
 }
 
-// One tile row of activations: word of elements k, k + 1 (k even) of `column`. stride: bytes from 16
-// columns to the next.
+// One tile row of activations: word of elements k, k + 1 (k even) of `column`. stride: bytes from
+// 16 columns to the next.
 static __device__ inline unsigned *input_word(char *input, long long stride, int column, int k) {
     return (unsigned *)(input + column / TILE * stride + k / TILE * TILE_BYTES) +
            fragment_index(column % TILE, k % TILE) / 2;
 }
 
 // residual -> input, normalised; low parts too if `parts` is 2. Each warp one column.
-static __device__ __forceinline__ void prefill_norm(const struct gpu_task &task, long long weight_offset,
-                                                    int columns, int parts) {
+static __device__ __forceinline__ void
+prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, int parts) {
     wait_for_previous_kernel();
     int column = blockIdx.x * WARPS + warp_id();
     if (column >= columns)
@@ -158,18 +165,25 @@ static __device__ inline int distinct_columns(const struct gpu_task &task) {
     return task.layer == 0 ? task.tokens : task.tokens * STREAMS;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) prefill_input_norm(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    prefill_input_norm(const struct gpu_task task) {
     prefill_norm(task, INPUT_NORM_OFFSET, distinct_columns(task), 2);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) prefill_post_norm(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(THREADS)
+    prefill_post_norm(const struct gpu_task task) {
     prefill_norm(task, POST_NORM_OFFSET, task.tokens * STREAMS, 1);
 }
 
 // input -> query, cache. Grid of all products: columns / 128, rows of tiles / BLOCK_TILES.
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_qkv(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
+    prefill_qkv(const struct gpu_task task) {
     wait_for_previous_kernel();
-    struct product p = {layer_weights(task) + QKV_OFFSET, task.input, QKV_ROW_TILES, HIDDEN_TILES, 2,
+    struct product p = {layer_weights(task) + QKV_OFFSET,
+                        task.input,
+                        QKV_ROW_TILES,
+                        HIDDEN_TILES,
+                        2,
                         distinct_columns(task)};
     float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
     multiply_block(p, sum);
@@ -178,7 +192,8 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_qkv(con
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < WARP_ROWS * 2 * WARP_COLUMNS * 4; i++)
-        mine[i * PRODUCT_THREADS] = sum[i / 4 / (2 * WARP_COLUMNS)][i / 4 % (2 * WARP_COLUMNS)][i % 4];
+        mine[i * PRODUCT_THREADS] =
+            sum[i / 4 / (2 * WARP_COLUMNS)][i / 4 % (2 * WARP_COLUMNS)][i % 4];
 #pragma unroll 1
     for (int n = 0; n < WARP_ROWS * 4 * WARP_COLUMNS; n++) {
         int i = n / (4 * WARP_COLUMNS), j = n % (4 * WARP_COLUMNS);
@@ -186,7 +201,8 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_qkv(con
         if (row_tile < p.row_tiles && column < p.columns) {
             int token = column % task.tokens, stream = column / task.tokens;
             const float *y = mine + (n / 2 * 4 + n % 2) * PRODUCT_THREADS;
-            struct qkv_terms terms = find_terms(task, row_tile, lane_id() / 4, task.position + token);
+            struct qkv_terms terms =
+                find_terms(task, row_tile, lane_id() / 4, task.position + token);
             store_qkv(task, row_tile, lane_id() / 4, token, stream, task.position + token, terms,
                       y[0], y[2 * PRODUCT_THREADS]);
         }
@@ -208,7 +224,8 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
 #pragma unroll
             for (int j = 0; j < 4 * WARP_COLUMNS; j++) {
                 int column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
-                const float *from = rows + (long long)(column < p.columns ? column : 0) * HIDDEN_SIZE;
+                const float *from =
+                    rows + (long long)(column < p.columns ? column : 0) * HIDDEN_SIZE;
                 before[j][0] = from[0];
                 before[j][1] = from[8];
             }
@@ -225,24 +242,35 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
     }
 }
 
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_o(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
+    prefill_o(const struct gpu_task task) {
     struct product p = {layer_weights(task) + O_OFFSET, task.input, HIDDEN_TILES, HEADS_TILES, 1,
                         task.tokens * STREAMS};
     prefill_residual(task, p);
 }
 
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_down(const struct gpu_task task) {
-    struct product p = {layer_weights(task) + DOWN_OFFSET, task.activation, HIDDEN_TILES,
-                        INTERMEDIATE_TILES, 1, task.tokens * STREAMS};
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
+    prefill_down(const struct gpu_task task) {
+    struct product p = {layer_weights(task) + DOWN_OFFSET,
+                        task.activation,
+                        HIDDEN_TILES,
+                        INTERMEDIATE_TILES,
+                        1,
+                        task.tokens * STREAMS};
     prefill_residual(task, p);
 }
 
-// input -> activation = silu(gate) * up: a row of tiles holds 8 gates and their 8 ups, two rows make
-// the 16 channels of a tile of activations.
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_gate_up(const struct gpu_task task) {
+// input -> activation = silu(gate) * up: a row of tiles holds 8 gates and their 8 ups, two rows
+// make the 16 channels of a tile of activations.
+extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
+    prefill_gate_up(const struct gpu_task task) {
     wait_for_previous_kernel();
-    struct product p = {layer_weights(task) + GATE_UP_OFFSET, task.input, GATE_UP_ROW_TILES,
-                        HIDDEN_TILES, 1, task.tokens * STREAMS};
+    struct product p = {layer_weights(task) + GATE_UP_OFFSET,
+                        task.input,
+                        GATE_UP_ROW_TILES,
+                        HIDDEN_TILES,
+                        1,
+                        task.tokens * STREAMS};
     float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
     multiply_block(p, sum);
     int columns_tiles = (p.columns + TILE - 1) / TILE;
@@ -259,20 +287,23 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2) prefill_gate_up
             struct tile out = {words[0], words[1], words[2], words[3]};
             int column_tile = block_column(2 * j) / TILE, channel_tile = block_row_tile(i) / 2;
             if (column_tile < columns_tiles && channel_tile < INTERMEDIATE_TILES)
-                ((struct tile *)task.activation)[(column_tile * INTERMEDIATE_TILES + channel_tile) * WARP + lane_id()] = out;
+                ((struct tile *)
+                     task.activation)[(column_tile * INTERMEDIATE_TILES + channel_tile) * WARP +
+                                      lane_id()] = out;
         }
     }
 }
 
 enum {
-    ATTENTION_GROUPS = HEAD_TILES <= 8 ? 2 : 1,   // groups of 8 queries of a warp: as registers allow
-    ATTENTION_THREADS = 4 * WARP,                 //
+    ATTENTION_GROUPS = HEAD_TILES <= 8 ? 2 : 1, // groups of 8 queries of a warp: as registers allow
+    ATTENTION_THREADS = 4 * WARP,               //
     ATTENTION_QUERIES = 4 * ATTENTION_GROUPS * 8, // of a block; a query is a token and a head
 };
 
 // query, cache -> input of o_proj. Grid: groups of ATTENTION_QUERIES queries (the last first: they
 // see most), kv heads, streams.
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) prefill_attention(const struct gpu_task task) {
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
+    prefill_attention(const struct gpu_task task) {
     wait_for_previous_kernel();
     int kv_head = blockIdx.y, stream = blockIdx.z, queries = task.tokens * GROUP_HEADS;
     int first = (gridDim.x - 1 - blockIdx.x) * ATTENTION_QUERIES + warp_id() * ATTENTION_GROUPS * 8;
@@ -308,7 +339,8 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS) prefill_attentio
 
 #pragma unroll
     for (int group = 0; group < ATTENTION_GROUPS; group++) {
-        float even = 1.0f / column_sum(a.total[group][0]), odd = 1.0f / column_sum(a.total[group][1]);
+        float even = 1.0f / column_sum(a.total[group][0]),
+              odd = 1.0f / column_sum(a.total[group][1]);
         int query = first + group * 8 + lane_id() / 4;
         int column = stream * task.tokens + query / GROUP_HEADS;
         int k = (kv_head * GROUP_HEADS + query % GROUP_HEADS) * HEAD_DIM + lane_id() % 4 * 2;

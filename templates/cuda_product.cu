@@ -26,11 +26,11 @@ struct run {
 template <int COLUMNS, int PARTS> struct stream {
     enum {
         GROUPS = (COLUMNS + 7) / 8,
-        SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES,   // a tile and its activations
-        AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,              // steps that are under way
+        SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES, // a tile and its activations
+        AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,            // steps that are under way
         SLOTS = AHEAD * CHUNK,
-        EARLY = 2, // steps whose weights are copied before the wait: more would be in the way of the
-                   // previous kernel's last loads
+        EARLY = 2, // steps whose weights are copied before the wait: more would be in the way of
+                   // the previous kernel's last loads
     };
 
     struct run run;
@@ -43,9 +43,11 @@ template <int COLUMNS, int PARTS> struct stream {
                (step % AHEAD * CHUNK + i) * WARP;
     }
 
-    __device__ __forceinline__ struct columns *columns_place(int step, int i, int group, int part) const {
+    __device__ __forceinline__ struct columns *columns_place(int step, int i, int group,
+                                                             int part) const {
         int slot = ((step % AHEAD * CHUNK + i) * GROUPS + group) * PARTS + part;
-        return (struct columns *)(shared_memory() + warp_id() * WARP_RING_BYTES + SLOTS * TILE_BYTES) +
+        return (struct columns *)(shared_memory() + warp_id() * WARP_RING_BYTES +
+                                  SLOTS * TILE_BYTES) +
                slot * WARP + lane_id();
     }
 
@@ -53,7 +55,8 @@ template <int COLUMNS, int PARTS> struct stream {
         int k = run.first + step * CHUNK;
 #pragma unroll
         for (int i = 0; i < CHUNK; i++) // zeros behind the end
-            copy_async(tile_place(step, i) + chunk_place(lane_id()), run.tiles + (k + i) * WARP, k + i < run.end);
+            copy_async(tile_place(step, i) + chunk_place(lane_id()), run.tiles + (k + i) * WARP,
+                       k + i < run.end);
     }
 
     __device__ __forceinline__ void copy_input(int step) const {
@@ -67,7 +70,8 @@ template <int COLUMNS, int PARTS> struct stream {
 #pragma unroll
                 for (int part = 0; part < PARTS; part++)
                     copy_columns(columns_place(step, i, group, part),
-                                 input + ((part * column_tiles + k) * GROUPS + group) * WARP + lane_id(),
+                                 input + ((part * column_tiles + k) * GROUPS + group) * WARP +
+                                     lane_id(),
                                  wanted && group * 8 + lane_id() / 4 < COLUMNS);
             }
         }
@@ -166,8 +170,8 @@ static __device__ inline float warp_sum(float x) {
 }
 
 // The residual's columns as the next product's input: times the norm's weight, in two parts
-// (`normed`), and the sums of squares of every 8 rows (`squares` [HIDDEN_TILES, 2, TILE columns]). The
-// norm's scale is one factor a column: the product's results are multiplied by it.
+// (`normed`), and the sums of squares of every 8 rows (`squares` [HIDDEN_TILES, 2, TILE columns]).
+// The norm's scale is one factor a column: the product's results are multiplied by it.
 static __device__ inline void store_normed(const struct gpu_task &task, int row, int column,
                                            float value) {
     unsigned short *high = (unsigned short *)task.normed;
@@ -176,8 +180,8 @@ static __device__ inline void store_normed(const struct gpu_task &task, int row,
     high[HIDDEN_TILES * COLUMN_GROUPS * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
 }
 
-// The norm's scales of all columns, by the first warps: `begin` loads while the product starts, `end`
-// leaves them in shared memory [STREAMS]; a barrier must follow.
+// The norm's scales of all columns, by the first warps: `begin` loads while the product starts,
+// `end` leaves them in shared memory [STREAMS]; a barrier must follow.
 struct column_scales {
     enum { COLUMNS = (STREAMS + WARPS - 1) / WARPS, PARTS = (2 * HIDDEN_TILES + WARP - 1) / WARP };
 

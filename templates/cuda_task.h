@@ -15,30 +15,30 @@ struct gpu_best {
 };
 
 struct gpu_task {
-    const char *weights;      // the pack, from its first byte
-    char *cache;              // [slots, kv_heads, keys and values, tiles] bf16
-    const float *rotary;      // [CONTEXT, head_dim / 2, 2]: cosine, sine
-    struct gpu_state *state;  //
-    const int *ids;           // [tokens]; a decode step takes state->token
-    float *residual;          // [columns, hidden]
-    char *input;              // bf16 activations [columns, hidden or heads * head_dim]
-    char *activation;         // bf16 activations [columns, intermediate]
-    char *normed;             // decode: [2 parts, hidden, streams], see store_normed
-    float *squares;           // decode: [hidden / 8, 16]
-    float *query;             // [columns, heads, head_dim]
-    float *partial;           // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
-    unsigned *arrivals;       // counters, 0 between kernels
-    float *final;             // [streams, hidden]: after the final norm
-    char *mix_input;          // one column, high and low parts: [streams * hidden]
-    char *mixed;              // one column, high and low parts: [hidden]
-    char *head_input;         // one column, high and low parts: [hidden]
-    float *stream_weights;    // [streams]
-    float *logits;            // [vocab]
-    struct gpu_best *best;    // [blocks of the head]
-    int layer;                //
-    int tokens;               // of the block; 1 in a decode step
-    int position;             // of the first token; a decode step takes state->position
-    int token;                // whose logits are wanted
+    const char *weights;     // the pack, from its first byte
+    char *cache;             // [slots, kv_heads, keys and values, tiles] bf16
+    const float *rotary;     // [CONTEXT, head_dim / 2, 2]: cosine, sine
+    struct gpu_state *state; //
+    const int *ids;          // [tokens]; a decode step takes state->token
+    float *residual;         // [columns, hidden]
+    char *input;             // bf16 activations [columns, hidden or heads * head_dim]
+    char *activation;        // bf16 activations [columns, intermediate]
+    char *normed;            // decode: [2 parts, hidden, streams], see store_normed
+    float *squares;          // decode: [hidden / 8, 16]
+    float *query;            // [columns, heads, head_dim]
+    float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
+    unsigned *arrivals;      // counters, 0 between kernels
+    float *final;            // [streams, hidden]: after the final norm
+    char *mix_input;         // one column, high and low parts: [streams * hidden]
+    char *mixed;             // one column, high and low parts: [hidden]
+    char *head_input;        // one column, high and low parts: [hidden]
+    float *stream_weights;   // [streams]
+    float *logits;           // [vocab]
+    struct gpu_best *best;   // [blocks of the head]
+    int layer;               //
+    int tokens;              // of the block; 1 in a decode step
+    int position;            // of the first token; a decode step takes state->position
+    int token;               // whose logits are wanted
 };
 
 #endif

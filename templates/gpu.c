@@ -34,10 +34,24 @@ enum kernel {
 };
 
 static const char *const KERNEL_NAMES[KERNELS] = {
-    "embed",           "decode_qkv",    "decode_attention",  "decode_o",       "decode_gate_up",
-    "decode_down",     "prefill_input_norm", "prefill_qkv",  "prefill_attention", "prefill_o",
-    "prefill_post_norm", "prefill_gate_up", "prefill_down",  "final_norm",     "mix_streams",
-    "weigh_streams",   "head",          "choose",
+    "embed",
+    "decode_qkv",
+    "decode_attention",
+    "decode_o",
+    "decode_gate_up",
+    "decode_down",
+    "prefill_input_norm",
+    "prefill_qkv",
+    "prefill_attention",
+    "prefill_o",
+    "prefill_post_norm",
+    "prefill_gate_up",
+    "prefill_down",
+    "final_norm",
+    "mix_streams",
+    "weigh_streams",
+    "head",
+    "choose",
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -46,18 +60,18 @@ enum {
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_PREFILL_THREADS = 128,
     GPU_PREFILL_SHARED = 64 << 10,
-    GPU_PREFILL_TILES = 8,                           // row tiles, column tiles of a block
-    GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,   //
+    GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
+    GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
     GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
-    GPU_HEAD_GROUPS = (HEADS / KV_HEADS + 7) / 8,    // groups of 8 query heads of a kv head
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,     // of a block of prefill attention
-    GPU_PARTIAL_FLOATS = GPU_HEAD_TILES * 128 + 16,  // one split of decode attention
-    GPU_LARGE_SHARED = 160 << 10,                    // bytes of a block: sm_80, 87, 90, 100, 110
-    GPU_SMALL_SHARED = 256,                          // one or two words of each warp
+    GPU_HEAD_GROUPS = (HEADS / KV_HEADS + 7) / 8,   // groups of 8 query heads of a kv head
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,    // of a block of prefill attention
+    GPU_PARTIAL_FLOATS = GPU_HEAD_TILES * 128 + 16, // one split of decode attention
+    GPU_LARGE_SHARED = 160 << 10,                   // bytes of a block: sm_80, 87, 90, 100, 110
+    GPU_SMALL_SHARED = 256,                         // one or two words of each warp
     GPU_SPLIT_SUM_BYTES = GPU_WARPS * 32 * 4 * 4,
-    GPU_MOST_SPLITS = 16,                            //
+    GPU_MOST_SPLITS = 16, //
     GPU_OLDEST_SM = 80,
     GPU_PARTS = 18, // buffers of activations
 };
@@ -70,9 +84,9 @@ struct gpu {
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
     void *context, *stream, *module, *functions[KERNELS];
-    void *graph, *decode; // a decode step, captured and executable
+    void *graph, *decode;                          // a decode step, captured and executable
     cuda_pointer weights, cache, parts[GPU_PARTS]; // parts: of the activations
-    void *mapped; // the pack, where the device reads it in place
+    void *mapped;                                  // the pack, where the device reads it in place
     struct gpu_task task;
     struct gpu_state *state; // pinned: what the last step left, or the next one starts from
     float *logits;           // pinned [vocab], and behind it the stream weights [MAX_STREAMS]
@@ -118,8 +132,8 @@ static size_t ring_bytes(const struct gpu *gpu) {
 
 // Ring, sums and a few floats: engine.cu's DECODE_SHARED.
 static size_t decode_shared(const struct gpu *gpu) {
-    return GPU_WARPS * ring_bytes(gpu) +
-           (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES + TILE * sizeof(float);
+    return GPU_WARPS * ring_bytes(gpu) + (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES +
+           TILE * sizeof(float);
 }
 
 static size_t decode_attention_shared(void) {
@@ -137,15 +151,14 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
         code = gpu_launch(gpu, KERNEL_DECODE_ATTENTION, gpu->splits, KV_HEADS * GPU_HEAD_GROUPS,
                           streams, threads, decode_attention_shared(), error);
     if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu),
-                          error);
+        code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu), error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_GATE_UP,
                           blocks_for((size_t)LAYOUT.gate_up.row_tiles, GPU_WARPS), 1, 1, threads,
                           decode_shared(gpu), error);
     if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_DOWN, hidden, 1, 1, threads, decode_shared(gpu),
-                          error);
+        code =
+            gpu_launch(gpu, KERNEL_DECODE_DOWN, hidden, 1, 1, threads, decode_shared(gpu), error);
     return code;
 }
 
@@ -175,7 +188,8 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
         code = gpu_launch(gpu, KERNEL_PREFILL_POST_NORM, blocks_for(columns, GPU_WARPS), 1, 1,
                           GPU_THREADS, 0, error);
     if (!code)
-        code = prefill_product(gpu, KERNEL_PREFILL_GATE_UP, columns, LAYOUT.gate_up.row_tiles, error);
+        code =
+            prefill_product(gpu, KERNEL_PREFILL_GATE_UP, columns, LAYOUT.gate_up.row_tiles, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_DOWN, columns, LAYOUT.down.row_tiles, error);
     return code;
@@ -193,7 +207,8 @@ static int forward_layers(struct gpu *gpu, bool decode, struct error *error) {
 static int forward_head(struct gpu *gpu, struct error *error) {
     const unsigned threads = GPU_THREADS;
     const size_t shared = decode_shared(gpu);
-    int code = gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, GPU_SMALL_SHARED, error);
+    int code =
+        gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, GPU_SMALL_SHARED, error);
     if (!code && gpu->streams > 1)
         code = gpu_launch(gpu, KERNEL_MIX_STREAMS, GPU_HIDDEN_TILES, 1, 1, threads, shared, error);
     if (!code && gpu->streams > 1)
@@ -290,16 +305,18 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
     const struct cuda_driver *driver = &gpu->driver;
     int code = EXIT_OK;
     if (!gpu->fresh) {
-        code = cuda_check(driver,
-                          driver->copy_to_host(gpu->logits, (cuda_pointer)(uintptr_t)gpu->task.logits,
-                                               (size_t)VOCAB_SIZE * sizeof(float), gpu->stream),
-                          "copying logits", error);
+        code =
+            cuda_check(driver,
+                       driver->copy_to_host(gpu->logits, (cuda_pointer)(uintptr_t)gpu->task.logits,
+                                            (size_t)VOCAB_SIZE * sizeof(float), gpu->stream),
+                       "copying logits", error);
         if (!code)
-            code = cuda_check(driver,
-                              driver->copy_to_host(gpu->logits + VOCAB_SIZE,
-                                                   (cuda_pointer)(uintptr_t)gpu->task.stream_weights,
-                                                   gpu->streams * sizeof(float), gpu->stream),
-                              "copying stream weights", error);
+            code =
+                cuda_check(driver,
+                           driver->copy_to_host(gpu->logits + VOCAB_SIZE,
+                                                (cuda_pointer)(uintptr_t)gpu->task.stream_weights,
+                                                gpu->streams * sizeof(float), gpu->stream),
+                           "copying stream weights", error);
         if (!code)
             code = gpu_finish(gpu, error);
         gpu->fresh = !code;
@@ -335,13 +352,14 @@ static int find_device(struct gpu *gpu, struct error *error) {
         {CUDA_INTEGRATED, &integrated},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)
-        code = cuda_check(driver,
-                          driver->device_attribute(wanted[i].value, wanted[i].attribute, gpu->device),
-                          "asking for the device's properties", error);
+        code = cuda_check(
+            driver, driver->device_attribute(wanted[i].value, wanted[i].attribute, gpu->device),
+            "asking for the device's properties", error);
     gpu->info.sm = 10 * major + minor;
     gpu->info.integrated = integrated != 0;
     if (!code && gpu->info.sm < GPU_OLDEST_SM)
-        code = fail(error, EXIT_DEVICE, "CUDA: %s: found compute capability %d.%d, expected 8.0 or more",
+        code = fail(error, EXIT_DEVICE,
+                    "CUDA: %s: found compute capability %d.%d, expected 8.0 or more",
                     gpu->info.name, major, minor);
     if (!code)
         code = cuda_check(driver, driver->context_retain(&gpu->context, gpu->device),
@@ -400,16 +418,16 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
     return code;
 }
 
-// A multiprocessor runs two kernels at a time, the end of one and the start of the next, only if both
-// divide its memory in the same way into shared memory and cache.
+// A multiprocessor runs two kernels at a time, the end of one and the start of the next, only if
+// both divide its memory in the same way into shared memory and cache.
 static int divide_memory(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (int k = 0; k < KERNELS && !code; k++)
         if (k <= KERNEL_DECODE_DOWN || k >= KERNEL_FINAL_NORM)
-            code = cuda_check(&gpu->driver,
-                              gpu->driver.function_set(gpu->functions[k],
-                                                       CUDA_FUNCTION_SHARED_PERCENT, 100),
-                              KERNEL_NAMES[k], error);
+            code = cuda_check(
+                &gpu->driver,
+                gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
+                KERNEL_NAMES[k], error);
     return code;
 }
 
@@ -434,11 +452,11 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
     };
     int code = EXIT_OK;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)
-        code = cuda_check(&gpu->driver,
-                          gpu->driver.function_set(gpu->functions[wanted[i].kernel],
-                                                   CUDA_FUNCTION_SHARED_BYTES,
-                                                   (int)wanted[i].bytes),
-                          KERNEL_NAMES[wanted[i].kernel], error);
+        code =
+            cuda_check(&gpu->driver,
+                       gpu->driver.function_set(gpu->functions[wanted[i].kernel],
+                                                CUDA_FUNCTION_SHARED_BYTES, (int)wanted[i].bytes),
+                       KERNEL_NAMES[wanted[i].kernel], error);
     return code;
 }
 
@@ -451,7 +469,8 @@ struct part {
 
 // The activations. Returns their number.
 static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
-    const size_t columns = GPU_COLUMNS, tile_column = TILE * 2, P = gpu->streams; // bytes of 16 of one
+    const size_t columns = GPU_COLUMNS, tile_column = TILE * 2,
+                 P = gpu->streams; // bytes of 16 of one
     const size_t two = 2 * (size_t)GPU_HIDDEN_TILES;
     const size_t input = two > GPU_HEADS_TILES ? two : GPU_HEADS_TILES;
     const size_t items = P * KV_HEADS * GPU_HEAD_GROUPS;
@@ -488,8 +507,8 @@ static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t byte
     (void)driver->memory_info(&unused, &total);
     cuda_result result = driver->allocate(memory, bytes);
     if (result == CUDA_ERROR_OUT_OF_MEMORY)
-        return fail(error, EXIT_MEMORY, "GPU memory, %s: asked for %zu bytes, %zu of %zu are free", what,
-                    bytes, unused, total);
+        return fail(error, EXIT_MEMORY, "GPU memory, %s: asked for %zu bytes, %zu of %zu are free",
+                    what, bytes, unused, total);
     int code = cuda_check(driver, result, what, error);
     return code ? code
                 : cuda_check(driver, driver->fill(*memory, 0, bytes, gpu->stream), what, error);
@@ -502,8 +521,8 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
     cuda_pointer there = 0;
     void *base = (void *)(uintptr_t)file->base;
     if (gpu->info.integrated &&
-        driver->register_host(base, file->bytes, CUDA_REGISTER_DEVICE_MAP | CUDA_REGISTER_READ_ONLY) ==
-            CUDA_SUCCESS) {
+        driver->register_host(base, file->bytes,
+                              CUDA_REGISTER_DEVICE_MAP | CUDA_REGISTER_READ_ONLY) == CUDA_SUCCESS) {
         gpu->mapped = base;
         int code = cuda_check(driver, driver->host_device_pointer(&there, base, 0),
                               "reading the pack in place", error);
@@ -513,9 +532,9 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
     int code = take_device_memory(gpu, &gpu->weights, LAYOUT.end, "weights", error);
     gpu->task.weights = (const char *)(uintptr_t)gpu->weights;
     if (!code)
-        code = cuda_check(driver,
-                          driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
-                          "uploading weights", error);
+        code =
+            cuda_check(driver, driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
+                       "uploading weights", error);
     return code;
 }
 
@@ -550,8 +569,8 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     for (size_t i = 0; i < count; i++)
         all += parts[i].bytes;
     gpu->info.activation_bytes = all;
-    gpu->info.cache_bytes = (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS *
-                            CACHE_BLOCK_TILES * TILE_BYTES;
+    gpu->info.cache_bytes =
+        (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
@@ -564,12 +583,13 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     if (code)
         return code;
     void *state = NULL, *logits = NULL;
-    code = cuda_check(driver, driver->allocate_host(&state, sizeof *gpu->state), "pinned memory", error);
+    code = cuda_check(driver, driver->allocate_host(&state, sizeof *gpu->state), "pinned memory",
+                      error);
     gpu->state = state;
     if (!code)
-        code = cuda_check(driver,
-                          driver->allocate_host(&logits, (VOCAB_SIZE + MAX_STREAMS) * sizeof(float)),
-                          "pinned memory", error);
+        code = cuda_check(
+            driver, driver->allocate_host(&logits, (VOCAB_SIZE + MAX_STREAMS) * sizeof(float)),
+            "pinned memory", error);
     gpu->logits = logits;
     if (!code)
         *gpu->state = (struct gpu_state){-1, -1};
@@ -581,8 +601,8 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
 static unsigned attention_parts(const struct gpu *gpu) {
     unsigned items = gpu->streams * KV_HEADS * GPU_HEAD_GROUPS;
     unsigned parts = (unsigned)gpu->multiprocessors / items;
-    unsigned most = blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT),
-                               GPU_WARPS);
+    unsigned most =
+        blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
     parts = parts > most ? most : parts;
     return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
 }
@@ -606,8 +626,8 @@ static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cac
     return code;
 }
 
-static int gpu_open(struct gpu **result, const struct pack_file *file, const struct adapter *adapter,
-                    bool use_cache, struct error *error) {
+static int gpu_open(struct gpu **result, const struct pack_file *file,
+                    const struct adapter *adapter, bool use_cache, struct error *error) {
     struct gpu *gpu = calloc(1, sizeof *gpu);
     *result = NULL;
     if (!gpu)

@@ -1,9 +1,9 @@
 // Checks and measures an engine, linked as a library, on a GPU. Prints key=value pairs.
 //
-//     gpu_harness compare PACK STREAMS TOKENS          against the CPU: mean KL of prefill and decode
-//     gpu_harness repeat PACK STREAMS TOKENS           that many greedy tokens twice, bit for bit
-//     gpu_harness speed PACK STREAMS CONTEXT PROMPT    ms a decode step behind CONTEXT, ms a prompt
-//     gpu_harness start PACK STREAMS cache|nocache     seconds to open
+//     gpu_harness compare PACK STREAMS TOKENS          against the CPU: mean KL of prefill and
+//     decode gpu_harness repeat PACK STREAMS TOKENS           that many greedy tokens twice, bit
+//     for bit gpu_harness speed PACK STREAMS CONTEXT PROMPT    ms a decode step behind CONTEXT, ms
+//     a prompt gpu_harness start PACK STREAMS cache|nocache     seconds to open
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
@@ -120,7 +120,8 @@ static void compare(const char *pack, int streams, size_t tokens) {
 }
 
 // FNV-1a over the logits of `tokens` greedy steps behind a prompt.
-static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, size_t n, size_t tokens) {
+static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, size_t n,
+                              size_t tokens) {
     const struct parscale_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
     uint64_t hash = 0xcbf29ce484222325u;
     size_t bytes = (size_t)parscale_info(model)->vocab_size * sizeof(float);

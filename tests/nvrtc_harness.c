@@ -34,8 +34,8 @@ static int print_report(char *log, const char *architecture) {
         if (at) {
             sscanf(at, "Compiling entry function '%127[^']'", name);
         } else if ((at = strstr(line, "bytes stack frame, "))) {
-            if (sscanf(at, "bytes stack frame, %d bytes spill stores, %d bytes spill loads", &stores,
-                       &loads) == 2)
+            if (sscanf(at, "bytes stack frame, %d bytes spill stores, %d bytes spill loads",
+                       &stores, &loads) == 2)
                 spilled = stores + loads;
         } else if ((at = strstr(line, "Used "))) {
             if (sscanf(at, "Used %d registers", &registers) == 1)

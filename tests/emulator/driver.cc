@@ -1,6 +1,6 @@
-// The CUDA driver and NVRTC as the engine sees them, on top of the emulator: built together with one
-// engine.cu as libcuda.so.1 and libnvrtc.so.13. Work is done when it is asked for; a captured graph
-// is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// The CUDA driver and NVRTC as the engine sees them, on top of the emulator: built together with
+// one engine.cu as libcuda.so.1 and libnvrtc.so.13. Work is done when it is asked for; a captured
+// graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -58,8 +58,9 @@ static int run(const struct recorded &r) {
     if (sticky)
         return sticky;
     struct call call_of = {r.kernel, (const struct gpu_task *)r.argument.data()};
-    struct emulated_launch launch = {r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]}, r.threads,
-                                     r.shared_bytes, call, &call_of};
+    struct emulated_launch launch = {r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]},
+                                     r.threads,      r.shared_bytes,
+                                     call,           &call_of};
     if (emulate_launch(&launch) != 0)
         sticky = LAUNCH_FAILED;
     return SUCCESS;
@@ -81,8 +82,9 @@ int cuInit(unsigned) {
 }
 
 int cuGetErrorString(int error, const char **text) {
-    *text = error == OUT_OF_MEMORY ? "out of memory" : error == LAUNCH_FAILED ? "unspecified launch failure"
-                                                                             : "invalid argument";
+    *text = error == OUT_OF_MEMORY   ? "out of memory"
+            : error == LAUNCH_FAILED ? "unspecified launch failure"
+                                     : "invalid argument";
     return SUCCESS;
 }
 
@@ -109,12 +111,23 @@ int cuDeviceGetName(char *name, int size, int) {
 int cuDeviceGetAttribute(int *value, int attribute, int) {
     int sm = number("EMULATOR_SM", 90);
     switch (attribute) {
-    case 16: *value = number("EMULATOR_MULTIPROCESSORS", 132); break;
-    case 18: *value = number("EMULATOR_INTEGRATED", 0); break;
-    case 75: *value = sm / 10; break;
-    case 76: *value = sm % 10; break;
-    case 97: *value = number("EMULATOR_SHARED", 227 << 10); break;
-    default: return INVALID_VALUE;
+    case 16:
+        *value = number("EMULATOR_MULTIPROCESSORS", 132);
+        break;
+    case 18:
+        *value = number("EMULATOR_INTEGRATED", 0);
+        break;
+    case 75:
+        *value = sm / 10;
+        break;
+    case 76:
+        *value = sm % 10;
+        break;
+    case 97:
+        *value = number("EMULATOR_SHARED", 227 << 10);
+        break;
+    default:
+        return INVALID_VALUE;
     }
     return SUCCESS;
 }
@@ -227,7 +240,8 @@ int cuFuncSetAttribute(void *, int, int value) {
     return value <= number("EMULATOR_SHARED", 227 << 10) ? SUCCESS : INVALID_VALUE;
 }
 
-int cuLaunchKernelEx(const struct launch_config *config, void *function, void **arguments, void **) {
+int cuLaunchKernelEx(const struct launch_config *config, void *function, void **arguments,
+                     void **) {
     const char *task = (const char *)arguments[0];
     struct recorded r = {(struct kernel *)function,
                          {config->grid[0], config->grid[1], config->grid[2]},

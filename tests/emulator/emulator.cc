@@ -173,7 +173,8 @@ static void compute_product(struct warp *w) {
         int g = lane / 4, i = lane % 4;
         for (int word = 0; word < 4; word++)
             for (int odd = 0; odd < 2; odd++)
-                a[g + word % 2 * 8][2 * i + word / 2 * 8 + odd] = half_word(w->given[lane][word], odd);
+                a[g + word % 2 * 8][2 * i + word / 2 * 8 + odd] =
+                    half_word(w->given[lane][word], odd);
         for (int word = 0; word < 2; word++)
             for (int odd = 0; odd < 2; odd++)
                 b[2 * i + word * 8 + odd][g] = half_word(w->given[lane][4 + word], odd);
@@ -312,8 +313,8 @@ static void out_of_range(int, siginfo_t *info, void *) {
     char text[256];
     int n = snprintf(text, sizeof text,
                      "emulator: %s: block (%u, %u, %u) thread %u: address %p is out of range\n",
-                     launch ? launch->name : "host", blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x,
-                     info->si_addr);
+                     launch ? launch->name : "host", blockIdx.x, blockIdx.y, blockIdx.z,
+                     threadIdx.x, info->si_addr);
     (void)!write(2, text, (size_t)n);
     _exit(70);
 }
