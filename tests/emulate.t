@@ -3,7 +3,8 @@
 -- emulator (tests/emulator), through the same host code. Then what the host does when the driver
 -- fails, its kernel cache, and what NVRTC says of the kernels, if there is an NVRTC.
 --
--- EMULATE=NAME restricts it to one golden folder; NVRTC_DIR is where libnvrtc lies, if not installed.
+-- EMULATE=NAME restricts it to one golden folder; NVRTC_DIR is where libnvrtc lies if the system
+-- does not know it.
 
 local root = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/.."
 package.path = root .. "/?.lua;" .. root .. "/tests/?.lua;" .. package.path
@@ -86,7 +87,8 @@ end
 local function golden_tests(model)
     local line, values = compare(model, "")
     tap.ok(values.kl and values.kl <= KL_BAR, model.name .. ": prefill's mean KL", line)
-    tap.ok(values.decode_kl and values.decode_kl <= KL_BAR, model.name .. ": decode's mean KL", line)
+    tap.ok(values.decode_kl and values.decode_kl <= KL_BAR, model.name .. ": decode's mean KL",
+        line)
     return line
 end
 
@@ -118,12 +120,14 @@ local function nvrtc_tests(model)
     tap.ok(code == 0, model.name .. ": NVRTC has no complaint", out .. err)
     for architecture in ARCHITECTURES:gmatch("%d+") do
         local kernels, spilled = 0, {}
-        for kernel, _, bytes in ("\n" .. out):gmatch("\n" .. architecture .. " (%S+) (%d+) (%d+)") do
+        local row = "\n" .. architecture .. " (%S+) (%d+) (%d+)"
+        for kernel, _, bytes in ("\n" .. out):gmatch(row) do
             kernels = kernels + 1
             if tonumber(bytes) > 0 then spilled[#spilled + 1] = kernel .. " " .. bytes end
         end
         tap.ok(kernels > 0 and #spilled == 0,
-            ("%s: no spills on sm_%s"):format(model.name, architecture), table.concat(spilled, ", "))
+            ("%s: no spills on sm_%s"):format(model.name, architecture),
+            table.concat(spilled, ", "))
     end
 end
 
@@ -131,7 +135,8 @@ end
 local function generate_random(shape)
     shape.out = scratch .. "/" .. shape.name
     write(shape.out .. ".lua", ("return { name = %q, rms_norm_eps = 1e-6, rope_theta = 10000.0, "
-        .. "parscale_attn_smooth = 0.1, weight_dtype = 'bf16', %s }"):format(shape.name, shape.text))
+        .. "parscale_attn_smooth = 0.1, weight_dtype = 'bf16', %s }"):format(shape.name,
+        shape.text))
     must("lua5.4 codegen/main.lua --from random --spec %s.lua --out %s", shape.out, scratch)
 end
 
@@ -167,11 +172,12 @@ local function shape_tests(shape)
     must("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/harness tests/gpu_harness.c %s/engine.c "
         .. "-lm -pthread -ldl", out, out)
     build_emulator(out, out, shape.streams, "")
-    local _, line, err = shell("LD_LIBRARY_PATH=%s HOME=%s %s/harness compare %s/model.psc %d 40", out,
-        scratch, out, out, shape.streams)
+    local _, line, err = shell("LD_LIBRARY_PATH=%s HOME=%s %s/harness compare %s/model.psc %d 40",
+        out, scratch, out, out, shape.streams)
     for _, how in ipairs({ "prefill", "decode" }) do
         local kl = tonumber(line:match("kl_" .. how .. "=(%S+)"))
-        tap.ok(kl and kl <= RANDOM_KL_BAR, shape.name .. ": " .. how .. " against the CPU", line .. err)
+        tap.ok(kl and kl <= RANDOM_KL_BAR, shape.name .. ": " .. how .. " against the CPU",
+            line .. err)
     end
     nvrtc_tests(shape)
 end
@@ -236,7 +242,8 @@ local function cache_tests(model)
     tap.is(run(), 0, "kernel cache: a first start")
     local path = entry()
     tap.ok(path, "kernel cache: an entry is made")
-    tap.is(lfs.attributes(folder).permissions, "rwx------", "kernel cache: its folder is the user's")
+    tap.is(lfs.attributes(folder).permissions, "rwx------",
+        "kernel cache: its folder is the user's")
     local good = read(path)
     local code, err = run("EMULATOR_FAIL=nvrtcCompileProgram")
     tap.is(code, 0, "kernel cache: a second start compiles nothing")
