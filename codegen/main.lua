@@ -99,6 +99,15 @@ local function touch_job(path, source, blob_changed)
     end
 end
 
+-- The GPU part: returns engine.cu, whose text engine.c carries.
+local function add_cuda(p, generated)
+    generated["cuda_dims.h"] = emit.cuda_dims(p)
+    local kernels = emit.cuda(root, p, generated)
+    generated["engine_cu.h"] = emit.cuda_text(kernels)
+    generated["gpu_backend.c"] = '#include "gpu.c"\n'
+    return kernels
+end
+
 local function generate(options)
     local model, source = read_input(options)
     local p = plan.make(model)
@@ -112,14 +121,17 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
+        ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }
-    generated["cuda_dims.h"] = emit.cuda_dims(p)
-    local kernels = emit.cuda(root, p, generated)
-    generated["engine_cu.h"] = emit.cuda_text(kernels)
+    local kernels = model.backends == "cpu+cuda" and add_cuda(p, generated)
     make_folder(options.out)
     make_folder(folder)
     write_file(folder .. "/engine.c", emit.engine(root, p, generated))
-    write_file(folder .. "/engine.cu", kernels)
+    if kernels then
+        write_file(folder .. "/engine.cu", kernels)
+    else
+        os.remove(folder .. "/engine.cu")
+    end
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
     write_file(folder .. "/report.md", report(p))
     local blob_changed = blob and write_file(folder .. "/tokenizer.bin", blob)

@@ -126,9 +126,9 @@ static int cli_open(struct session *session, const char *program) {
     if (!session->handle)
         return fail(&session->error, EXIT_MEMORY, "no memory to open %.256s", options.pack);
     session->info = parscale_info(session->handle);
-    if (!code && options.device && strcmp(options.device, "cpu") != 0)
-        fprintf(stderr, "device: %s%s%s\n", session->info->device,
-                session->info->device_note[0] ? ": " : "", session->info->device_note);
+    const char *note = session->info->device_note;
+    if (!code && (note[0] || strcmp(session->info->device, "cpu") != 0))
+        fprintf(stderr, "device: %s%s%s\n", session->info->device, note[0] ? ": " : "", note);
     return code ? session_api_error(session, code) : EXIT_OK;
 }
 

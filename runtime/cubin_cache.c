@@ -62,12 +62,12 @@ static int cubin_folder(char *note, size_t note_bytes) {
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     struct stat status;
     if (folder < 0) {
-        snprintf(note, note_bytes, "kernel cache: %.150s: %.60s", path, strerror(errno));
+        snprintf(note, note_bytes, "kernel cache: %.200s: %s", path, strerror(errno));
         return -1;
     }
     if (fstat(folder, &status) != 0 || status.st_uid != geteuid() || (status.st_mode & 077)) {
         snprintf(note, note_bytes,
-                 "kernel cache: %.150s: not used, it is not this user's alone (mode 0700)", path);
+                 "kernel cache: %.180s: not used, it is not this user's alone (mode 0700)", path);
         close(folder);
         return -1;
     }

@@ -30,7 +30,7 @@ struct parscale_info {
     const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
     const char *isa;         // the path in use
     const char *device;      // cpu, or the GPU's name
-    const char *device_note; // one line: why not the GPU, what was wrong with its kernel cache; or ""
+    const char *device_note; // why not the GPU, what was wrong with the kernel cache; or ""
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;
     int streams;       // P in use
     int prefix_tokens; // T, learned key/value positions per stream; they use no context

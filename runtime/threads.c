@@ -1,7 +1,6 @@
 // See threads.h. Threads spin for a moment before they sleep: a decode step has hundreds of phases
 // of a few microseconds.
 #include <pthread.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -9,8 +8,9 @@
 #include "threads.h"
 
 enum {
-    SPINS_IN_BARRIER = 1 << 14,   // then yield the processor between looks
-    SPINS_BETWEEN_JOBS = 1 << 16, // then sleep
+    SPINS_IN_BARRIER = 1 << 12,   // then sleep: where a processor is wanted for other work, the
+                                  // thread that is waited for may need this one
+    SPINS_BETWEEN_JOBS = 1 << 16, // the same
 };
 
 struct worker {
@@ -33,7 +33,8 @@ struct pool {
     void (*job)(void *argument, int thread);
     void *argument;
     bool stopping;
-    pthread_mutex_t mutex; // for sleeping between jobs only
+    atomic_uint sleepers;  // in a barrier
+    pthread_mutex_t mutex; // for sleeping only
     pthread_cond_t wake;
     struct taken taken[MAX_THREADS];
     struct worker workers[MAX_THREADS - 1];
@@ -45,21 +46,34 @@ static inline void spin_pause(void) {
 #endif
 }
 
+// The mutex makes sure that whoever has decided to sleep does so before.
+static void wake_sleepers(struct pool *pool) {
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 static void pool_barrier(struct pool *pool) {
     unsigned completed = atomic_load_explicit(&pool->barriers, memory_order_relaxed);
     unsigned arrived = atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1;
     if (arrived == (unsigned)pool->threads) {
         atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->barriers, completed + 1, memory_order_release);
+        atomic_store(&pool->barriers, completed + 1);
+        if (atomic_load(&pool->sleepers) > 0)
+            wake_sleepers(pool);
         return;
     }
-    for (unsigned spins = 0;
-         atomic_load_explicit(&pool->barriers, memory_order_acquire) == completed; spins++) {
-        if (spins < SPINS_IN_BARRIER)
-            spin_pause();
-        else
-            sched_yield();
+    for (unsigned spins = 0; spins < SPINS_IN_BARRIER; spins++) {
+        if (atomic_load_explicit(&pool->barriers, memory_order_acquire) != completed)
+            return;
+        spin_pause();
     }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(&pool->barriers) == completed)
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->mutex);
 }
 
 static struct work pool_work(struct pool *pool, int thread, size_t n) {
@@ -120,10 +134,8 @@ static void *worker_main(void *argument) {
 }
 
 static void give_out(struct pool *pool) {
-    pthread_mutex_lock(&pool->mutex);
     atomic_fetch_add_explicit(&pool->jobs, 1, memory_order_release);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
+    wake_sleepers(pool);
 }
 
 static void pool_run(struct pool *pool, void (*job)(void *argument, int thread), void *argument) {

@@ -5,6 +5,8 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 struct isa {
     const char *name;
@@ -35,6 +37,26 @@ struct isa {
     // 8 gates, 8 ups, 8 gates and so on: [n / 8, 2, 8].
     void (*swiglu)(const float *gate_up, size_t n, float *out);
 };
+
+// The pair of columns that packed activation word i holds, i in 0..7.
+static inline size_t tile_pair(size_t i) {
+    return i / 2 + i % 2 * 4;
+}
+
+// A word of a tile: the even column in its low half, the odd one in its high half.
+static inline float word_even(uint32_t word) {
+    uint32_t bits = word << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float word_odd(uint32_t word) {
+    uint32_t bits = word & 0xffff0000;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 // The path named, or with NULL the fastest that this processor can run; NULL if there is none.
 static const struct isa *isa_find(const char *name);

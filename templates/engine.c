@@ -33,20 +33,13 @@
 #include "cpu_neon.c"
 #include "cpu.c"
 
-// The GPU: driver and compiler, kernels on disk, and the kernels themselves as text.
-#include "cuda_driver.h"
-#include "cuda_driver.c"
-#include "cubin_cache.h"
-#include "cubin_cache.c"
-#include "gpu.h"
-
 // The model.
 #include "model.h"
 #include "attention.c"
 #include "project.c"
 #include "head.c"
 #include "forward.c"
-#include "gpu.c"
+#include "gpu_backend.c"
 #include "model.c"
 
 #ifndef PARSCALE_NO_MAIN

@@ -4,11 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "cuda_driver.h"
+#include "cuda_driver.c"
 #include "cubin_cache.h"
+#include "cubin_cache.c"
 #include "cuda_task.h"
 #include "gpu.h"
 #include "model.h"
 #include "engine_cu.h"
+
+enum { GPU_PART = 1 };
 
 // The kernels of engine.cu.
 enum kernel {

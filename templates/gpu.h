@@ -5,10 +5,10 @@
 
 #include <stdbool.h>
 #include "engine_dims.h"
-#include "cuda_driver.h"
 #include "error.h"
 #include "pack_file.h"
 
+// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART: 1 and 0.
 struct gpu;
 struct block;
 

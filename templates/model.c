@@ -103,7 +103,7 @@ static int open_device(struct parscale *model, const struct parscale_options *op
     bool automatic = strcmp(wanted, "auto") == 0;
     model->info.device = "cpu";
     model->info.device_note = model->device_note;
-    if (strcmp(wanted, "cpu") == 0)
+    if (strcmp(wanted, "cpu") == 0 || (automatic && !GPU_PART))
         return EXIT_OK;
     if (!automatic && strcmp(wanted, "cuda") != 0)
         return fail(&model->error, EXIT_USAGE, "--device %s: expected cpu, cuda or auto", wanted);

@@ -46,6 +46,10 @@ struct parscale {
     size_t logits_row;             // row of buffers->logits that parscale_logits returns
 };
 
+static inline size_t tiles_for(size_t n) {
+    return (n + TILE - 1) / TILE;
+}
+
 static inline const void *pack_at(const struct parscale *model, size_t offset) {
     return model->file.base + offset;
 }

@@ -25,38 +25,14 @@ enum {
     TILE_BYTES = TILE_ELEMENTS * 2, // bf16
 };
 
-static inline size_t tiles_for(size_t n) {
-    return (n + TILE - 1) / TILE;
-}
-
 // Where element (row, column) of a tile lies, in elements. row, column: 0..15.
 static inline size_t tile_index(size_t row, size_t column) {
     size_t pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
     return (chunk * 4 + word) * 2 + column % 2;
 }
 
-// The pair of columns that packed activation word i holds, i in 0..7.
-static inline size_t tile_pair(size_t i) {
-    return i / 2 + i % 2 * 4;
-}
-
 static inline float bf16_to_float(uint16_t x) {
     uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// A word of a tile: the even column in its low half, the odd one in its high half.
-static inline float word_even(uint32_t word) {
-    uint32_t bits = word << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline float word_odd(uint32_t word) {
-    uint32_t bits = word & 0xffff0000;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;

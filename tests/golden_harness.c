@@ -1,149 +1,137 @@
-// Runs an engine, linked as a library, over one golden folder and prints how far it is from what
-// the published code computed: one line of key=value pairs.
+// Runs an engine, linked as a library, over a golden model and prints how far it is from what the
+// published code computed: one line of key=value pairs.
 //
-//     golden_harness PACK ISA EXPECTED TOKENS OFFSET_IDS OFFSET_LOGITS VOCAB OFFSET_WEIGHTS STREAMS
-//                    OFFSET_GREEDY OFFSET_MARGIN GREEDY_STEPS
+//     golden_harness PACK ISA EXPECTED
 //
-// Offsets are bytes in the safetensors file EXPECTED, found by golden.t.
-#include <math.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include "../runtime/parscale.h"
+// EXPECTED, made by golden.lua: tokens S, vocab V, streams P, greedy steps N (int32 each), ids [S]
+// int32, logits [S, V], weights [S, P] (P > 1), greedy ids [N] int32, greedy margins [N]; fp32.
+#include "compare.h"
 
-struct comparison {
+struct golden {
     struct parscale *model;
-    const float *logits;  // [tokens, vocab]
-    const float *weights; // [tokens, streams] or NULL
-    size_t vocab, streams;
-    double worst_logit, worst_weight, kl_sum;
+    int32_t tokens, vocab, streams, steps;
+    int32_t *ids, *greedy;
+    float *logits, *weights, *margins;
 };
 
-static void *load(const char *path, long offset, size_t bytes) {
-    FILE *file = fopen(path, "rb");
-    void *data = malloc(bytes);
-    if (!file || !data || fseek(file, offset, SEEK_SET) != 0 ||
-        fread(data, 1, bytes, file) != bytes) {
-        fprintf(stderr, "%s: cannot read %zu bytes at %ld\n", path, bytes, offset);
+struct distance {
+    double logits, weights; // the largest
+    double kl;              // the sum
+};
+
+static void *load(FILE *file, size_t elements) {
+    void *data = must_have(malloc(elements * 4 + 1));
+    if (fread(data, 4, elements, file) != elements) {
+        fprintf(stderr, "the expected values end early\n");
         exit(1);
     }
-    fclose(file);
     return data;
 }
 
-// The larger of two distances; a NaN is larger than anything.
-static double worse(double a, double b) {
-    return b <= a ? a : b;
+static void load_golden(struct golden *golden, const char *path) {
+    FILE *file = must_have(fopen(path, "rb"));
+    int32_t *sizes = load(file, 4);
+    golden->tokens = sizes[0];
+    golden->vocab = sizes[1];
+    golden->streams = sizes[2];
+    golden->steps = sizes[3];
+    size_t tokens = (size_t)sizes[0], steps = (size_t)sizes[3];
+    golden->ids = load(file, tokens);
+    golden->logits = load(file, tokens * (size_t)golden->vocab);
+    golden->weights = load(file, golden->streams > 1 ? tokens * (size_t)golden->streams : 0);
+    golden->greedy = load(file, steps);
+    golden->margins = load(file, steps);
+    free(sizes);
+    fclose(file);
 }
 
-// KL(published || ours) in nats.
-static double divergence(const float *published, const float *ours, size_t n) {
-    double max_p = -INFINITY, max_q = -INFINITY, sum_p = 0, sum_q = 0, kl = 0;
-    for (size_t i = 0; i < n; i++) {
-        max_p = fmax(max_p, published[i]);
-        max_q = fmax(max_q, ours[i]);
-    }
-    for (size_t i = 0; i < n; i++) {
-        sum_p += exp(published[i] - max_p);
-        sum_q += exp(ours[i] - max_q);
-    }
-    for (size_t i = 0; i < n; i++) {
-        double log_p = published[i] - max_p - log(sum_p), log_q = ours[i] - max_q - log(sum_q);
-        kl += exp(log_p) * (log_p - log_q);
-    }
-    return kl;
+static void add_logits(const struct golden *golden, struct distance *d, size_t i,
+                       const float *ours) {
+    size_t vocab = (size_t)golden->vocab;
+    const float *expected = golden->logits + i * vocab;
+    for (size_t v = 0; v < vocab; v++)
+        d->logits = worse(d->logits, fabs((double)ours[v] - expected[v]));
+    d->kl += divergence(expected, ours, vocab);
 }
 
-static int compare(void *user, size_t i, const float *logits) {
-    struct comparison *c = user;
-    for (size_t v = 0; v < c->vocab; v++)
-        c->worst_logit =
-            worse(c->worst_logit, fabs((double)logits[v] - c->logits[i * c->vocab + v]));
-    c->kl_sum += divergence(c->logits + i * c->vocab, logits, c->vocab);
+// Logits and weights of position i, the last one in the cache.
+static void add_position(const struct golden *golden, struct distance *d, size_t i) {
+    const float *ours = parscale_stream_weights(golden->model);
+    double sum = 0;
+    for (size_t p = 0; p < (size_t)golden->streams; p++) {
+        sum += ours[p];
+        if (golden->streams > 1)
+            d->weights = worse(d->weights, fabs((double)ours[p] -
+                                                golden->weights[i * (size_t)golden->streams + p]));
+    }
+    d->weights = worse(d->weights, fabs(sum - 1));
+    add_logits(golden, d, i, parscale_logits(golden->model));
+}
+
+struct visitor {
+    const struct golden *golden;
+    struct distance *distance;
+};
+
+static int visit(void *user, size_t i, const float *logits) {
+    struct visitor *visitor = user;
+    add_logits(visitor->golden, visitor->distance, i, logits);
     return 0;
 }
 
-// The weights of the last token only: the API shows those of the current logits.
-static double weights_error(struct comparison *c, size_t tokens) {
-    double worst = 0, sum = 0;
-    const float *ours = parscale_stream_weights(c->model);
-    for (size_t p = 0; p < c->streams; p++) {
-        sum += ours[p];
-        if (c->weights)
-            worst = worse(worst, fabs((double)ours[p] - c->weights[(tokens - 1) * c->streams + p]));
+// All positions in blocks; each position as the last one of a prefill; each by a decode step.
+static void compare_logits(struct golden *golden, struct distance *blocks, struct distance *prefill,
+                           struct distance *decode) {
+    struct parscale *model = golden->model;
+    size_t tokens = (size_t)golden->tokens;
+    struct visitor visitor = {golden, blocks};
+    must(model, parscale_score(model, golden->ids, tokens, visit, &visitor));
+    for (size_t i = 0; i < tokens; i++) {
+        parscale_rewind(model, (int)(i / 2)); // the first half is in the cache already
+        must(model, parscale_prefill(model, golden->ids + i / 2, i + 1 - i / 2));
+        add_position(golden, prefill, i);
     }
-    return worse(worst, fabs(sum - 1));
+    parscale_rewind(model, 0);
+    for (size_t i = 0; i < tokens; i++) {
+        must(model, parscale_decode(model, golden->ids[i]));
+        add_position(golden, decode, i);
+    }
 }
 
-static int32_t argmax(const float *logits, size_t n) {
-    size_t best = 0;
-    for (size_t i = 1; i < n; i++)
-        best = logits[i] > logits[best] ? i : best;
-    return (int32_t)best;
+// The best id of each step, up to the first whose two best logits were too close to call.
+static void compare_greedy(struct golden *golden, int *equal, int *wrong) {
+    struct parscale *model = golden->model;
+    parscale_rewind(model, 0);
+    must(model, parscale_prefill(model, golden->ids, (size_t)golden->tokens));
+    for (*equal = 0, *wrong = 0; *equal < golden->steps; ++*equal) {
+        int32_t id = best_id(parscale_logits(model), (size_t)golden->vocab);
+        if (id != golden->greedy[*equal]) {
+            *wrong = golden->margins[*equal] >= 0.01f;
+            return;
+        }
+        must(model, parscale_decode(model, id));
+    }
 }
 
 int main(int argc, char **argv) {
-    if (argc != 13)
+    struct golden golden = {0};
+    struct distance blocks = {0}, prefill = {0}, decode = {0};
+    int equal, wrong;
+    if (argc != 4)
         return 2;
-    const char *expected = argv[3];
-    size_t tokens = strtoul(argv[4], NULL, 10), vocab = strtoul(argv[7], NULL, 10);
-    size_t streams = strtoul(argv[9], NULL, 10), steps = strtoul(argv[12], NULL, 10);
-    int32_t *ids = load(expected, atol(argv[5]), tokens * 4);
-    int32_t *greedy = load(expected, atol(argv[10]), steps * 4);
-    float *margin = load(expected, atol(argv[11]), steps * 4);
-    struct comparison c = {.vocab = vocab, .streams = streams};
-    c.logits = load(expected, atol(argv[6]), tokens * vocab * 4);
-    if (streams > 1)
-        c.weights = load(expected, atol(argv[8]), tokens * streams * 4);
-
-    // A device instead of an instruction set.
-    bool cuda = strcmp(argv[2], "cuda") == 0;
-    struct parscale_options options = {.pack = argv[1],
-                                       .isa = cuda ? NULL : argv[2],
-                                       .device = cuda ? "cuda" : "cpu",
-                                       .no_kernel_cache = true};
-    if (parscale_open(&c.model, &options) || parscale_score(c.model, ids, tokens, compare, &c)) {
-        fprintf(stderr, "%s\n", parscale_error(c.model));
-        return 1;
-    }
-    c.worst_weight = weights_error(&c, tokens);
-    // Token by token, through the decode path, the weights of every position.
-    parscale_rewind(c.model, 0);
-    double decode_worst = 0, decode_kl = 0;
-    for (size_t i = 0; i < tokens; i++) {
-        if (parscale_decode(c.model, ids[i]))
-            return 1;
-        const float *logits = parscale_logits(c.model);
-        for (size_t v = 0; v < vocab; v++)
-            decode_worst = worse(decode_worst, fabs((double)logits[v] - c.logits[i * vocab + v]));
-        decode_kl += divergence(c.logits + i * vocab, logits, vocab);
-        c.worst_weight = worse(c.worst_weight, weights_error(&c, i + 1));
-    }
-    // Greedy, up to the first step whose two best logits were too close to call.
-    parscale_rewind(c.model, 0);
-    if (parscale_prefill(c.model, ids, tokens))
-        return 1;
-    size_t equal = 0;
-    int differs = 0;
-    for (; equal < steps; equal++) {
-        int32_t id = argmax(parscale_logits(c.model), vocab);
-        if (id != greedy[equal]) {
-            differs = margin[equal] >= 0.01f;
-            break;
-        }
-        if (parscale_decode(c.model, id))
-            return 1;
-    }
-    printf("isa=%s logits=%.3g decode_logits=%.3g weights=%.3g kl=%.3g decode_kl=%.3g greedy=%zu "
-           "wrong=%d\n",
-           parscale_info(c.model)->isa, c.worst_logit, decode_worst, c.worst_weight,
-           c.kl_sum / (double)tokens, decode_kl / (double)tokens, equal, differs);
-    parscale_close(c.model);
-    free(ids);
-    free(greedy);
-    free(margin);
-    free((void *)c.logits);
-    free((void *)c.weights);
+    load_golden(&golden, argv[3]);
+    golden.model = open_model(argv[1], argv[2], golden.streams);
+    compare_logits(&golden, &blocks, &prefill, &decode);
+    compare_greedy(&golden, &equal, &wrong);
+    printf("logits=%.3g weights=%.3g kl=%.3g decodekl=%.3g greedy=%d wrong=%d\n",
+           worse(worse(blocks.logits, prefill.logits), decode.logits),
+           worse(prefill.weights, decode.weights), worse(blocks.kl, prefill.kl) / golden.tokens,
+           decode.kl / golden.tokens, equal, wrong);
+    parscale_close(golden.model);
+    free(golden.ids);
+    free(golden.greedy);
+    free(golden.margins);
+    free(golden.logits);
+    free(golden.weights);
     return 0;
 }

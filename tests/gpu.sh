@@ -24,14 +24,14 @@ for folder in golden/*/; do
     fi
     if wanted golden; then
         echo "$(basename "$folder") $("$folder/golden" "$folder/model.psc" cuda \
-            "$folder/expected.safetensors" $(cat "$folder/arguments") 2>&1)"
+            "$folder/expected" 2>&1)"
     fi
 done >"$results/golden.txt"
 if wanted sanitize; then
     folder=golden/p3-hd16-odd-bf16
     for tool in memcheck racecheck initcheck; do
         compute-sanitizer --tool $tool "$folder/golden" "$folder/model.psc" cuda \
-            "$folder/expected.safetensors" $(cat $folder/arguments) 2>&1 | tail -n 15
+            "$folder/expected" 2>&1 | tail -n 15
     done >"$results/sanitize.txt"
 fi
 for folder in random/*/; do
@@ -44,12 +44,12 @@ for folder in random/*/; do
         wanted $part || continue
         for p in $streams; do
             case $part in
-            random) "$folder/harness" compare "$folder/model.psc" $p 64 ;;
-            repeat) "$folder/harness" repeat "$folder/model.psc" $p 1000 ;;
+            random) "$folder/harness" compare "$folder/model.psc" "$p" 64 ;;
+            repeat) "$folder/harness" repeat "$folder/model.psc" "$p" 1000 ;;
             speed)
-                "$folder/harness" start "$folder/model.psc" $p nocache
-                "$folder/harness" start "$folder/model.psc" $p cache
-                "$folder/harness" speed "$folder/model.psc" $p 512 1984
+                "$folder/harness" start "$folder/model.psc" "$p" nocache
+                "$folder/harness" start "$folder/model.psc" "$p" cache
+                "$folder/harness" speed "$folder/model.psc" "$p" 512 1984
                 ;;
             esac
         done >"$results/$name-$part.txt" 2>&1

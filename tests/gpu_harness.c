@@ -1,9 +1,9 @@
 // Checks and measures an engine, linked as a library, on a GPU. Prints key=value pairs.
 //
-//     gpu_harness compare PACK STREAMS TOKENS          against the CPU: mean KL of prefill and
-//     decode gpu_harness repeat PACK STREAMS TOKENS           that many greedy tokens twice, bit
-//     for bit gpu_harness speed PACK STREAMS CONTEXT PROMPT    ms a decode step behind CONTEXT, ms
-//     a prompt gpu_harness start PACK STREAMS cache|nocache     seconds to open
+//     gpu_harness compare PACK STREAMS TOKENS        against the CPU: mean KL of prefill and decode
+//     gpu_harness repeat PACK STREAMS TOKENS         greedy tokens twice, bit for bit
+//     gpu_harness speed PACK STREAMS CONTEXT PROMPT  ms a step behind CONTEXT, ms a prompt
+//     gpu_harness start PACK STREAMS cache|nocache   seconds to open
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>

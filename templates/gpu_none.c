@@ -1,0 +1,48 @@
+// The GPU part of an engine whose spec says backends = "cpu": there is none. See gpu.h; without a
+// struct gpu, no function but gpu_open and gpu_close is ever called.
+#include "gpu.h"
+
+enum { GPU_PART = 0 };
+
+static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
+                    bool use_cache, struct error *error) {
+    (void)file, (void)adapter, (void)use_cache;
+    *gpu = NULL;
+    return fail(error, EXIT_DEVICE,
+                "--device: %s was generated for the CPU alone, a GPU needs backends = \"cpu+cuda\" "
+                "in its spec",
+                SPEC_NAME);
+}
+
+static void gpu_close(struct gpu *gpu) {
+    (void)gpu;
+}
+
+static const struct gpu_info *gpu_information(const struct gpu *gpu) {
+    return (const struct gpu_info *)gpu;
+}
+
+static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error) {
+    (void)gpu, (void)block;
+    return fail(error, EXIT_INTERNAL, "no GPU");
+}
+
+static size_t gpu_block_tokens(const struct gpu *gpu) {
+    (void)gpu;
+    return 1;
+}
+
+static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, struct error *error) {
+    (void)token;
+    return gpu_compute(gpu, block, error);
+}
+
+static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error) {
+    *output = (struct gpu_output){0};
+    return gpu_compute(gpu, NULL, error);
+}
+
+static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
+    (void)gpu_compute(gpu, NULL, error);
+    return 0;
+}
