@@ -1,7 +1,7 @@
 #!/usr/bin/env lua5.4
--- The CUDA kernels without a GPU: engine.cu of golden folders, compiled as C++ under the emulator
--- (tests/emulator), through the same host code. Then what the host does when the driver fails, its
--- kernel cache, and what NVRTC says of the kernels, if there is an NVRTC.
+-- The CUDA kernels without a GPU: engine.cu of golden folders and of shapes that no folder has,
+-- compiled as C++ under the emulator (tests/emulator), through the same host code. Then what the
+-- host does when the driver fails, its kernel cache, and what NVRTC says of the kernels.
 --
 -- Three small folders, or the one that EMULATE names; NVRTC_DIR is where libnvrtc lies.
 
@@ -12,7 +12,8 @@ local lfs = require("lfs")
 local safetensors = require("codegen.safetensors")
 local tap = require("tap")
 
-local KL_BAR = 3e-4          -- nats, mean over a golden prompt
+local KL_BAR = 3e-4        -- nats, mean over a golden prompt
+local RANDOM_KL_BAR = 5e-4 -- the same, of random weights against the CPU
 local ARCHITECTURES = "80 87 90 100 110 120"
 
 local scratch = os.tmpname()
@@ -33,16 +34,25 @@ local function write(path, text)
     file:close()
 end
 
--- Runs a shell command in the project's root: exit code, stdout, stderr.
-local function shell(command)
+-- Runs a shell command, a format, in the project's root: exit code, stdout, stderr.
+local function shell(format, ...)
+    local command = format:format(...)
     local _, how, code = os.execute(("{ cd '%s' && %s\n} >%s/out 2>%s/err </dev/null"):format(root,
         command, scratch, scratch))
     return how == "exit" and code or 1000 + code, read(scratch .. "/out"), read(scratch .. "/err")
 end
 
-local function must(command)
-    local code, _, err = shell(command)
-    if code ~= 0 then error(command .. ": " .. err) end
+local function must(format, ...)
+    local code, _, err = shell(format, ...)
+    if code ~= 0 then error(format:format(...) .. ": " .. err) end
+end
+
+-- The emulator with the kernels of `out`, as driver and compiler in `folder`.
+local function build_emulator(out, folder, streams, options)
+    must("c++ -std=c++17 -O2 -fPIC -shared -include tests/emulator/device.h -DSTREAMS=%d %s "
+        .. "-DENGINE_CU='\"%s/engine.cu\"' -o %s/libcuda.so.1 tests/emulator/emulator.cc "
+        .. "tests/emulator/driver.cc", streams, options, out, folder)
+    must("ln -sf libcuda.so.1 %s/libnvrtc.so.13", folder)
 end
 
 -- Engine, pack and emulator of a golden folder.
@@ -50,27 +60,23 @@ local function build(name)
     local golden = "tests/data/golden/" .. name
     local out = scratch .. "/" .. name
     write(scratch .. "/cuda.lua", 'return { backends = "cpu+cuda" }\n')
-    must(("lua5.4 codegen/main.lua --from %s --out %s --spec %s/cuda.lua"):format(golden, scratch,
-        scratch))
-    must(("cc -O1 -o %s/pack %s/pack.c -lm -pthread && %s/pack %s/pack.job"):format(out, out,
-        out, out))
-    must(("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/golden tests/golden_harness.c %s/engine.c "
-        .. "-lm -pthread -ldl"):format(out, out))
+    must("lua5.4 codegen/main.lua --from %s --out %s --spec %s/cuda.lua", golden, scratch, scratch)
+    must("cc -O1 -o %s/pack %s/pack.c -lm -pthread", out, out)
+    must("%s/pack %s/pack.job", out, out)
+    must("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/golden tests/golden_harness.c %s/engine.c "
+        .. "-lm -pthread -ldl", out, out)
     local tensors = safetensors.open(root .. "/" .. golden .. "/expected.safetensors").tensors
     local weights = tensors.aggregate_weights
     local streams = weights and weights.shape[2] or 1
-    must(("c++ -std=c++17 -O2 -fPIC -shared -include tests/emulator/device.h -DSTREAMS=%d "
-        .. "-DENGINE_CU='\"%s/engine.cu\"' -o %s/libcuda.so.1 tests/emulator/emulator.cc "
-        .. "tests/emulator/driver.cc"):format(streams, out, out))
-    must(("ln -sf libcuda.so.1 %s/libnvrtc.so.13"):format(out))
-    must(("lua5.4 tests/gpu_expected.lua %s >%s/expected"):format(name, out))
+    build_emulator(out, out, streams, "")
+    must("lua5.4 tests/gpu_expected.lua %s >%s/expected", name, out)
     return { name = name, out = out, streams = streams }
 end
 
 -- The comparison of one folder; `environment` is for the emulator. Returns its line and its values.
 local function compare(model, environment)
-    local code, out, err = shell(("LD_LIBRARY_PATH=%s %s %s/golden %s/model.psc cuda "
-        .. "%s/expected"):format(model.out, environment, model.out, model.out, model.out))
+    local code, out, err = shell("export LD_LIBRARY_PATH=%s %s; %s/golden %s/model.psc cuda "
+        .. "%s/expected", model.out, environment, model.out, model.out, model.out)
     local values = {}
     for key, value in out:gmatch("([%w_]+)=(%S+)") do values[key] = tonumber(value) end
     return code == 0 and out or err, values
@@ -79,26 +85,106 @@ end
 local function golden_tests(model)
     local line, values = compare(model, "")
     tap.ok(values.kl and values.kl <= KL_BAR, model.name .. ": prefill's mean KL", line)
-    tap.ok(values.decodekl and values.decodekl <= KL_BAR, model.name .. ": decode's mean KL", line)
+    tap.ok(values.decodekl and values.decodekl <= KL_BAR, model.name .. ": decode's mean KL",
+        line)
     return line
 end
 
 local function schedule_tests(model, line)
     for _, seed in ipairs({ 2, 3 }) do
         local other = compare(model, "EMULATOR_SEED=" .. seed)
-        tap.is(other, line, ("%s: the same with blocks and warps in order %d"):format(model.name,
-            seed))
+        tap.is(other, line, ("%s: the same in another order of blocks and warps, %d")
+            :format(model.name, seed))
     end
-    local _, values = compare(model, "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80")
+    local small = scratch .. "/small"
+    lfs.mkdir(small)
+    build_emulator(model.out, small, model.streams, "-DWARP_RING_BYTES=8192")
+    local _, values = compare(model, "LD_LIBRARY_PATH=" .. small .. " EMULATOR_SHARED=101376")
+    tap.ok(values.decodekl and values.decodekl <= KL_BAR,
+        model.name .. ": decode's mean KL where there is little shared memory")
+    _, values = compare(model, "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80")
     tap.ok(values.decodekl and values.decodekl <= KL_BAR,
         model.name .. ": decode's mean KL on one multiprocessor")
 end
 
+local function nvrtc_tests(model)
+    must("cc -std=c11 -D_GNU_SOURCE -O1 -o %s/nvrtc tests/nvrtc_harness.c -ldl", scratch)
+    local code, out, err = shell("LD_LIBRARY_PATH=%s %s/nvrtc %s/engine.cu %d %s",
+        os.getenv("NVRTC_DIR") or "", scratch, model.out, model.streams, ARCHITECTURES)
+    if err:find("no NVRTC", 1, true) then
+        tap.skip(model.name .. ": compiled by NVRTC", "no NVRTC here")
+        return
+    end
+    tap.ok(code == 0, model.name .. ": NVRTC has no complaint", out .. err)
+    for architecture in ARCHITECTURES:gmatch("%d+") do
+        local kernels, spilled = 0, {}
+        local row = "\n" .. architecture .. " (%S+) (%d+) (%d+)"
+        for kernel, _, bytes in ("\n" .. out):gmatch(row) do
+            kernels = kernels + 1
+            if tonumber(bytes) > 0 then spilled[#spilled + 1] = kernel .. " " .. bytes end
+        end
+        tap.ok(kernels > 0 and #spilled == 0,
+            ("%s: no spills on sm_%s"):format(model.name, architecture),
+            table.concat(spilled, ", "))
+    end
+end
+
+-- A shape with random weights; `text` completes its spec.
+local function generate_random(shape)
+    shape.out = scratch .. "/" .. shape.name
+    write(shape.out .. ".lua", ("return { name = %q, backends = 'cpu+cuda', rms_norm_eps = 1e-6, "
+        .. "rope_theta = 10000.0, parscale_attn_smooth = 0.1, weight_dtype = 'bf16', %s }")
+        :format(shape.name, shape.text))
+    must("lua5.4 codegen/main.lua --from random --spec %s.lua --out %s", shape.out, scratch)
+end
+
+-- Models whose kernels are compiled for every architecture.
+local PUBLISHED = {
+    { name = "1.8B", streams = 8, text = [[model_type = "qwen2_parscale", hidden_size = 1536,
+        intermediate_size = 8320, num_hidden_layers = 36, num_attention_heads = 16,
+        num_key_value_heads = 2, head_dim = 96, vocab_size = 151936, parscale_n = { 1, 2, 4, 8 },
+        tie_word_embeddings = true, max_position_embeddings = 2048]] },
+    { name = "SmolLM2-135M", streams = 1, text = [[model_type = "llama", hidden_size = 576,
+        intermediate_size = 1536, num_hidden_layers = 30, num_attention_heads = 9,
+        num_key_value_heads = 3, head_dim = 64, vocab_size = 49152,
+        tie_word_embeddings = true, max_position_embeddings = 8192]] },
+}
+
+-- Shapes that no golden folder has, against the CPU.
+local SHAPES = {
+    { name = "p16-heads9", streams = 16, text = [[model_type = "qwen2_parscale", hidden_size = 144,
+        intermediate_size = 200, num_hidden_layers = 3, num_attention_heads = 9,
+        num_key_value_heads = 1, head_dim = 16, vocab_size = 301, parscale_n = 16,
+        parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
+    { name = "p9-hd256", streams = 9, text = [[model_type = "qwen2_parscale", hidden_size = 128,
+        intermediate_size = 72, num_hidden_layers = 3, num_attention_heads = 2,
+        num_key_value_heads = 2, head_dim = 256, vocab_size = 100, parscale_n = 9,
+        parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
+}
+
+local function shape_tests(shape)
+    generate_random(shape)
+    local out = shape.out
+    must("cc -O1 -o %s/pack %s/pack.c -lm -pthread", out, out)
+    must("%s/pack --random 1 %s/model.psc", out, out)
+    must("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/harness tests/gpu_harness.c %s/engine.c "
+        .. "-lm -pthread -ldl", out, out)
+    build_emulator(out, out, shape.streams, "")
+    local _, line, err = shell("LD_LIBRARY_PATH=%s HOME=%s %s/harness compare %s/model.psc %d 40",
+        out, scratch, out, out, shape.streams)
+    for _, how in ipairs({ "prefill", "decode" }) do
+        local kl = tonumber(line:match("kl_" .. how .. "=(%S+)"))
+        tap.ok(kl and kl <= RANDOM_KL_BAR, shape.name .. ": " .. how .. " against the CPU",
+            line .. err)
+    end
+    nvrtc_tests(shape)
+end
+
 -- The engine's command line under the emulator.
 local function generate(model, environment, options)
-    return shell(("HOME=%s/home LD_LIBRARY_PATH=%s %s %s/engine generate -m %s/model.psc "
-        .. "--ids '1 2 3' -n 2 --temp 0 --print-ids %s"):format(scratch, model.out, environment,
-        model.out, model.out, options))
+    return shell("HOME=%s/home LD_LIBRARY_PATH=%s %s %s/engine generate -m %s/model.psc "
+        .. "--ids '1 2 3' -n 2 --temp 0 --print-ids %s", scratch, model.out, environment, model.out,
+        model.out, options)
 end
 
 local function one_line(text)
@@ -106,8 +192,7 @@ local function one_line(text)
 end
 
 local function failure_tests(model)
-    must(("cc -std=c11 -O1 -o %s/engine %s/engine.c -lm -pthread -ldl"):format(model.out,
-        model.out))
+    must("cc -std=c11 -O1 -o %s/engine %s/engine.c -lm -pthread -ldl", model.out, model.out)
     local cases = {
         { "no device", "EMULATOR_DEVICES=0", 7, "no device" },
         { "a driver that does not start", "EMULATOR_FAIL=cuInit", 7, "starting the driver" },
@@ -179,39 +264,16 @@ local function cache_tests(model)
     assert(lfs.link(scratch .. "/elsewhere", path, true))
     code, err = run()
     tap.ok(code == 0 and err:find("kernel cache", 1, true), "a link is not followed", err)
-    must("chmod 755 " .. folder)
+    must("chmod 755 %s", folder)
     code, err = run()
     tap.ok(code == 0 and err:find("0700", 1, true), "a folder open to others is not used", err)
-    must("chmod 700 " .. folder)
+    must("chmod 700 %s", folder)
     code, err = run("XDG_CACHE_HOME=/proc")
     tap.ok(code == 0 and err:find("kernel cache", 1, true), "a folder that cannot be made", err)
-    must("rm -rf " .. folder)
-    must(("for i in 1 2 3; do HOME=%s LD_LIBRARY_PATH=%s %s/engine generate -m %s/model.psc "
-        .. "--ids 1 -n 1 --print-ids --device cuda & done; wait"):format(home, model.out, model.out,
-        model.out))
+    must("rm -rf %s", folder)
+    must("for i in 1 2 3; do HOME=%s LD_LIBRARY_PATH=%s %s/engine generate -m %s/model.psc --ids 1 "
+        .. "-n 1 --print-ids --device cuda & done; wait", home, model.out, model.out, model.out)
     tap.is(read(entry()), good, "cold starts at once leave one good entry")
-end
-
-local function nvrtc_tests(model)
-    must(("cc -std=c11 -D_GNU_SOURCE -O1 -o %s/nvrtc tests/nvrtc_harness.c -ldl"):format(scratch))
-    local library = os.getenv("NVRTC_DIR") or ""
-    local code, out, err = shell(("LD_LIBRARY_PATH=%s %s/nvrtc %s/engine.cu %d %s"):format(library,
-        scratch, model.out, model.streams, ARCHITECTURES))
-    if err:find("no NVRTC", 1, true) then
-        tap.skip(model.name .. ": compiled by NVRTC", "no NVRTC here")
-        return
-    end
-    tap.ok(code == 0, model.name .. ": NVRTC has no complaint", out .. err)
-    for architecture in ARCHITECTURES:gmatch("%d+") do
-        local kernels, spilled = 0, {}
-        for kernel, _, bytes in out:gmatch("\n?" .. architecture .. " (%S+) (%d+) (%d+)\n") do
-            kernels = kernels + 1
-            if tonumber(bytes) > 0 then spilled[#spilled + 1] = kernel .. " " .. bytes end
-        end
-        tap.ok(kernels > 0 and #spilled == 0,
-            ("%s: no spills on sm_%s"):format(model.name, architecture),
-            table.concat(spilled, ", "))
-    end
 end
 
 local only = os.getenv("EMULATE")
@@ -224,8 +286,13 @@ for _, name in ipairs(names) do
         smallest = model
         schedule_tests(model, line)
     end
-    nvrtc_tests(model)
 end
+nvrtc_tests(smallest)
+for _, spec in ipairs(PUBLISHED) do
+    generate_random(spec)
+    nvrtc_tests(spec)
+end
+for _, shape in ipairs(SHAPES) do shape_tests(shape) end
 failure_tests(smallest)
 cache_tests(smallest)
 os.execute("rm -rf " .. scratch)

@@ -55,6 +55,8 @@ struct call {
 };
 
 static int run(const struct recorded &r) {
+    if (sticky)
+        return sticky;
     struct call call_of = {r.kernel, (const struct gpu_task *)r.argument.data()};
     struct emulated_launch launch = {r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]},
                                      r.threads,      r.shared_bytes,
@@ -301,14 +303,15 @@ int nvrtcDestroyProgram(void **) {
     return SUCCESS;
 }
 
-// The kernels were compiled with this library; the engine must want the same number of streams.
+// The kernels were compiled with this library; the engine must want the same constants.
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
-    char expected[32];
-    snprintf(expected, sizeof expected, "-DSTREAMS=%d", STREAMS);
+    char streams[32], ring[40];
+    int equal = 0;
+    snprintf(streams, sizeof streams, "-DSTREAMS=%d", STREAMS);
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", WARP_RING_BYTES);
     for (int i = 0; i < count; i++)
-        if (strcmp(options[i], expected) == 0)
-            return failing("nvrtcCompileProgram");
-    return INVALID_VALUE;
+        equal += strcmp(options[i], streams) == 0 || strcmp(options[i], ring) == 0;
+    return equal == 2 ? failing("nvrtcCompileProgram") : INVALID_VALUE;
 }
 
 int nvrtcGetCUBINSize(void *, size_t *bytes) {
