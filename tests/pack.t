@@ -180,6 +180,9 @@ tap.ok(not lfs.attributes(full), "no memory: nothing is left")
 
 fails(4, "no memory for the engine", ("ulimit -v 40000; '%s' score --ids 1"):format(
     build.engine(large, "-std=c11 -O1")))
+-- Killed at any moment, the packer leaves the old pack or, once it has renamed it, the new one.
+build.must("'%s/pack' --random 2 '%s'", large, large_pack)
+local after = build.read(large_pack)
 local seconds = build.seconds("'%s/pack' --random 1 '%s'", large, large_pack)
 local before, intact, killed = build.read(large_pack), true, 0
 for i = 1, 8 do
@@ -187,12 +190,13 @@ for i = 1, 8 do
         large, large_pack, seconds * i / 8)
     killed = killed + (code == 137 and 1 or 0)
     local now = build.read(large_pack)
-    intact = intact and #now == #before and (code ~= 137 or now == before)
-    if code ~= 137 then
+    intact = intact and (now == after or code == 137 and now == before)
+    if now ~= before then
         build.must("'%s/pack' --random 1 '%s'", large, large_pack)
     end
 end
-tap.ok(intact and killed >= 1, "killed in the middle, it leaves the old pack as it was",
+tap.ok(before ~= after, "two seeds, two large packs")
+tap.ok(intact and killed >= 1, "killed in the middle, it leaves a whole pack",
     ("killed %d times"):format(killed))
 
 -- ---- the same bytes ----------------------------------------------------------------------------
