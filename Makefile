@@ -14,6 +14,7 @@ TEST_PACKAGES = binutils bzip2 clang clang-format clang-tidy g++ gcc-aarch64-lin
 DATA = out/data
 GGUF = $(DATA)/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTERS = $(foreach p,2 4 8,$(DATA)/adapter_p$(p).safetensors)
+CUBIN = out/tools/cubin
 DEMO = out/smollm2-135m-p4
 DEMO_ALL = out/smollm2-135m
 
@@ -24,7 +25,8 @@ DEMO_ALL = out/smollm2-135m
 help:
 	@echo 'make demo     fetch SmolLM2-135M, make its engine with four streams, write some Python'
 	@echo 'make model    FROM=DIR|GGUF|random [ADAPTER="FILE ..."] [SPEC=FILE] [NAME=NAME] [SEED=N]'
-	@echo '              make out/NAME/: engine, model.psc, their sources, report.md'
+	@echo '              [SM="87 90"]  make out/NAME/: engine, model.psc, their sources, report.md;'
+	@echo '              SM: GPU architectures to compile the kernels for now'
 	@echo 'make test     run all tests (TAP, prove); lint is one of them'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
@@ -45,16 +47,24 @@ setup-fetch: ; @codegen/install.sh $(GENERATE_PACKAGES) $(FETCH_PACKAGES)
 model: setup-generate
 	@test -n '$(FROM)' || { echo 'make model: FROM is missing: a Hugging Face folder, a GGUF' \
 	    'file, or random with SPEC' >&2; exit 2; }
+	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && $(MAKE) --silent --no-print-directory $(CUBIN))
 	@echo 'generating the engine from $(FROM)'
-	@folder=$$($(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
-	    $(if $(SPEC),--spec '$(SPEC)') $(if $(NAME),--name '$(NAME)')) && \
+	@folder=$$($(if $(SM),LD_LIBRARY_PATH=$$(codegen/find_nvrtc.sh out/nvrtc)) \
+	    $(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
+	    $(if $(SPEC),--spec '$(SPEC)') $(if $(NAME),--name '$(NAME)') \
+	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN))) && \
 	codegen/choose_weights.sh "$$folder" '$(FROM)' '$(SEED)' && \
 	$(MAKE) --silent --no-print-directory "$$folder/engine" "$$folder/model.psc" && \
 	echo "made $$folder: $$folder/engine --help"
 
+# What compiles kernels for the architectures of SM: engine.cu to machine code, by NVRTC.
+$(CUBIN): codegen/cubin.c runtime/cuda_driver.c runtime/cuda_driver.h
+	@mkdir -p $(dir $@)
+	@$(CC) $(CFLAGS) -D_GNU_SOURCE -o $@ $< -ldl
+
 out/%/engine: out/%/engine.c
 	@echo 'compiling $@'
-	@$(CC) $(CFLAGS) -o $@.part $< -lm -pthread && mv $@.part $@
+	@$(CC) $(CFLAGS) -o $@.part $< -lm -pthread -ldl && mv $@.part $@
 
 out/%/pack: out/%/pack.c
 	@echo 'compiling $@'
@@ -95,14 +105,14 @@ demo-all: setup-fetch $(GGUF) $(ADAPTERS)
 # ---- tests ---------------------------------------------------------------------------------------
 
 test: setup demo-model demo-all
-	@ENGINE_DIR=$(DEMO) STREAMS_DIR=$(DEMO_ALL) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
+	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) STREAMS_DIR=$(DEMO_ALL) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
 
 # tests/lint.t runs these four.
 .PHONY: lint-format lint-tidy lint-lua lint-shell
 lint: setup lint-format lint-tidy lint-lua lint-shell
 
 lint-format:
-	@clang-format --dry-run -Werror templates/*.[ch] templates/*.cu runtime/*.[ch] tests/*.[ch] \
+	@clang-format --dry-run -Werror codegen/*.c templates/*.[ch] templates/*.cu runtime/*.[ch] tests/*.[ch] \
 	    tests/emulator/*.cc tests/emulator/*.h docs/*.c
 
 lint-tidy:
