@@ -15,6 +15,7 @@ DATA = out/data
 GGUF = $(DATA)/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTERS = $(foreach p,2 4 8,$(DATA)/adapter_p$(p).safetensors)
 CUBIN = out/tools/cubin
+NVRTC = out/nvrtc
 DEMO = out/smollm2-135m-p4
 DEMO_ALL = out/smollm2-135m
 
@@ -28,6 +29,7 @@ help:
 	@echo '              [SM="87 90"]  make out/NAME/: engine, model.psc, their sources, report.md;'
 	@echo '              SM: GPU architectures to compile the kernels for now'
 	@echo 'make test     run all tests (TAP, prove); lint is one of them'
+	@echo 'make emulate  FROM=DIR  run the CUDA kernels of a golden folder on the CPU and compare'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
 	@echo 'make setup    install the Debian packages that any of these needs'
@@ -49,7 +51,7 @@ model: setup-generate
 	    'file, or random with SPEC' >&2; exit 2; }
 	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && $(MAKE) --silent --no-print-directory $(CUBIN))
 	@echo 'generating the engine from $(FROM)'
-	@folder=$$($(if $(SM),LD_LIBRARY_PATH=$$(codegen/find_nvrtc.sh out/nvrtc)) \
+	@folder=$$($(if $(SM),LD_LIBRARY_PATH=$$(codegen/find_nvrtc.sh $(NVRTC))) \
 	    $(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
 	    $(if $(SPEC),--spec '$(SPEC)') $(if $(NAME),--name '$(NAME)') \
 	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN))) && \
@@ -125,6 +127,14 @@ lint-lua:
 
 lint-shell:
 	@shellcheck .ci/run codegen/*.sh tests/*.sh $$(grep -l '^#!/bin/sh' tests/*.t)
+
+# The kernels of a golden folder, or of a checkpoint with expected.safetensors, under the emulator.
+.PHONY: emulate
+emulate:
+	@codegen/install.sh $(GENERATE_PACKAGES) g++
+	@test -n '$(FROM)' || { echo 'make emulate: FROM is missing: a folder of tests/data/golden' >&2; \
+	    exit 2; }
+	@$(LUA) tests/emulate_folder.lua '$(FROM)'
 
 # ---- measurements --------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ for golden in tests/data/golden/*/; do
         --out "$folder/golden")
     cc -O2 -o "$out/pack" "$out/pack.c" -lm -pthread
     "$out/pack" "$out/pack.job"
-    lua5.4 tests/gpu_expected.lua "$name" >"$out/expected"
+    lua5.4 tests/gpu_expected.lua "$golden" >"$out/expected"
     rm -f "$out/pack" "$out/pack.c" "$out/pack.job" "$out/engine.cu" "$out/report.md"
 done
 for spec in "$@"; do
