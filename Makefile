@@ -30,6 +30,8 @@ help:
 	@echo '              SM: GPU architectures to compile the kernels for now'
 	@echo 'make test     run all tests (TAP, prove); lint is one of them'
 	@echo 'make emulate  FROM=DIR  run the CUDA kernels of a golden folder on the CPU and compare'
+	@echo 'make test-gpu         run the tests that need an NVIDIA GPU, on a machine that has one'
+	@echo 'make test-gpu-folder  make the folder from which they run elsewhere'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
 	@echo 'make setup    install the Debian packages that any of these needs'
@@ -127,6 +129,17 @@ lint-lua:
 
 lint-shell:
 	@shellcheck .ci/run codegen/*.sh tests/*.sh $$(grep -l '^#!/bin/sh' tests/*.t)
+
+# What a machine with a GPU, CUDA and gcc needs for its tests: one folder.
+GPU_FOLDER = out/gpu
+.PHONY: test-gpu-folder test-gpu
+test-gpu-folder: demo-all
+	@rm -rf $(GPU_FOLDER)
+	@tests/gpu_prepare.sh $(GPU_FOLDER) $(DEMO_ALL) model_specs/parscale-1.8b.lua
+	@echo 'made $(GPU_FOLDER): there, sh tests/gpu.sh RESULTS'
+
+test-gpu: test-gpu-folder
+	@cd $(GPU_FOLDER) && sh tests/gpu.sh results
 
 # The kernels of a golden folder, or of a checkpoint with expected.safetensors, under the emulator.
 .PHONY: emulate

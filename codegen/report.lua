@@ -146,8 +146,8 @@ local function gpu_text(p, compiled)
         .. "host reads the weights in the mapped pack.\n\n"
         .. markdown_table({ "memory", "bytes", "shape" }, gpu_memory_rows(p)) .. "\n\n"
     if #compiled == 0 then
-        return text .. "`make model ... SM=\"90\"` compiles the kernels when the engine is generated; "
-            .. "their registers and spills are then told here."
+        return text .. "`make model ... SM=\"90\"` compiles the kernels when the engine is "
+            .. "generated; their registers and spills are then told here."
     end
     return text .. "Kernels in this engine, as the assembler made them:\n\n"
         .. markdown_table({ "kernel", "registers", "shared memory, bytes", "spilled bytes" },

@@ -82,6 +82,8 @@ static int info_command(struct session *session) {
         {"weight_bytes", INFO_BYTES, NULL, info->weight_bytes},
         {"cache_bytes", INFO_BYTES, NULL, info->cache_bytes},
         {"activation_bytes", INFO_BYTES, NULL, info->activation_bytes},
+        {"gpu_cache_bytes", INFO_BYTES, NULL, info->gpu_cache_bytes},
+        {"gpu_activation_bytes", INFO_BYTES, NULL, info->gpu_activation_bytes},
         {"kv_bytes_position", INFO_BYTES, NULL, info->kv_bytes_position},
         {"compiler", INFO_TEXT, info_compiler(), 0},
         {"processor", INFO_TEXT, info_processor(), 0},

@@ -38,13 +38,14 @@ struct parscale_info {
     int context;       // positions the cache holds
     int threads;
     bool has_tokenizer;
-    size_t pack_bytes;        // the file
-    size_t weight_bytes;      // read per decoded token, whatever P is
-    size_t cache_bytes;       // KV cache
-    size_t activation_bytes;  // everything else taken at start-up
-    double check_seconds;     // that checking the pack took,
-    double kernel_seconds;    // finding or compiling the GPU's kernels,
-    double upload_seconds;    // and copying the weights to the GPU
+    size_t pack_bytes;                            // the file
+    size_t weight_bytes;                          // read per decoded token, whatever P is
+    size_t cache_bytes;                           // KV cache
+    size_t activation_bytes;                      // everything else taken at start-up
+    size_t gpu_cache_bytes, gpu_activation_bytes; // the same on the GPU; 0 without one
+    double check_seconds;                         // that checking the pack took,
+    double kernel_seconds;                        // finding or compiling the GPU's kernels,
+    double upload_seconds;                        // and copying the weights to the GPU
     size_t kv_bytes_position; // cache bytes that one position takes (all streams and layers)
 };
 

@@ -521,8 +521,8 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
             cuda_check(driver, driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
                        "uploading weights", error);
     if (!code)
-        code = cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights",
-                          error);
+        code =
+            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
     gpu->info.upload_seconds = clock_seconds() - start;
     return code;
 }

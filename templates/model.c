@@ -125,8 +125,8 @@ static int open_device(struct parscale *model, const struct parscale_options *op
              "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", info->sm, info->kernels,
              info->kernel_seconds, info->weight_bytes ? "uploaded" : "read in place",
              info->upload_seconds, info->note[0] ? "; " : "", info->note);
-    model->info.cache_bytes = info->cache_bytes;
-    model->info.activation_bytes += info->activation_bytes;
+    model->info.gpu_cache_bytes = info->cache_bytes;
+    model->info.gpu_activation_bytes = info->activation_bytes;
     model->info.kernel_seconds = info->kernel_seconds;
     model->info.upload_seconds = info->upload_seconds;
     return EXIT_OK;

@@ -29,8 +29,8 @@ local function compiled(name, text, architectures)
     local spec = build.write(name .. ".lua", ([[return { name = "%s", rms_norm_eps = 1e-6,
         rope_theta = 10000, tie_word_embeddings = true, max_position_embeddings = 2048, %s }]])
         :format(name, text))
-    local code, out, err = build.shell("LD_LIBRARY_PATH='%s' lua5.4 '%scodegen/main.lua' --out '%s' "
-        .. "--from random --spec '%s' --sm '%s' --cubin '%s'", nvrtc, build.root,
+    local code, out, err = build.shell("LD_LIBRARY_PATH='%s' lua5.4 '%scodegen/main.lua' --out "
+        .. "'%s' --from random --spec '%s' --sm '%s' --cubin '%s'", nvrtc, build.root,
         build.path("models"), spec, architectures, cubin)
     tap.ok(code == 0, name .. ": NVRTC has no complaint", err)
     if code ~= 0 then return end

@@ -1,5 +1,5 @@
--- Runs engine.cu of a golden folder, or of any checkpoint with expected.safetensors beside it, under
--- the emulator and prints how far it is from what was published: `make emulate FROM=DIR`.
+-- Runs engine.cu of a golden folder, or of any checkpoint with expected.safetensors beside it,
+-- under the emulator and prints how far it is from what was published: `make emulate FROM=DIR`.
 --
 --     lua5.4 tests/emulate_folder.lua DIR
 
