@@ -82,9 +82,10 @@ static void unpack_int4(const unsigned char *tile, float out[GROUP][TILE]) {
 // y += the tile's weights [GROUP, TILE] times x [GROUP], lane by lane.
 static void add_products(float weights[GROUP][TILE], const float *x, float *y) {
     float sums[TILE] = {0};
-    for (size_t k = 0; k < GROUP; k++)
+    for (size_t k = 0; k < GROUP; k += 4)
         for (size_t lane = 0; lane < TILE; lane++)
-            sums[lane] += weights[k][lane] * x[k];
+            sums[lane] += weights[k][lane] * x[k] + weights[k + 1][lane] * x[k + 1] +
+                          weights[k + 2][lane] * x[k + 2] + weights[k + 3][lane] * x[k + 3];
     for (size_t lane = 0; lane < TILE; lane++)
         y[lane] += sums[lane];
 }
