@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdbool.h>
 #include <unistd.h>
+#include "bf16.h"
 #include "f16.h"
-#include "tile.h"
 
 enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_COUNT };
 

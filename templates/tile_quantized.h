@@ -23,9 +23,6 @@
 #define TILE_QUANTIZED_H
 
 #include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#include "f16.h"
 #include "tile.h"
 
 enum {
@@ -46,13 +43,6 @@ static inline size_t quantized_lane(size_t row) {
 // The column that byte b of word 2i + w holds.
 static inline size_t quantized_column(size_t word, size_t b) {
     return word % 2 * 8 + word / 2 * 2 + b % 2 * 16 + b / 2;
-}
-
-// Entry of a row's place in one of the tile's f16 tables.
-static inline float quantized_factor(const unsigned char *table, size_t lane) {
-    uint16_t half;
-    memcpy(&half, table + 2 * lane, sizeof half);
-    return f16_to_float(half);
 }
 
 #endif

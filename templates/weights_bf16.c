@@ -1,5 +1,6 @@
 // The weights of layers, embedding and head as bf16 tiles: products with them, and how their inputs
 // are packed. weights_quantized.c is the same for quantised tiles.
+#include "bf16.h"
 #include "model.h"
 
 enum { INPUT_GROUP = TILE }; // activations that are packed together

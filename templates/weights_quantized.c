@@ -1,5 +1,6 @@
 // The weights of layers, embedding and head as quantised tiles: products with them, and how their
 // inputs are packed. weights_bf16.c is the same for bf16 tiles.
+#include "f16.h"
 #include "model.h"
 #include "tile_quantized.h"
 
@@ -42,6 +43,13 @@ static void pack_input_group(const struct isa *isa, const float *x, size_t group
     (void)isa;
     (void)n;
     pack_group(x, (float *)(void *)packed + group * GROUP);
+}
+
+// A row's scale or minimum, in one of the tile's f16 tables.
+static float quantized_factor(const unsigned char *table, size_t lane) {
+    uint16_t half;
+    memcpy(&half, table + 2 * lane, sizeof half);
+    return f16_to_float(half);
 }
 
 // A tile's scales or minimums.
@@ -126,10 +134,12 @@ static void embed(const struct parscale *model, int32_t id, float *out) {
     const unsigned char *tile = pack_at(model, w->offset + (size_t)id / TILE * row_bytes);
     for (size_t first = 0; first < HIDDEN_SIZE; first += GROUP, tile += INT8_TILE_BYTES) {
         float scale = quantized_factor(tile + INT8_SCALES, lane);
+        const unsigned char *words = tile + 4 * lane;
         for (size_t k = 0; k < GROUP; k++) {
             size_t column = first + quantized_column(k / 4, k % 4);
+            int quant = words[k / 4 * TILE * 4 + k % 4] - 128;
             if (column < HIDDEN_SIZE)
-                out[column] = scale * (float)(tile[(k / 4 * TILE + lane) * 4 + k % 4] - 128);
+                out[column] = scale * (float)quant;
         }
     }
 }
