@@ -7,6 +7,7 @@
 #include "engine_dims.h"
 #include "error.h"
 #include "pack_file.h"
+#include "parscale.h"
 
 // gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART, 1 and 0, and GPU_KERNELS:
 // in words, which devices it has kernels for.
@@ -44,7 +45,9 @@ struct gpu_output {
 };
 static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error);
 
-// Waits: the best id of the logits last computed. The device has it as the next step's input.
-static int32_t gpu_choice(struct gpu *gpu, struct error *error);
+// Waits: the id that parscale_sample is to return; the device has it as the next step's input, and
+// goes on to choose so. -1: it failed, or the choice is beyond the device and is the caller's.
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error);
 
 #endif

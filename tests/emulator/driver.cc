@@ -1,11 +1,14 @@
 // The CUDA driver and NVRTC as the engine sees them, on top of the emulator: built together with
-// one engine.cu as libcuda.so.1 and libnvrtc.so.13. Work is done when it is asked for; a captured
-// graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// one engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
+// driver allows, when something waits for it, that of others at once: who does not wait reads what
+// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <functional>
+#include <map>
 #include <vector>
 #include "emulator.h"
 
@@ -34,6 +37,41 @@ struct launch_config { // CUlaunchConfig
 static bool capturing;
 static int sticky; // a kernel's failure, told by the next synchronisation
 static std::vector<struct recorded> *captured;
+
+static std::vector<std::function<void()>> queue; // of the first stream
+static size_t done;                              // of the queue
+static std::map<char *, size_t> pinned; // memory of the host that copies are made from late
+static int streams;
+
+static void enqueue(std::function<void()> work) {
+    queue.push_back(std::move(work));
+}
+
+static void work_until(size_t end) {
+    while (done < end)
+        queue[done++]();
+}
+
+static void work() {
+    work_until(queue.size());
+}
+
+static bool is_pinned(const void *memory) {
+    auto after = pinned.upper_bound((char *)memory);
+    return after != pinned.begin() && (char *)memory < (--after)->first + after->second;
+}
+
+// A copy on `stream`; `host`: its side of the host.
+static void copy(void *to, const void *from, size_t bytes, const void *host, const void *stream) {
+    bool first = *(const int *)stream == 0;
+    if (first && is_pinned(host)) {
+        enqueue([=] { memcpy(to, from, bytes); });
+        return;
+    }
+    if (first)
+        work();
+    memcpy(to, from, bytes);
+}
 
 static int failing(const char *function) {
     const char *name = getenv("EMULATOR_FAIL");
@@ -159,16 +197,20 @@ int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
 }
 
 int cuMemFree_v2(uint64_t pointer) {
+    work();
     emulate_release((void *)(uintptr_t)pointer);
     return SUCCESS;
 }
 
 int cuMemAllocHost_v2(void **pointer, size_t bytes) {
     *pointer = malloc(bytes);
+    pinned[(char *)*pointer] = bytes;
     return *pointer ? failing("cuMemAllocHost_v2") : OUT_OF_MEMORY;
 }
 
 int cuMemFreeHost(void *pointer) {
+    work();
+    pinned.erase((char *)pointer);
     free(pointer);
     return SUCCESS;
 }
@@ -186,31 +228,56 @@ int cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *host, unsigned) {
     return SUCCESS;
 }
 
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
-    memcpy((void *)(uintptr_t)to, from, bytes);
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    copy((void *)(uintptr_t)to, from, bytes, from, stream);
     return failing("cuMemcpyHtoDAsync_v2");
 }
 
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
-    memcpy(to, (const void *)(uintptr_t)from, bytes);
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    copy(to, (const void *)(uintptr_t)from, bytes, to, stream);
     return sticky ? sticky : failing("cuMemcpyDtoHAsync_v2");
 }
 
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *) {
+    work();
     memset((void *)(uintptr_t)to, value, bytes);
     return SUCCESS;
 }
 
 int cuStreamCreate(void **stream, unsigned) {
-    *stream = &captured;
+    *stream = new int{streams++};
     return SUCCESS;
 }
 
-int cuStreamDestroy_v2(void *) {
+int cuStreamDestroy_v2(void *stream) {
+    work();
+    delete (int *)stream;
     return SUCCESS;
 }
 
-int cuStreamSynchronize(void *) {
+int cuStreamSynchronize(void *stream) {
+    if (*(int *)stream == 0)
+        work();
+    return sticky ? sticky : failing("cuStreamSynchronize");
+}
+
+int cuEventCreate(void **event, unsigned) {
+    *event = new size_t{0};
+    return SUCCESS;
+}
+
+int cuEventDestroy_v2(void *event) {
+    delete (size_t *)event;
+    return SUCCESS;
+}
+
+int cuEventRecord(void *event, void *) {
+    *(size_t *)event = queue.size();
+    return SUCCESS;
+}
+
+int cuEventSynchronize(void *event) {
+    work_until(*(size_t *)event);
     return sticky ? sticky : failing("cuStreamSynchronize");
 }
 
@@ -252,7 +319,8 @@ int cuLaunchKernelEx(const struct launch_config *config, void *function, void **
         captured->push_back(r);
         return SUCCESS;
     }
-    return failing("cuLaunchKernelEx") ? INVALID_VALUE : run(r);
+    enqueue([=] { run(r); });
+    return failing("cuLaunchKernelEx");
 }
 
 int cuStreamBeginCapture_v2(void *, int) {
@@ -273,8 +341,10 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 }
 
 int cuGraphLaunch(void *executable, void *) {
-    for (const struct recorded &r : *(std::vector<struct recorded> *)executable)
-        run(r);
+    enqueue([=] {
+        for (const struct recorded &r : *(std::vector<struct recorded> *)executable)
+            run(r);
+    });
     return failing("cuGraphLaunch");
 }
 
@@ -283,6 +353,7 @@ int cuGraphExecDestroy(void *) {
 }
 
 int cuGraphDestroy(void *graph) {
+    work();
     delete (std::vector<struct recorded> *)graph;
     return SUCCESS;
 }

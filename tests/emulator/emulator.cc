@@ -251,6 +251,12 @@ unsigned atomicInc(unsigned *counter, unsigned limit) {
     return before;
 }
 
+unsigned atomicAdd(unsigned *counter, unsigned value) {
+    unsigned before = *counter;
+    *counter += value;
+    return before;
+}
+
 // ---- Memory ----
 
 unsigned emulate_bf16(float value) {
