@@ -206,6 +206,18 @@ static __device__ __forceinline__ int sample_logits(struct sample_space &space, 
                              : draw_any(space, logits, most, sampling.temperature, uniform);
 }
 
+// The id that this thread penalizes: of the last ones up to `position`, each once. -1: none.
+static __device__ inline int recent_id(const struct gpu_task &task, int position, bool wanted) {
+    int mine = position - (int)threadIdx.x;
+    if (!wanted || threadIdx.x >= SAMPLE_PENALTY_WINDOW || mine < 0)
+        return -1;
+    int id = task.history[mine];
+    for (int later = mine + 1; later <= position; later++)
+        if (task.history[later] == id)
+            return -1;
+    return id;
+}
+
 // state: the choice, and the next position. Grid: 1. The penalty changes the logits in place, for
 // as long as this kernel runs.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
@@ -215,18 +227,14 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
     const struct gpu_sampling sampling = *task.sampling;
     int position = newest_position(task);
     float *logits = task.logits + (long long)(position % 2) * VOCAB_SIZE;
-    int recent = position + 1 - SAMPLE_PENALTY_WINDOW + (int)threadIdx.x;
-    bool penalized =
-        sampling.repeat_penalty != 1 && threadIdx.x < SAMPLE_PENALTY_WINDOW && recent >= 0;
-    int id = penalized ? task.history[recent] : 0;
-    float before = logits[id]; // an id that repeats is penalized once
-    __syncthreads();
-    if (penalized)
+    int id = recent_id(task, position, sampling.repeat_penalty != 1);
+    float before = id < 0 ? 0 : logits[id];
+    if (id >= 0)
         logits[id] = sample_penalized(before, sampling.repeat_penalty);
     __syncthreads();
     int token = sample_logits(space, logits, sampling, position + 1);
     __syncthreads();
-    if (penalized)
+    if (id >= 0)
         logits[id] = before;
     if (threadIdx.x == 0)
         leave_choice(task, token);
