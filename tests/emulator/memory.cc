@@ -184,17 +184,18 @@ static unsigned long code_offset(const void *code) {
 [[noreturn]] static void tell_race(const char *access, const char *memory, size_t offset,
                                    const char *other, unsigned who, bool elsewhere,
                                    unsigned distance, const void *code) {
-    char whom[64];
+    char whom[64], when[40] = "";
     if (who >= UNDER_WAY)
         snprintf(whom, sizeof whom, "a copy under way, of thread %u,", who - UNDER_WAY);
     else if (who < THREADS)
         snprintf(whom, sizeof whom, "thread %u", who);
     else
         snprintf(whom, sizeof whom, "one of several threads");
-    emulate_fault("%s %s memory at %#zx, which %s%s %s in launch -%u: nothing orders these "
-                  "(code %#lx)",
-                  access, memory, offset, whom, elsewhere ? " of another block" : "", other,
-                  distance, code_offset(code));
+    if (distance)
+        snprintf(when, sizeof when, " %u launches before", distance);
+    emulate_fault("%s %s memory at %#zx, which %s%s %s%s: nothing orders these (code %#lx)", access,
+                  memory, offset, whom, elsewhere ? " of another block" : "", other, when,
+                  code_offset(code));
 }
 
 // Every access to shared memory: in the grains that it touches, the accesses that it must be
@@ -325,7 +326,7 @@ void emulate_copy(void *shared, const void *global, int bytes, bool wanted) {
 static void land(const struct copy &copy) {
     size_t at = (size_t)(copy.to - arena);
     if (copy.from)
-        memcpy(copy.to, (const void *)copy.from, copy.bytes);
+        memcpy(copy.to, (const void *)(uintptr_t)copy.from, copy.bytes);
     else
         memset(copy.to, 0, copy.bytes);
     for (size_t i = at / SHARED_GRAIN; i < (at + copy.bytes) / SHARED_GRAIN; i++)
