@@ -1,5 +1,8 @@
 // See cuda_driver.h.
 #include <dlfcn.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "cuda_driver.h"
@@ -102,16 +105,16 @@ static int cuda_check(const struct cuda_driver *driver, cuda_result result, cons
     return fail(error, EXIT_DEVICE, "CUDA, %s: error %d, %s", doing, result, text);
 }
 
-static int nvrtc_open(struct nvrtc *nvrtc, struct error *error) {
-    static const char *const NAMES[] = {
-        "libnvrtc.so.13",
-        "libnvrtc.so.12",
-        "/usr/local/cuda/lib64/libnvrtc.so.13",
-        "/usr/local/cuda/lib64/libnvrtc.so.12",
-    };
+static int nvrtc_open(struct nvrtc *nvrtc, const char *folder, struct error *error) {
+    static const char *const NAMES[] = {"libnvrtc.so.13", "libnvrtc.so.12"};
+    const char *const folders[] = {folder ? folder : "", folder ? folder : "/usr/local/cuda/lib64"};
     *nvrtc = (struct nvrtc){0};
-    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && !nvrtc->library; i++)
-        nvrtc->library = dlopen(NAMES[i], RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; i < 4 && !nvrtc->library; i++) {
+        char path[PATH_MAX];
+        snprintf(path, sizeof path, "%s%s%s", folders[i / 2], folders[i / 2][0] ? "/" : "",
+                 NAMES[i % 2]);
+        nvrtc->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
     if (!nvrtc->library)
         return fail(
             error, EXIT_DEVICE,
@@ -158,12 +161,11 @@ static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int option
     if (nvrtc->create(&program, source, "engine.cu", 0, NULL, NULL) != 0)
         return fail(error, EXIT_DEVICE, "NVRTC: cannot take the source");
     int code = EXIT_OK;
-    if (nvrtc->compile(program, options, option) != 0 || nvrtc->cubin_size(program, bytes) != 0 ||
-        *bytes == 0)
-        code = build_failed(nvrtc, program, error);
-    else if (!(*cubin = malloc(*bytes)))
+    bool built = nvrtc->compile(program, options, option) == 0 &&
+                 nvrtc->cubin_size(program, bytes) == 0 && *bytes > 0;
+    if (built && !(*cubin = malloc(*bytes)))
         code = fail(error, EXIT_MEMORY, "%zu bytes of kernels could not be had", *bytes);
-    else if (nvrtc->cubin(program, *cubin) != 0)
+    else if (!built || nvrtc->cubin(program, *cubin) != 0)
         code = build_failed(nvrtc, program, error);
     if (!code && log && !(*log = build_log(nvrtc, program)))
         code = fail(error, EXIT_MEMORY, "no memory for the compiler's log");

@@ -51,6 +51,7 @@ static __device__ __forceinline__ int sum_runs(struct sample_space &space, const
                                                float most, float temperature) {
     int length = sample_run_length(VOCAB_SIZE), first = threadIdx.x * length;
     double sum = 0;
+#pragma unroll 1
     for (int i = first; i < VOCAB_SIZE && i < first + length; i++)
         sum += (double)sample_weight(logits[i], most, temperature);
     space.sums[threadIdx.x] = sum; // 0 behind the end
@@ -102,6 +103,7 @@ static __device__ __forceinline__ int list_candidates(struct sample_space &space
     if (threadIdx.x == 0)
         space.count = 0;
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < VOCAB_SIZE; i += SAMPLE_THREADS) {
         unsigned long long key = sample_key(logits[i], i);
         if (key >= least) {
@@ -206,27 +208,36 @@ static __device__ __forceinline__ int sample_logits(struct sample_space &space, 
                              : draw_any(space, logits, most, sampling.temperature, uniform);
 }
 
+// The id that this thread penalizes: of the last ones up to `position`, each once. -1: none. Not by
+// the first warps, whose thread 0 draws.
+static __device__ inline int recent_id(const struct gpu_task &task, int position, bool wanted) {
+    int mine = position + SAMPLE_PENALTY_WINDOW - (int)threadIdx.x;
+    if (!wanted || mine > position || mine <= position - SAMPLE_PENALTY_WINDOW || mine < 0)
+        return -1;
+    int id = task.history[mine];
+    for (int later = mine + 1; later <= position; later++)
+        if (task.history[later] == id)
+            return -1;
+    return id;
+}
+
 // state: the choice, and the next position. Grid: 1. The penalty changes the logits in place, for
 // as long as this kernel runs.
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     sample_token(const struct gpu_task task) {
     wait_for_previous_kernel();
     struct sample_space &space = *(struct sample_space *)shared_memory();
     const struct gpu_sampling sampling = *task.sampling;
     int position = newest_position(task);
     float *logits = task.logits + (long long)(position % 2) * VOCAB_SIZE;
-    int recent = position + 1 - SAMPLE_PENALTY_WINDOW + (int)threadIdx.x;
-    bool penalized =
-        sampling.repeat_penalty != 1 && threadIdx.x < SAMPLE_PENALTY_WINDOW && recent >= 0;
-    int id = penalized ? task.history[recent] : 0;
-    float before = logits[id]; // an id that repeats is penalized once
-    __syncthreads();
-    if (penalized)
+    int id = recent_id(task, position, sampling.repeat_penalty != 1);
+    float before = id < 0 ? 0 : logits[id];
+    if (id >= 0)
         logits[id] = sample_penalized(before, sampling.repeat_penalty);
     __syncthreads();
     int token = sample_logits(space, logits, sampling, position + 1);
-    __syncthreads();
-    if (penalized)
+    __syncthreads(); // thread 0 may still read what is put back now
+    if (id >= 0)
         logits[id] = before;
     if (threadIdx.x == 0)
         leave_choice(task, token);

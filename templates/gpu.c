@@ -239,6 +239,17 @@ static int forward_head(struct gpu *gpu, struct error *error) {
     return code ? code : launch_choice(gpu, error);
 }
 
+static int make_graph(struct gpu *gpu, struct step_graph *step, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    size_t unused = 0, total = 0;
+    (void)driver->memory_info(&unused, &total);
+    cuda_result result = driver->graph_instantiate(&step->executable, step->graph, 0);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY)
+        return fail(error, EXIT_MEMORY, "GPU memory, decode graph: %zu of %zu bytes are free",
+                    unused, total);
+    return cuda_check(driver, result, "making the decode graph", error);
+}
+
 // A decode step as a graph, which ends with the kernel `choice`: token and position are read from
 // device memory.
 static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph *step,
@@ -260,10 +271,7 @@ static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph
     gpu->task.ids = ids;
     if (!code)
         code = cuda_check(driver, ended, "capturing a decode step", error);
-    if (!code)
-        code = cuda_check(driver, driver->graph_instantiate(&step->executable, step->graph, 0),
-                          "making the decode graph", error);
-    return code;
+    return code ? code : make_graph(gpu, step, error);
 }
 
 static int capture_steps(struct gpu *gpu, struct error *error) {
@@ -414,6 +422,12 @@ static struct gpu_sampling device_sampling(const struct parscale_sampling *sampl
     };
 }
 
+static bool same_sampling(const struct gpu_sampling *a, const struct gpu_sampling *b) {
+    return a->temperature == b->temperature && a->top_p == b->top_p &&
+           a->log_min_p == b->log_min_p && a->repeat_penalty == b->repeat_penalty &&
+           a->top_k == b->top_k && a->filtered == b->filtered && a->seed == b->seed;
+}
+
 // Chooses anew from logits that are there, and has later steps choose in this way. A step that ran
 // ahead is forgotten.
 static int choose_again(struct gpu *gpu, const struct gpu_sampling *sampling, struct error *error) {
@@ -440,7 +454,7 @@ static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampl
                           struct error *error) {
     const struct gpu_sampling wanted = device_sampling(sampling);
     int code = EXIT_OK;
-    if (memcmp(&wanted, &gpu->pinned->sampling, sizeof wanted) != 0)
+    if (!same_sampling(&wanted, &gpu->pinned->sampling))
         code = choose_again(gpu, &wanted, error);
     if (!code)
         code = wait_for_logits(gpu, error);
@@ -524,7 +538,7 @@ static int compile_kernels(struct gpu *gpu, bool use_cache, char **cubin, struct
     snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
     snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
     snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
-    int code = nvrtc_open(&nvrtc, error);
+    int code = nvrtc_open(&nvrtc, NULL, error);
     if (code)
         return code;
     (void)nvrtc.version(&major, &minor);
@@ -559,8 +573,9 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
     }
     if (!code)
         code = cuda_check(driver, driver->module_load(&gpu->module, image),
-                          gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
-                                              : "loading kernels",
+                          embedded              ? "loading the embedded kernels"
+                          : gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
+                                                : "loading kernels",
                           error);
     free(compiled);
     for (int k = 0; k < KERNELS && !code; k++)

@@ -1,7 +1,8 @@
-// The CUDA driver and NVRTC as the engine sees them, on top of the emulator: built together with
-// one engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
+// The CUDA driver and NVRTC as the engine sees them, on top of the emulator: linked with one
+// engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
 // driver allows, when something waits for it, that of others at once: who does not wait reads what
-// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail,
+// with EMULATOR_FULL=1 for want of memory.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,20 +12,19 @@
 #include <map>
 #include <vector>
 #include "emulator.h"
-
-// From engine.cu, which is compiled with this file.
-struct gpu_task;
+#include "kernels.h"
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 
 struct kernel {
     const char *name;
-    void (*run)(const struct gpu_task);
+    void *code;
 };
 
 struct recorded {
     struct kernel *kernel;
     unsigned grid[3], threads, shared_bytes;
+    bool chained;
     std::vector<char> argument;
 };
 
@@ -37,11 +37,51 @@ struct launch_config { // CUlaunchConfig
 static bool capturing;
 static int sticky; // a kernel's failure, told by the next synchronisation
 static std::vector<struct recorded> *captured;
+static std::vector<struct recorded *> launched; // and not yet run
+static bool behind_kernel;                      // the stream's last work is a kernel
 
 static std::vector<std::function<void()>> queue; // of the first stream
 static size_t done;                              // of the queue
 static std::map<char *, size_t> pinned; // memory of the host that copies are made from late
 static int streams;
+
+static int failing(const char *function) {
+    const char *name = getenv("EMULATOR_FAIL");
+    if (!name || strcmp(name, function) != 0)
+        return SUCCESS;
+    bool memory = strcmp(function, "cuMemAlloc_v2") == 0 || getenv("EMULATOR_FULL");
+    return memory ? OUT_OF_MEMORY : INVALID_VALUE;
+}
+
+static int number(const char *variable, int otherwise) {
+    const char *value = getenv(variable);
+    return value ? atoi(value) : otherwise;
+}
+
+static void call(const void *recorded) {
+    const struct recorded *r = (const struct recorded *)recorded;
+    emulate_kernel(r->kernel->code, r->argument.data());
+}
+
+static void launch(const struct recorded &r, bool chained) {
+    struct recorded *own = new struct recorded(r);
+    struct emulated_launch launch = {
+        r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]}, r.threads, r.shared_bytes, call, own,
+        chained};
+    launched.push_back(own);
+    emulate_launch(&launch);
+}
+
+// Runs what was launched; what comes next is no kernel, or behind a graph.
+static int finish() {
+    if (!sticky && emulate_finish() != 0)
+        sticky = LAUNCH_FAILED;
+    for (struct recorded *r : launched)
+        delete r;
+    launched.clear();
+    behind_kernel = false;
+    return sticky;
+}
 
 static void enqueue(std::function<void()> work) {
     queue.push_back(std::move(work));
@@ -50,6 +90,7 @@ static void enqueue(std::function<void()> work) {
 static void work_until(size_t end) {
     while (done < end)
         queue[done++]();
+    (void)finish();
 }
 
 static void work() {
@@ -65,50 +106,15 @@ static bool is_pinned(const void *memory) {
 static void copy(void *to, const void *from, size_t bytes, const void *host, const void *stream) {
     bool first = *(const int *)stream == 0;
     if (first && is_pinned(host)) {
-        enqueue([=] { memcpy(to, from, bytes); });
+        enqueue([=] {
+            (void)finish();
+            memcpy(to, from, bytes);
+        });
         return;
     }
     if (first)
         work();
     memcpy(to, from, bytes);
-}
-
-static int failing(const char *function) {
-    const char *name = getenv("EMULATOR_FAIL");
-    if (!name || strcmp(name, function) != 0)
-        return SUCCESS;
-    return strcmp(function, "cuMemAlloc_v2") == 0 ? OUT_OF_MEMORY : INVALID_VALUE;
-}
-
-static int number(const char *variable, int otherwise) {
-    const char *value = getenv(variable);
-    return value ? atoi(value) : otherwise;
-}
-
-static void call(const void *kernel_and_argument);
-
-struct call {
-    struct kernel *kernel;
-    const struct gpu_task *task;
-};
-
-static int run(const struct recorded &r) {
-    if (sticky)
-        return sticky;
-    struct call call_of = {r.kernel, (const struct gpu_task *)r.argument.data()};
-    struct emulated_launch launch = {r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]},
-                                     r.threads,      r.shared_bytes,
-                                     call,           &call_of};
-    if (emulate_launch(&launch) != 0)
-        sticky = LAUNCH_FAILED;
-    return SUCCESS;
-}
-
-#include ENGINE_CU
-
-static void call(const void *kernel_and_argument) {
-    const struct call *c = (const struct call *)kernel_and_argument;
-    c->kernel->run(*c->task);
 }
 
 extern "C" {
@@ -230,7 +236,7 @@ int cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *host, unsigned) {
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     copy((void *)(uintptr_t)to, from, bytes, from, stream);
-    return failing("cuMemcpyHtoDAsync_v2");
+    return sticky ? sticky : failing("cuMemcpyHtoDAsync_v2");
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
@@ -240,12 +246,14 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
 
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *) {
     work();
+    if (sticky)
+        return sticky;
     memset((void *)(uintptr_t)to, value, bytes);
     return SUCCESS;
 }
 
 int cuStreamCreate(void **stream, unsigned) {
-    *stream = new int{streams++};
+    *stream = new int{streams++ % 2}; // an engine has two
     return SUCCESS;
 }
 
@@ -296,7 +304,7 @@ int cuModuleGetFunction(void **function, void *, const char *name) {
     dladdr((void *)cuModuleUnload, &self);
     void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
     void *found = library ? dlsym(library, name) : NULL;
-    kernel *kernel_of = new kernel{strdup(name), (void (*)(const struct gpu_task))found};
+    kernel *kernel_of = new kernel{strdup(name), found};
     *function = kernel_of;
     if (library)
         dlclose(library);
@@ -314,12 +322,16 @@ int cuLaunchKernelEx(const struct launch_config *config, void *function, void **
                          {config->grid[0], config->grid[1], config->grid[2]},
                          config->block[0],
                          config->shared_bytes,
-                         std::vector<char>(task, task + sizeof(struct gpu_task))};
+                         config->attribute_count > 0, // there is but one attribute that we use
+                         std::vector<char>(task, task + emulated_task_bytes)};
     if (capturing) {
         captured->push_back(r);
         return SUCCESS;
     }
-    enqueue([=] { run(r); });
+    enqueue([=] {
+        launch(r, r.chained && behind_kernel);
+        behind_kernel = true;
+    });
     return failing("cuLaunchKernelEx");
 }
 
@@ -342,8 +354,12 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 
 int cuGraphLaunch(void *executable, void *) {
     enqueue([=] {
-        for (const struct recorded &r : *(std::vector<struct recorded> *)executable)
-            run(r);
+        bool chained = false; // the first one not: a graph waits for all that is before it
+        for (const struct recorded &r : *(std::vector<struct recorded> *)executable) {
+            launch(r, r.chained && chained);
+            chained = true;
+        }
+        behind_kernel = false;
     });
     return failing("cuGraphLaunch");
 }
@@ -378,8 +394,8 @@ int nvrtcDestroyProgram(void **) {
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
     char streams[32], ring[40];
     int equal = 0;
-    snprintf(streams, sizeof streams, "-DSTREAMS=%d", STREAMS);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", WARP_RING_BYTES);
+    snprintf(streams, sizeof streams, "-DSTREAMS=%d", emulated_streams);
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", emulated_ring_bytes);
     for (int i = 0; i < count; i++)
         equal += strcmp(options[i], streams) == 0 || strcmp(options[i], ring) == 0;
     return equal == 2 ? failing("nvrtcCompileProgram") : INVALID_VALUE;
