@@ -22,7 +22,7 @@ local STREAMS = { 1, 2, 4, 8 }
 local TOKENS = 8
 local SECTION = 4096 -- each part of a pack starts at a multiple of it
 local native = build.cc:find("aarch64") and "" or " -march=native"
-local FLAGS = "-std=c11 -O2 -fno-trapping-math" .. native
+local FLAGS = build.flags .. native
 
 local engine = "'" .. folder .. "/engine'"
 
