@@ -64,9 +64,10 @@ end
 local function adapter_table(p)
     local out = {}
     for _, a in ipairs(p.adapters) do
-        out[#out + 1] = ("    { %d, %d, %d, %d, %d, %d, %d, %s, %s, %d, %d },"):format(
-            a.streams, a.prefix_tokens, a.offset, a.bytes, a.prefix_k, a.prefix_v, a.prefix_block, c_matrix(a.mix),
-            c_matrix(a.weigh), a.mix_bias or 0, a.weigh_bias or 0)
+        local row = "    { %d, %d, %d, %d, %d, %d, %d, %s, %s, %d, %d },"
+        out[#out + 1] = row:format(a.streams, a.prefix_tokens, a.offset, a.bytes, a.prefix_k,
+            a.prefix_v, a.prefix_block, c_matrix(a.mix), c_matrix(a.weigh), a.mix_bias or 0,
+            a.weigh_bias or 0)
     end
     return table.concat(out, "\n")
 end

@@ -267,7 +267,7 @@ local function check_streams(there, wanted, base_where, overlay_where)
     if absent or extra then
         fail("%s: parscale_n: found %s, but %s has %s: %s", overlay_where, spec.show(wanted),
             base_where, spec.show(there), absent and ("no adapter for P = %d"):format(absent)
-            or ("P = %d is left out"):format(extra))
+            or ("the adapter for P = %d is left out"):format(extra))
     end
 end
 

@@ -1,7 +1,7 @@
 // The C API: one model, one KV cache, one position. Compile engine.c with -DPARSCALE_NO_MAIN and
-// link it; every function below is then the whole interface. No function but parscale_open and
-// parscale_tokenize allocates; none writes to stdout or stderr. A handle is used by one thread at a
-// time.
+// link it; every function below is then the whole interface. No function but parscale_open,
+// parscale_tokenize, parscale_adapter and, on a GPU, parscale_set_streams allocates; none writes to
+// stdout or stderr. A handle is used by one thread at a time.
 //
 // Functions that can fail return 0 or an exit code (runtime/error.h; docs/engine.md lists them),
 // and parscale_error tells in one line what happened.
