@@ -99,7 +99,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->pack_bytes = model->file.bytes;
     info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
                          (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
-                             WEIGHT_PLANES * TILE_BYTES;
+                             WEIGHT_PLANES * (size_t)LAYOUT.head.tile_bytes;
     use_adapter(model, model->adapter);
 }
 
