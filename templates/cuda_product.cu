@@ -77,12 +77,11 @@ template <int COLUMNS, int PARTS> struct stream {
         }
     }
 
-    // Before the wait for the previous kernel.
+    // Before the wait for the previous kernel. These copies are of the first step's group.
     __device__ __forceinline__ void start() const {
 #pragma unroll
         for (int step = 0; step < EARLY; step++)
             copy_weights(step);
-        commit_copies();
     }
 
     // sum += weights x activations
