@@ -29,8 +29,8 @@ template <int COLUMNS, int PARTS> struct stream {
         SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES, // a tile and its activations
         AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,            // steps that are under way
         SLOTS = AHEAD * CHUNK,
-        EARLY = 2, // steps whose weights are copied before the wait: more would be in the way of
-                   // the previous kernel's last loads
+        EARLY = AHEAD < 2 ? AHEAD : 2, // steps whose weights are copied before the wait: more would
+                                       // be in the way of the previous kernel's last loads
     };
 
     struct run run;
