@@ -20,6 +20,11 @@ static void gpu_close(struct gpu *gpu) {
     (void)gpu;
 }
 
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    (void)adapter;
+    return gpu_compute(gpu, NULL, error);
+}
+
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
     return (const struct gpu_info *)gpu;
 }
@@ -44,7 +49,9 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
     return gpu_compute(gpu, NULL, error);
 }
 
-static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error) {
+    (void)sampling;
     (void)gpu_compute(gpu, NULL, error);
-    return 0;
+    return -1;
 }

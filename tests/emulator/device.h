@@ -29,6 +29,12 @@ static inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
+static inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 static inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
 }
@@ -53,6 +59,7 @@ void __syncthreads();
 void __syncwarp();
 void __threadfence();
 unsigned atomicInc(unsigned *counter, unsigned limit);
+unsigned atomicAdd(unsigned *counter, unsigned value);
 unsigned emulate_shuffle(unsigned word, int distance);
 
 // For tests that leave out a statement: false if it is the one that EMULATOR_SKIP names.

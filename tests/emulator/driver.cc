@@ -1,11 +1,15 @@
 // The CUDA driver and NVRTC as the engine sees them, on top of the emulator: linked with one
-// engine.cu as libcuda.so.1 and libnvrtc.so.13. Kernels run when something else waits for them; a
-// captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
+// driver allows, when something waits for it, that of others at once: who does not wait reads what
+// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail,
+// with EMULATOR_FULL=1 for want of memory.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <functional>
+#include <map>
 #include <vector>
 #include "emulator.h"
 #include "kernels.h"
@@ -36,11 +40,17 @@ static std::vector<struct recorded> *captured;
 static std::vector<struct recorded *> launched; // and not yet run
 static bool behind_kernel;                      // the stream's last work is a kernel
 
+static std::vector<std::function<void()>> queue; // of the first stream
+static size_t done;                              // of the queue
+static std::map<char *, size_t> pinned; // memory of the host that copies are made from late
+static int streams;
+
 static int failing(const char *function) {
     const char *name = getenv("EMULATOR_FAIL");
     if (!name || strcmp(name, function) != 0)
         return SUCCESS;
-    return strcmp(function, "cuMemAlloc_v2") == 0 ? OUT_OF_MEMORY : INVALID_VALUE;
+    bool memory = strcmp(function, "cuMemAlloc_v2") == 0 || getenv("EMULATOR_FULL");
+    return memory ? OUT_OF_MEMORY : INVALID_VALUE;
 }
 
 static int number(const char *variable, int otherwise) {
@@ -71,6 +81,40 @@ static int finish() {
     launched.clear();
     behind_kernel = false;
     return sticky;
+}
+
+static void enqueue(std::function<void()> work) {
+    queue.push_back(std::move(work));
+}
+
+static void work_until(size_t end) {
+    while (done < end)
+        queue[done++]();
+    (void)finish();
+}
+
+static void work() {
+    work_until(queue.size());
+}
+
+static bool is_pinned(const void *memory) {
+    auto after = pinned.upper_bound((char *)memory);
+    return after != pinned.begin() && (char *)memory < (--after)->first + after->second;
+}
+
+// A copy on `stream`; `host`: its side of the host.
+static void copy(void *to, const void *from, size_t bytes, const void *host, const void *stream) {
+    bool first = *(const int *)stream == 0;
+    if (first && is_pinned(host)) {
+        enqueue([=] {
+            (void)finish();
+            memcpy(to, from, bytes);
+        });
+        return;
+    }
+    if (first)
+        work();
+    memcpy(to, from, bytes);
 }
 
 extern "C" {
@@ -159,17 +203,20 @@ int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
 }
 
 int cuMemFree_v2(uint64_t pointer) {
-    finish();
+    work();
     emulate_release((void *)(uintptr_t)pointer);
     return SUCCESS;
 }
 
 int cuMemAllocHost_v2(void **pointer, size_t bytes) {
     *pointer = malloc(bytes);
+    pinned[(char *)*pointer] = bytes;
     return *pointer ? failing("cuMemAllocHost_v2") : OUT_OF_MEMORY;
 }
 
 int cuMemFreeHost(void *pointer) {
+    work();
+    pinned.erase((char *)pointer);
     free(pointer);
     return SUCCESS;
 }
@@ -187,59 +234,87 @@ int cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *host, unsigned) {
     return SUCCESS;
 }
 
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
-    if (finish())
-        return sticky;
-    memcpy((void *)(uintptr_t)to, from, bytes);
-    return failing("cuMemcpyHtoDAsync_v2");
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    copy((void *)(uintptr_t)to, from, bytes, from, stream);
+    return sticky ? sticky : failing("cuMemcpyHtoDAsync_v2");
 }
 
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
-    if (finish())
-        return sticky;
-    memcpy(to, (const void *)(uintptr_t)from, bytes);
-    return failing("cuMemcpyDtoHAsync_v2");
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    copy(to, (const void *)(uintptr_t)from, bytes, to, stream);
+    return sticky ? sticky : failing("cuMemcpyDtoHAsync_v2");
 }
 
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *) {
-    if (finish())
+    work();
+    if (sticky)
         return sticky;
     memset((void *)(uintptr_t)to, value, bytes);
     return SUCCESS;
 }
 
 int cuStreamCreate(void **stream, unsigned) {
-    *stream = &captured;
+    *stream = new int{streams++ % 2}; // an engine has two
     return SUCCESS;
 }
 
-int cuStreamDestroy_v2(void *) {
+int cuStreamDestroy_v2(void *stream) {
+    work();
+    delete (int *)stream;
     return SUCCESS;
 }
 
-int cuStreamSynchronize(void *) {
-    return finish() ? sticky : failing("cuStreamSynchronize");
+int cuStreamSynchronize(void *stream) {
+    if (*(int *)stream == 0)
+        work();
+    return sticky ? sticky : failing("cuStreamSynchronize");
 }
 
+int cuEventCreate(void **event, unsigned) {
+    *event = new size_t{0};
+    return SUCCESS;
+}
+
+int cuEventDestroy_v2(void *event) {
+    delete (size_t *)event;
+    return SUCCESS;
+}
+
+int cuEventRecord(void *event, void *) {
+    *(size_t *)event = queue.size();
+    return SUCCESS;
+}
+
+int cuEventSynchronize(void *event) {
+    work_until(*(size_t *)event);
+    return sticky ? sticky : failing("cuStreamSynchronize");
+}
+
+// Kernels are this library's own functions, or for another P those of libkernels_pP.so.
+static void *open_kernels(int streams) {
+    char name[64];
+    Dl_info self;
+    dladdr((void *)open_kernels, &self);
+    snprintf(name, sizeof name, "libkernels_p%d.so", streams);
+    return dlopen(streams == emulated_streams ? self.dli_fname : name, RTLD_NOW);
+}
+
+// An image is "EMULATED", or "EMULATE" and a byte that is P.
 int cuModuleLoadData(void **module, const void *image) {
-    *module = &sticky;
-    return memcmp(image, "EMULATED", 8) == 0 ? failing("cuModuleLoadData") : INVALID_VALUE;
+    const char *text = (const char *)image;
+    if (memcmp(text, "EMULATE", 7) != 0)
+        return INVALID_VALUE;
+    *module = open_kernels(text[7] == 'D' ? emulated_streams : text[7]);
+    return *module ? failing("cuModuleLoadData") : INVALID_VALUE;
 }
 
 int cuModuleUnload(void *) {
     return SUCCESS;
 }
 
-// Kernels are this library's own functions.
-int cuModuleGetFunction(void **function, void *, const char *name) {
-    Dl_info self;
-    dladdr((void *)cuModuleUnload, &self);
-    void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    void *found = library ? dlsym(library, name) : NULL;
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+    void *found = dlsym(module, name);
     kernel *kernel_of = new kernel{strdup(name), found};
     *function = kernel_of;
-    if (library)
-        dlclose(library);
     return found ? SUCCESS : NOT_FOUND;
 }
 
@@ -260,8 +335,10 @@ int cuLaunchKernelEx(const struct launch_config *config, void *function, void **
         captured->push_back(r);
         return SUCCESS;
     }
-    launch(r, r.chained && behind_kernel);
-    behind_kernel = true;
+    enqueue([=] {
+        launch(r, r.chained && behind_kernel);
+        behind_kernel = true;
+    });
     return failing("cuLaunchKernelEx");
 }
 
@@ -283,12 +360,14 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 }
 
 int cuGraphLaunch(void *executable, void *) {
-    bool chained = false; // the first one not: a graph waits for all that is before it
-    for (const struct recorded &r : *(std::vector<struct recorded> *)executable) {
-        launch(r, r.chained && chained);
-        chained = true;
-    }
-    behind_kernel = false;
+    enqueue([=] {
+        bool chained = false; // the first one not: a graph waits for all that is before it
+        for (const struct recorded &r : *(std::vector<struct recorded> *)executable) {
+            launch(r, r.chained && chained);
+            chained = true;
+        }
+        behind_kernel = false;
+    });
     return failing("cuGraphLaunch");
 }
 
@@ -297,6 +376,7 @@ int cuGraphExecDestroy(void *) {
 }
 
 int cuGraphDestroy(void *graph) {
+    work();
     delete (std::vector<struct recorded> *)graph;
     return SUCCESS;
 }
@@ -317,15 +397,19 @@ int nvrtcDestroyProgram(void **) {
     return SUCCESS;
 }
 
+static int compiled_streams; // by the last call of the compiler
+
 // The kernels were compiled with this library; the engine must want the same constants.
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
-    char streams[32], ring[40];
-    int equal = 0;
-    snprintf(streams, sizeof streams, "-DSTREAMS=%d", emulated_streams);
+    char ring[40];
+    bool equal = false;
     snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", emulated_ring_bytes);
-    for (int i = 0; i < count; i++)
-        equal += strcmp(options[i], streams) == 0 || strcmp(options[i], ring) == 0;
-    return equal == 2 ? failing("nvrtcCompileProgram") : INVALID_VALUE;
+    for (int i = 0; i < count; i++) {
+        sscanf(options[i], "-DSTREAMS=%d", &compiled_streams);
+        equal |= strcmp(options[i], ring) == 0;
+    }
+    void *kernels = equal ? open_kernels(compiled_streams) : NULL;
+    return kernels ? failing("nvrtcCompileProgram") : INVALID_VALUE;
 }
 
 int nvrtcGetCUBINSize(void *, size_t *bytes) {
@@ -335,6 +419,8 @@ int nvrtcGetCUBINSize(void *, size_t *bytes) {
 
 int nvrtcGetCUBIN(void *, char *cubin) {
     memcpy(cubin, "EMULATED", 8);
+    if (compiled_streams != emulated_streams)
+        cubin[7] = (char)compiled_streams;
     return SUCCESS;
 }
 

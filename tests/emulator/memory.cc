@@ -394,6 +394,14 @@ unsigned atomicInc(unsigned *counter, unsigned limit) {
     return before;
 }
 
+// In shared memory; of the accesses of other kinds it is ordered like a read.
+unsigned atomicAdd(unsigned *counter, unsigned value) {
+    access(counter, sizeof *counter, false, __builtin_return_address(0));
+    unsigned before = *counter;
+    *counter += value;
+    return before;
+}
+
 // ---- Device memory ----
 
 void *emulate_allocate(size_t bytes) {
