@@ -266,7 +266,9 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
             if (query < queries && d * TILE + lane_id() % 4 * 2 + 8 < HEAD_DIM)
                 *input_word(task.input, stride, column, k + d * TILE + 8) = lower;
         }
-        if (INPUT_TILES > 1 && query < queries) { // several heads leave the same zeros
+        bool last_head = kv_head == KV_HEADS - 1 && query % GROUP_HEADS == GROUP_HEADS - 1;
+        if (INPUT_TILES > 1 && query < queries &&
+            last_head) { // zeros up to a whole tile of weights
             for (k = HEADS * HEAD_DIM + lane_id() % 4 * 2; k < HEADS_TILES * TILE; k += 8)
                 *input_word(task.input, stride, column, k) = 0;
         }

@@ -114,48 +114,20 @@ end
 local function generate_random(shape)
     shape.out = scratch .. "/" .. shape.name
     write(shape.out .. ".lua", ("return { name = %q, backends = 'cpu+cuda', rms_norm_eps = 1e-6, "
-        .. "rope_theta = 10000.0, parscale_attn_smooth = 0.1, %s }")
+        .. "rope_theta = 10000.0, parscale_attn_smooth = 0.1, weight_dtype = 'bf16', %s }")
         :format(shape.name, shape.text))
     must("lua5.4 codegen/main.lua --from random --spec %s.lua --out %s", shape.out, scratch)
 end
 
 -- Shapes that no golden folder has, against the CPU.
 local SHAPES = {
-    { name = "p16-heads9", streams = 16, text = [[weight_dtype = "bf16",
-        model_type = "qwen2_parscale", hidden_size = 144,
+    { name = "p16-heads9", streams = 16, text = [[model_type = "qwen2_parscale", hidden_size = 144,
         intermediate_size = 200, num_hidden_layers = 3, num_attention_heads = 9,
         num_key_value_heads = 1, head_dim = 16, vocab_size = 301, parscale_n = 16,
         parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
-    { name = "p9-hd256", streams = 9, text = [[weight_dtype = "bf16",
-        model_type = "qwen2_parscale", hidden_size = 128,
+    { name = "p9-hd256", streams = 9, text = [[model_type = "qwen2_parscale", hidden_size = 128,
         intermediate_size = 72, num_hidden_layers = 3, num_attention_heads = 2,
         num_key_value_heads = 2, head_dim = 256, vocab_size = 100, parscale_n = 9,
-        parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
-    -- Widths that end in the middle of a tile of 32 columns.
-    { name = "p5-int4", streams = 5, text = [[weight_dtype = "int4",
-        model_type = "qwen2_parscale", hidden_size = 48,
-        intermediate_size = 40, num_hidden_layers = 3, num_attention_heads = 3,
-        num_key_value_heads = 1, head_dim = 22, vocab_size = 301, parscale_n = 5,
-        parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
-    { name = "p1-int4", streams = 1, text = [[weight_dtype = "int4",
-        model_type = "llama", hidden_size = 16,
-        intermediate_size = 150, num_hidden_layers = 2, num_attention_heads = 3,
-        num_key_value_heads = 3, head_dim = 6 * 8, vocab_size = 90,
-        tie_word_embeddings = false, max_position_embeddings = 100]] },
-    { name = "p8-int8", streams = 8, text = [[weight_dtype = "int8",
-        model_type = "qwen2_parscale", hidden_size = 48,
-        intermediate_size = 200, num_hidden_layers = 3, num_attention_heads = 5,
-        num_key_value_heads = 5, head_dim = 16, vocab_size = 301, parscale_n = 8,
-        parscale_n_tokens = 20, tie_word_embeddings = false, max_position_embeddings = 100]] },
-    { name = "p16-int8", streams = 16, text = [[weight_dtype = "int8",
-        model_type = "qwen2_parscale", hidden_size = 64,
-        intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2,
-        num_key_value_heads = 2, head_dim = 32, vocab_size = 100, parscale_n = 16,
-        parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
-    { name = "p16-int4", streams = 16, text = [[weight_dtype = "int4",
-        model_type = "qwen2_parscale", hidden_size = 64,
-        intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2,
-        num_key_value_heads = 2, head_dim = 32, vocab_size = 100, parscale_n = 16,
         parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
 }
 

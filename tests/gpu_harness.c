@@ -1,6 +1,7 @@
 // Checks and measures an engine, linked as a library, on a GPU. Prints key=value pairs.
 //
-//     gpu_harness compare PACK STREAMS TOKENS        against the CPU: mean KL of prefill and decode
+//     gpu_harness compare PACK STREAMS TOKENS [ISA]  against the CPU: mean KL, logits' error over
+//                                                    their deviation; of prefill and decode
 //     gpu_harness repeat PACK STREAMS TOKENS         greedy tokens twice, bit for bit
 //     gpu_harness fill PACK STREAMS PIECE            a prompt of context - 1 tokens: mean KL of
 //     what
@@ -17,10 +18,14 @@
 
 enum { DECODE_STEPS = 200, PROMPTS = 7 };
 
-static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache) {
+static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache,
+                                const char *isa) {
     struct parscale *model = NULL;
-    struct parscale_options options = {
-        .pack = pack, .device = device, .streams = streams, .no_kernel_cache = no_cache};
+    struct parscale_options options = {.pack = pack,
+                                       .device = device,
+                                       .streams = streams,
+                                       .no_kernel_cache = no_cache,
+                                       .isa = isa};
     if (parscale_open(&model, &options)) {
         fprintf(stderr, "gpu_harness: %s\n", parscale_error(model));
         exit(1);
@@ -84,8 +89,23 @@ static size_t best_of(const float *logits, size_t n) {
     return best;
 }
 
-static void compare(const char *pack, int streams, size_t tokens) {
-    struct parscale *cpu = open_on("cpu", pack, streams, false);
+// Sums over logits: the squared error of b, the squared deviation of a from its mean.
+struct squares {
+    double error, deviation;
+};
+
+static void add_squares(struct squares *squares, const float *a, const float *b, size_t n) {
+    double mean = 0;
+    for (size_t i = 0; i < n; i++)
+        mean += a[i] / (double)n;
+    for (size_t i = 0; i < n; i++) {
+        squares->error += (a[i] - (double)b[i]) * (a[i] - (double)b[i]);
+        squares->deviation += (a[i] - mean) * (a[i] - mean);
+    }
+}
+
+static void compare(const char *pack, int streams, size_t tokens, const char *isa) {
+    struct parscale *cpu = open_on("cpu", pack, streams, false, isa);
     size_t vocab = (size_t)parscale_info(cpu)->vocab_size;
     int32_t *ids = some_ids(tokens, (int)vocab);
     struct kept expected = {malloc(tokens * vocab * sizeof(float)), vocab};
@@ -94,22 +114,29 @@ static void compare(const char *pack, int streams, size_t tokens) {
         exit(1);
     must(parscale_score(cpu, ids, tokens, keep, &expected), cpu);
     parscale_close(cpu);
-    struct parscale *gpu = open_on("cuda", pack, streams, false);
+    struct parscale *gpu = open_on("cuda", pack, streams, false, NULL);
     must(parscale_score(gpu, ids, tokens, keep, &found), gpu);
     double prefill = 0, decode = 0;
+    struct squares prefilled = {0}, decoded = {0};
     size_t agree = 0;
-    for (size_t i = 0; i < tokens; i++)
+    for (size_t i = 0; i < tokens; i++) {
         prefill += divergence(expected.logits + i * vocab, found.logits + i * vocab, vocab);
+        add_squares(&prefilled, expected.logits + i * vocab, found.logits + i * vocab, vocab);
+    }
     must(parscale_rewind(gpu, 0), gpu);
     for (size_t i = 0; i < tokens; i++) {
         const float *reference = expected.logits + i * vocab;
         must(parscale_decode(gpu, ids[i]), gpu);
         const float *logits = parscale_logits(gpu);
         decode += divergence(reference, logits, vocab);
+        add_squares(&decoded, reference, logits, vocab);
         agree += best_of(reference, vocab) == best_of(logits, vocab);
     }
-    printf("compare streams=%d tokens=%zu kl_prefill=%.3g kl_decode=%.3g same_best=%zu\n", streams,
-           tokens, prefill / (double)tokens, decode / (double)tokens, agree);
+    printf("compare streams=%d tokens=%zu kl_prefill=%.3g kl_decode=%.3g error_prefill=%.3g "
+           "error_decode=%.3g same_best=%zu\n",
+           streams, tokens, prefill / (double)tokens, decode / (double)tokens,
+           sqrt(prefilled.error / prefilled.deviation), sqrt(decoded.error / decoded.deviation),
+           agree);
     parscale_close(gpu);
     free(ids);
     free(expected.logits);
@@ -134,11 +161,11 @@ static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, siz
 }
 
 static void repeat(const char *pack, int streams, size_t tokens) {
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     int32_t *prompt = some_ids(64, parscale_info(model)->vocab_size);
     uint64_t first = greedy_digest(model, prompt, 64, tokens);
     parscale_close(model);
-    model = open_on("cuda", pack, streams, false);
+    model = open_on("cuda", pack, streams, false, NULL);
     uint64_t second = greedy_digest(model, prompt, 64, tokens);
     printf("repeat streams=%d tokens=%zu first=%016llx second=%016llx equal=%d\n", streams, tokens,
            (unsigned long long)first, (unsigned long long)second, first == second);
@@ -158,7 +185,7 @@ static double median(double *values, size_t n) {
 
 static void speed(const char *pack, int streams, size_t context, size_t prompt) {
     const struct parscale_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     int32_t *ids = some_ids(prompt > context ? prompt : context, parscale_info(model)->vocab_size);
     double steps[DECODE_STEPS], prompts[PROMPTS];
     for (int i = -1; i < PROMPTS; i++) { // once to warm up
@@ -202,7 +229,7 @@ static void fill_context(struct parscale *model, const int32_t *ids, size_t piec
 }
 
 static void fill(const char *pack, int streams, size_t piece) {
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     size_t context = (size_t)parscale_info(model)->context;
     size_t vocab = (size_t)parscale_info(model)->vocab_size;
     int32_t *ids = some_ids(context, (int)vocab);
@@ -223,7 +250,7 @@ static void fill(const char *pack, int streams, size_t piece) {
 // Seconds to open a model, without the upload first.
 static void start(const char *pack, int streams, bool no_cache) {
     double began = clock_seconds();
-    struct parscale *model = open_on("cuda", pack, streams, no_cache);
+    struct parscale *model = open_on("cuda", pack, streams, no_cache, NULL);
     const struct parscale_info *info = parscale_info(model);
     double all = clock_seconds() - began;
     printf(
@@ -238,7 +265,7 @@ int main(int argc, char **argv) {
         return 2;
     int streams = atoi(argv[3]);
     if (strcmp(argv[1], "compare") == 0)
-        compare(argv[2], streams, strtoul(argv[4], NULL, 10));
+        compare(argv[2], streams, strtoul(argv[4], NULL, 10), argc == 6 ? argv[5] : NULL);
     else if (strcmp(argv[1], "repeat") == 0)
         repeat(argv[2], streams, strtoul(argv[4], NULL, 10));
     else if (strcmp(argv[1], "speed") == 0 && argc == 6)
