@@ -32,8 +32,11 @@ enum { // shared memory of the decode kernels, in bytes: ring, sums of finish_sp
     DECODE_SHARED = RING_BYTES + COLUMN_GROUPS * SPLIT_SUM_BYTES + TILE * 4,
 };
 
-// normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gpu_task task) {
+// normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input. With
+// quantised weights it takes more registers than the compiler would give it, so one block is asked
+// for.
+extern "C" __global__ void __launch_bounds__(THREADS, INPUT_TILES - 1)
+    decode_qkv(const struct gpu_task task) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
     float *scales = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
     const struct tile *row =

@@ -76,8 +76,8 @@ static __device__ __forceinline__ unsigned int4_pair(unsigned word) {
     return select_bits(word, 0x00780078, 0x41804180);
 }
 
-// A format: the size of a tile, where in shared memory a chunk of 16 bytes of it is kept, so that
-// lanes reading words of several rows meet no bank twice, and what a lane makes of it.
+// A format: where in shared memory a chunk of 16 bytes of a tile is kept, so that lanes reading
+// words of several rows meet no bank twice, and what a lane makes of it.
 template <int BYTES> struct quantized;
 
 template <> struct quantized<INT8_TILE_BYTES> {
@@ -210,12 +210,17 @@ enum {
 
 // This thread's pieces of every step: 16 bytes each, of weights and of activations.
 struct copies {
-    unsigned rows[ROW_COPIES], columns[COPIES]; // bytes from weights and input to them, at k = 0
+    unsigned rows[ROW_COPIES], column; // bytes from weights and input to them, at k = 0; of
+                                       // activations those of the first column
 };
+
+// Bytes of 16 columns of activations.
+static __device__ __forceinline__ unsigned column_bytes(const struct product &p) {
+    return p.input_parts * p.column_tiles * TILE_BYTES;
+}
 
 static __device__ __forceinline__ struct copies plan_copies(const struct product &p) {
     struct copies c;
-    int columns_tiles = (p.columns + TILE - 1) / TILE;
 #pragma unroll
     for (int i = 0; i < ROW_COPIES; i++) {
         int n = i * PRODUCT_THREADS + threadIdx.x;
@@ -224,14 +229,9 @@ static __device__ __forceinline__ struct copies plan_copies(const struct product
         c.rows[i] = (unsigned)row * (p.column_tiles / INPUT_TILES * layer_tiles::BYTES) +
                     n % layer_tiles::CHUNKS * 16;
     }
-#pragma unroll
-    for (int i = 0; i < COPIES; i++) {
-        int column =
-            blockIdx.x * BLOCK_TILES + i * (PRODUCT_WARPS / STEP_TILES) + warp_id() / STEP_TILES;
-        column = column < columns_tiles ? column : columns_tiles - 1;
-        c.columns[i] =
-            (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-    }
+    // Behind the last column there are buffers up to a whole block: not used.
+    int column = blockIdx.x * BLOCK_TILES + warp_id() / STEP_TILES;
+    c.column = (unsigned)column * column_bytes(p) + lane_id() * 16;
     return c;
 }
 
@@ -240,7 +240,7 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
                                                  int step) {
     char *stage = shared_memory() + step % STAGES * STAGE_BYTES;
     int steps = p.column_tiles / STEP_TILES; // of one part of the activations
-    const char *weights = p.weights + step % steps * layer_tiles::BYTES;
+    const char *weights = p.weights + (step < steps ? step : step - steps) * layer_tiles::BYTES;
     const char *input = p.input + (step * STEP_TILES + warp_id() % STEP_TILES) * TILE_BYTES;
 #pragma unroll
     for (int i = 0; i < ROW_COPIES; i++) {
@@ -251,10 +251,11 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
         copy_async(stage + WEIGHT_STAGE_BYTES + (i * PRODUCT_THREADS + (int)threadIdx.x) * 16,
-                   input + c.columns[i], true);
+                   input + c.column + i * (PRODUCT_WARPS / STEP_TILES) * column_bytes(p), true);
 }
 
-// sum += what lies in a stage.
+// sum += what lies in a stage. The barriers keep the compiler from loading all of it at once: it
+// would not fit the registers.
 static __device__ __forceinline__ void
 multiply_stage(const char *stage, int, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
     const char *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * layer_tiles::BYTES;
@@ -262,7 +263,7 @@ multiply_stage(const char *stage, int, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS]
                                  warp_id() % COLUMN_WARPS * WARP_COLUMNS * STEP_TILES * WARP +
                                  lane_id();
 #pragma unroll
-    for (int first = 0; first < WARP_COLUMNS; first += 2) { // registers are for half of the columns
+    for (int first = 0; first < WARP_COLUMNS; first += 2) {
         __syncwarp();
         struct columns x[4][STEP_TILES];
         float inputs[4][4] = {};
@@ -277,6 +278,7 @@ multiply_stage(const char *stage, int, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS]
         }
 #pragma unroll
         for (int i = 0; i < WARP_ROWS; i++) {
+            __syncwarp();
             struct quants q = quantized<LAYER_TILE_BYTES>::unpack(rows + i * layer_tiles::BYTES);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
