@@ -2,6 +2,7 @@
 #ifndef CLI_H
 #define CLI_H
 
+#include "clock.h"
 #include "error.h"
 #include "options.h"
 #include "output.h"
@@ -43,9 +44,6 @@ static int session_prefill(struct session *session, const int32_t *ids, size_t c
 
 // Writes the session's statistics and the process' peak memory to stderr.
 static void session_statistics(const struct session *session);
-
-// A clock that only goes forward, in seconds.
-static double clock_seconds(void);
 
 enum generation_end { GENERATION_LIMIT, GENERATION_STOP_ID, GENERATION_CONTEXT_FULL };
 

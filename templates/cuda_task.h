@@ -35,6 +35,7 @@ struct gpu_task {
     float *stream_weights;   // [streams]
     float *logits;           // [vocab]
     struct gpu_best *best;   // [blocks of the head]
+    unsigned *sums;          // read_memory: [blocks, WARPS]
     int layer;               //
     int tokens;              // of the block; 1 in a decode step
     int position;            // of the first token; a decode step takes state->position

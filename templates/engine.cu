@@ -8,3 +8,4 @@
 #include "cuda_decode.cu"
 #include "cuda_head.cu"
 #include "cuda_prefill.cu"
+#include "cuda_measure.cu"

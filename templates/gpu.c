@@ -8,6 +8,8 @@
 #include "cuda_driver.c"
 #include "cubin_cache.h"
 #include "cubin_cache.c"
+#include "nvml.h"
+#include "nvml.c"
 #include "cuda_task.h"
 #include "gpu.h"
 #include "model.h"
@@ -35,6 +37,7 @@ enum kernel {
     KERNEL_WEIGH_STREAMS,
     KERNEL_HEAD,
     KERNEL_CHOOSE,
+    KERNEL_READ_MEMORY,
     KERNELS,
 };
 
@@ -57,6 +60,7 @@ static const char *const KERNEL_NAMES[KERNELS] = {
     "weigh_streams",
     "head",
     "choose",
+    "read_memory",
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -96,6 +100,7 @@ struct gpu {
     struct gpu_state *state; // pinned: what the last step left, or the next one starts from
     float *logits;           // pinned [vocab], and behind it the stream weights [MAX_STREAMS]
     bool fresh;              // state, logits are those of the last work
+    struct nvml nvml;        // opened when energy is asked for
 };
 
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
@@ -334,6 +339,60 @@ static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
     return gpu_finish(gpu, error) ? 0 : gpu->state->token;
 }
 
+// ---- Measuring ----
+
+enum { GPU_READ_BLOCK = GPU_THREADS * 16 * 16 }; // bytes: READ_BLOCK_BYTES of cuda_measure.cu
+
+// Seconds in which the device reads `blocks` blocks at task.weights: the best of some rounds of
+// some passes each, which take milliseconds. 0 if it cannot.
+static double time_reading(struct gpu *gpu, unsigned blocks) {
+    enum { ROUNDS = 5, PASSES = 4 };
+    struct error unused = {0};
+    double best = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        int code = gpu_finish(gpu, &unused);
+        double start = clock_seconds();
+        for (int pass = 0; pass < PASSES && !code; pass++)
+            code = gpu_launch(gpu, KERNEL_READ_MEMORY, blocks, 1, 1, GPU_THREADS, 0, &unused);
+        if (code || gpu_finish(gpu, &unused))
+            return 0;
+        double seconds = (clock_seconds() - start) / PASSES;
+        best = round == 0 || seconds < best ? seconds : best;
+    }
+    return best;
+}
+
+static double gpu_read_bandwidth(struct gpu *gpu) {
+    const struct cuda_driver *driver = &gpu->driver;
+    const struct gpu_task task = gpu->task;
+    const size_t most = (size_t)4 << 30, sums = GPU_WARPS * sizeof *task.sums; // of a block
+    size_t available = 0, total = 0;
+    cuda_pointer memory = 0;
+    (void)driver->memory_info(&available, &total);
+    size_t wanted = available / 2 < most ? available / 2 : most;
+    unsigned blocks = (unsigned)(wanted / (GPU_READ_BLOCK + sums));
+    size_t bytes = blocks * (size_t)GPU_READ_BLOCK;
+    if (blocks == 0 || driver->allocate(&memory, bytes + blocks * sums) != CUDA_SUCCESS)
+        return 0;
+    gpu->task.weights = (const char *)(uintptr_t)memory;
+    gpu->task.sums = (unsigned *)(uintptr_t)(memory + bytes);
+    double seconds = 0;
+    if (driver->fill(memory, 1, bytes, gpu->stream) == CUDA_SUCCESS)
+        seconds = time_reading(gpu, blocks);
+    gpu->task = task;
+    (void)driver->release(memory);
+    return seconds > 0 ? (double)bytes / seconds : 0;
+}
+
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy) {
+    unsigned char uuid[GPU_UUID_BYTES];
+    if (!gpu->nvml.library && (gpu->driver.device_uuid(uuid, gpu->device) != CUDA_SUCCESS ||
+                               !nvml_open(&gpu->nvml, uuid)))
+        return false;
+    energy->power_limit = nvml_power_limit(&gpu->nvml);
+    return nvml_energy(&gpu->nvml, &energy->joules);
+}
+
 // ---- Starting up ----
 
 static int find_device(struct gpu *gpu, struct error *error) {
@@ -428,7 +487,7 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
 static int divide_memory(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (int k = 0; k < KERNELS && !code; k++)
-        if (k <= KERNEL_DECODE_DOWN || k >= KERNEL_FINAL_NORM)
+        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_CHOOSE))
             code = cuda_check(
                 &gpu->driver,
                 gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
@@ -574,8 +633,9 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     for (size_t i = 0; i < count; i++)
         all += parts[i].bytes;
     gpu->info.activation_bytes = all;
-    gpu->info.cache_bytes =
-        (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    const size_t slots = 1 + (LAYERS - 1) * (size_t)gpu->streams;
+    gpu->info.cache_bytes = slots * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    gpu->info.kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * sizeof(uint16_t);
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
@@ -676,6 +736,7 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->stream_destroy(gpu->stream);
     if (gpu->context)
         (void)driver->context_release(gpu->device);
+    nvml_close(&gpu->nvml);
     cuda_driver_close(&gpu->driver);
     free(gpu);
 }

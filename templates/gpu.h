@@ -7,6 +7,7 @@
 #include "engine_dims.h"
 #include "error.h"
 #include "pack_file.h"
+#include "parscale.h"
 
 // gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART: 1 and 0.
 struct gpu;
@@ -19,6 +20,7 @@ struct gpu_info {
     bool compiled;   // the kernels were compiled now, not found in the cache
     bool integrated; // host and device share memory
     size_t cache_bytes, activation_bytes;
+    size_t kv_bytes_position;
 };
 
 // Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
@@ -44,5 +46,9 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
 
 // Waits: the best id of the logits last computed. The device has it as the next step's input.
 static int32_t gpu_choice(struct gpu *gpu, struct error *error);
+
+// parscale_read_bandwidth and parscale_energy.
+static double gpu_read_bandwidth(struct gpu *gpu);
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy);
 
 #endif

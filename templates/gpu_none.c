@@ -46,3 +46,13 @@ static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
     (void)gpu_compute(gpu, NULL, error);
     return 0;
 }
+
+static double gpu_read_bandwidth(struct gpu *gpu) {
+    (void)gpu;
+    return 0;
+}
+
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy) {
+    (void)gpu, (void)energy;
+    return false;
+}

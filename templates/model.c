@@ -56,6 +56,13 @@ static int choose_paths(struct parscale *model, const struct parscale_options *o
     return EXIT_OK;
 }
 
+// The matrices of the aggregation network, which a decode step reads too.
+static size_t aggregation_bytes(const struct adapter *adapter) {
+    size_t mix = (size_t)adapter->mix.row_tiles * (size_t)adapter->mix.column_tiles;
+    size_t weigh = (size_t)adapter->weigh.row_tiles * (size_t)adapter->weigh.column_tiles;
+    return (mix + weigh) * WEIGHT_PLANES * TILE_BYTES;
+}
+
 static void fill_info(struct parscale *model, int threads) {
     struct parscale_info *info = &model->info;
     info->name = SPEC_NAME;
@@ -76,9 +83,10 @@ static void fill_info(struct parscale *model, int threads) {
     info->pack_bytes = model->file.bytes;
     info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
                          (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
-                             WEIGHT_PLANES * TILE_BYTES;
-    info->kv_bytes_position =
-        (size_t)CACHE_SLOTS * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
+                             WEIGHT_PLANES * TILE_BYTES +
+                         aggregation_bytes(model->adapter);
+    const size_t slots = 1 + (LAYERS - 1) * (size_t)info->streams; // layer 0 once
+    info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
 }
 
 static int open_tokenizer(struct parscale *model, const char *path) {
@@ -120,6 +128,7 @@ static int open_device(struct parscale *model, const struct parscale_options *op
     model->info.device = info->name;
     memcpy(model->device_note, info->note, sizeof info->note);
     model->info.cache_bytes = info->cache_bytes;
+    model->info.kv_bytes_position = info->kv_bytes_position;
     model->info.activation_bytes += info->activation_bytes;
     return EXIT_OK;
 }
@@ -334,4 +343,12 @@ const char *parscale_chat_template(const struct parscale *model) {
 
 const char *parscale_system_prompt(const struct parscale *model) {
     return model->system_prompt;
+}
+
+double parscale_read_bandwidth(struct parscale *model) {
+    return model->gpu ? gpu_read_bandwidth(model->gpu) : 0;
+}
+
+bool parscale_energy(struct parscale *model, struct parscale_energy *energy) {
+    return model->gpu && gpu_energy(model->gpu, energy);
 }

@@ -1,6 +1,7 @@
 // The CUDA driver and NVRTC as the engine sees them, on top of the emulator: built together with
 // one engine.cu as libcuda.so.1 and libnvrtc.so.13. Work is done when it is asked for; a captured
-// graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail. It is NVML too,
+// libnvidia-ml.so.1: a launched graph takes EMULATOR_MILLIJOULES of energy.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -34,6 +35,7 @@ struct launch_config { // CUlaunchConfig
 static bool capturing;
 static int sticky; // a kernel's failure, told by the next synchronisation
 static std::vector<struct recorded> *captured;
+static unsigned long long graphs; // launched
 
 static int failing(const char *function) {
     const char *name = getenv("EMULATOR_FAIL");
@@ -108,6 +110,12 @@ int cuDeviceGetName(char *name, int size, int) {
     return SUCCESS;
 }
 
+int cuDeviceGetUuid_v2(unsigned char uuid[16], int) {
+    for (int i = 0; i < 16; i++)
+        uuid[i] = (unsigned char)(0x11 * i);
+    return failing("cuDeviceGetUuid_v2");
+}
+
 int cuDeviceGetAttribute(int *value, int attribute, int) {
     int sm = number("EMULATOR_SM", 90);
     switch (attribute) {
@@ -146,7 +154,7 @@ int cuCtxSetCurrent(void *) {
 }
 
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
-    *free = *total = (size_t)1 << 34;
+    *free = *total = (size_t)number("EMULATOR_MEGABYTES", 16384) << 20;
     return SUCCESS;
 }
 
@@ -275,6 +283,7 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 int cuGraphLaunch(void *executable, void *) {
     for (const struct recorded &r : *(std::vector<struct recorded> *)executable)
         run(r);
+    graphs++;
     return failing("cuGraphLaunch");
 }
 
@@ -331,6 +340,37 @@ int nvrtcGetProgramLogSize(void *, size_t *bytes) {
 
 int nvrtcGetProgramLog(void *, char *log) {
     strcpy(log, "engine.cu(1): error: emulated");
+    return SUCCESS;
+}
+
+int nvmlInit_v2() {
+    return failing("nvmlInit_v2");
+}
+
+int nvmlShutdown() {
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    *device = &graphs;
+    return strcmp(uuid, "GPU-00112233-4455-6677-8899-aabbccddeeff") == 0
+               ? failing("nvmlDeviceGetHandleByUUID")
+               : INVALID_VALUE;
+}
+
+// EMULATOR_MILLIWATTS: a GPU that tells its power alone.
+int nvmlDeviceGetTotalEnergyConsumption(void *, unsigned long long *millijoules) {
+    *millijoules = 5000000 + graphs * (unsigned long long)number("EMULATOR_MILLIJOULES", 0);
+    return getenv("EMULATOR_MILLIWATTS") ? NOT_FOUND : SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(void *, unsigned *milliwatts) {
+    *milliwatts = (unsigned)number("EMULATOR_MILLIWATTS", 0);
+    return failing("nvmlDeviceGetPowerUsage");
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(void *, unsigned *milliwatts) {
+    *milliwatts = 700000;
     return SUCCESS;
 }
 }
