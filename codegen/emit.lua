@@ -194,6 +194,38 @@ function emit.placements(p)
     return table.concat(out, "\n")
 end
 
+local GPU_DIMS = [[
+// What the GPU's host side needs of the plan: the memory that is taken beside the pack and the
+// cache, and the shared memory of the kernels.
+%s
+
+// Buffers of activations: bytes, and the place of their pointers.
+static const struct gpu_buffer {
+    size_t bytes, place;
+} GPU_BUFFERS[] = {
+%s
+};
+]]
+
+function emit.gpu_dims(p)
+    local g, rows = p.gpu, {}
+    for i, b in ipairs(g.buffers) do
+        rows[i] = ("    { %d, offsetof(struct gpu_task, %s) }, // %s"):format(b.bytes, b.name,
+            b.shape)
+    end
+    return GPU_DIMS:format(enum({
+        { "GPU_HEAD_GROUPS", g.head_groups, "groups of 8 query heads of a kv head" },
+        { "GPU_MOST_SPLITS", g.most_splits, "parts of one decode attention" },
+        { "GPU_LARGE_RING", g.large_ring, "bytes that a warp of a decode kernel copies ahead" },
+        { "GPU_SMALL_RING", g.small_ring, "the same where there is little shared memory" },
+        { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
+        { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
+        { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
+        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
+        { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
+    }), table.concat(rows, "\n"))
+end
+
 local CUDA_DIMS = [[
 // The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, and
 // WARP_RING_BYTES, the shared memory in which a warp of a decode kernel keeps what it copies ahead.

@@ -319,6 +319,63 @@ local function buffer_tables(spec, p)
     return shared, scratch
 end
 
+-- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
+-- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
+local function gpu_plan(spec, p)
+    local WARPS, MOST_SPLITS, SPLIT_SUM_BYTES = 8, 16, 8 * 32 * 4 * 4
+    local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
+    local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
+    local partial = tiles(d) * 128 + 16
+    local items = P * G * groups
+    local list = {
+        { "rotary", spec.context * d * 4, "[context, head_dim / 2, 2]: cosine, sine" },
+        { "state", 8, "token and position" },
+        { "ids", C * 4, "[tokens]" },
+        { "residual", C * h * 4, "[columns, hidden]" },
+        { "input", C * math.max(2 * tiles(h), tiles(H * d)) * TILE * 2,
+          "[columns, hidden, two parts; or heads * head_dim] bf16" },
+        { "activation", C * tiles(spec.intermediate_size) * TILE * 2,
+          "[columns, intermediate] bf16" },
+        { "normed", (P + 7) // 8 * tiles(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
+        { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
+        { "query", C * H * d * 4, "[columns, heads, head_dim]" },
+        { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
+        { "arrivals", items * 4, "[P, head groups]" },
+        { "final", P * h * 4, "[P, hidden]" },
+        { "mix_input", P * tiles(h) * TILE_BYTES,
+          "[two parts, P * hidden] bf16, one of 8 columns" },
+        { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "head_input", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "stream_weights", P * 4, "[P]" },
+        { "logits", V * 4, "[vocab]" },
+        { "best", (p.head.row_tiles + WARPS - 1) // WARPS * 8, "[blocks of the head]" },
+    }
+    local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
+                  large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
+                  prefill_shared = 64 << 10, small_shared = 256,
+                  attention_shared = WARPS * partial * 4,
+                  decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
+    for i, row in ipairs(list) do
+        gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
+        gpu.bytes = gpu.bytes + row[2]
+    end
+    -- Shared memory of a block, taken at the launch.
+    function gpu.shared_bytes(kernel, ring)
+        if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
+        if kernel == "decode_attention" then return gpu.attention_shared end
+        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
+            return 0
+        end
+        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+    end
+    -- Cache of each P; layer 0 once.
+    function gpu.cache_bytes(streams)
+        return (1 + (spec.num_hidden_layers - 1) * streams) * G * p.cache.block_tiles * TILE_BYTES
+    end
+    return gpu
+end
+
 local plan = {}
 
 -- spec: complete and checked (spec.lua). Returns a plan, of plain data.
@@ -355,6 +412,7 @@ function plan.make(spec)
     p.tensors = tensor_list(p.placements)
     p.cache = cache_layout(spec, max_streams)
     p.buffers, p.scratch = buffer_tables(spec, p)
+    p.gpu = gpu_plan(spec, p)
     -- Bytes that one decode step reads: every layer, the head, the final norm.
     p.bytes_per_token = p.head.bytes + p.layer.stride * spec.num_hidden_layers
         + spec.hidden_size * 4

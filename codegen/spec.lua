@@ -68,7 +68,8 @@ spec.schema = {
         default_doc = "bf16x2 for a float16 or float32 folder, else bf16",
         doc = "bf16x2 keeps a weight as the sum of two bf16 numbers: exact for float16." },
     { key = "backends", kind = "choice", choices = { "cpu", "cpu+cuda" }, ours = true,
-        default = "cpu", doc = "What the engine can run on; cpu+cuda adds the GPU part." },
+        default = "cpu+cuda",
+        doc = "What the engine can run on; cpu leaves the GPU part out, for the smallest engine." },
     { key = "cache_dtype", kind = "choice", choices = { "bf16" }, ours = true, default = "bf16",
         doc = "Type of the key/value caches." },
 }

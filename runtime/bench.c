@@ -323,6 +323,8 @@ static int bench_all(struct bench *bench) {
     if (json && code == EXIT_OK)
         printf("\n]\n");
     if (code == EXIT_OK)
+        session_device(session);
+    if (code == EXIT_OK)
         bench_print_limits(bench);
     return code;
 }

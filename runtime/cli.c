@@ -68,7 +68,14 @@ static void session_rate(const char *what, size_t tokens, double seconds) {
             seconds * 1e3, (double)tokens / seconds, seconds * 1e3 / (double)tokens);
 }
 
+static void session_device(const struct session *session) {
+    const struct parscale_info *info = session->info;
+    if (info->device_note[0])
+        fprintf(stderr, "device:  %s, %s\n", info->device, info->device_note);
+}
+
 static void session_statistics(const struct session *session) {
+    session_device(session);
     session_rate("prefill:", session->prefill_tokens, session->prefill_seconds);
     session_rate("decode: ", session->decode_tokens, session->decode_seconds);
     struct rusage usage;
@@ -119,9 +126,6 @@ static int cli_open(struct session *session, const char *program) {
     if (!session->handle)
         return fail(&session->error, EXIT_MEMORY, "no memory to open %.256s", options.pack);
     session->info = parscale_info(session->handle);
-    const char *note = session->info->device_note;
-    if (!code && (note[0] || strcmp(session->info->device, "cpu") != 0))
-        fprintf(stderr, "device: %s%s%s\n", session->info->device, note[0] ? ": " : "", note);
     return code ? session_api_error(session, code) : EXIT_OK;
 }
 

@@ -42,7 +42,10 @@ static int session_prompt(struct session *session, int32_t **ids, size_t *count)
 // Appends ids to the cache, and counts them and their time as prefill.
 static int session_prefill(struct session *session, const int32_t *ids, size_t count);
 
-// Writes the session's statistics and the process' peak memory to stderr.
+// Writes to stderr which device was taken and why, if there was a choice.
+static void session_device(const struct session *session);
+
+// Writes the device, the session's statistics and the process' peak memory to stderr.
 static void session_statistics(const struct session *session);
 
 enum generation_end { GENERATION_LIMIT, GENERATION_STOP_ID, GENERATION_CONTEXT_FULL };

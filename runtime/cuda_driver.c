@@ -127,12 +127,20 @@ static void nvrtc_close(struct nvrtc *nvrtc) {
     nvrtc->library = NULL;
 }
 
+// What the compiler said, malloc'ed and terminated; NULL if there is no memory for it.
+static char *build_log(const struct nvrtc *nvrtc, void *program) {
+    size_t bytes = 0;
+    if (nvrtc->log_size(program, &bytes) != 0)
+        bytes = 0;
+    char *log = calloc(1, bytes + 1);
+    if (log && bytes > 0 && nvrtc->log(program, log) != 0)
+        log[0] = '\0';
+    return log;
+}
+
 // The compiler's first line, as an error.
 static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *error) {
-    size_t bytes = 0;
-    char *log = NULL;
-    if (nvrtc->log_size(program, &bytes) == 0 && bytes > 0 && (log = calloc(1, bytes + 1)))
-        (void)nvrtc->log(program, log);
+    char *log = build_log(nvrtc, program);
     int code = fail(error, EXIT_DEVICE, "NVRTC: %.*s", (int)(log ? strcspn(log, "\n") : 0),
                     log ? log : "");
     free(log);
@@ -140,7 +148,7 @@ static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *
 }
 
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
-                       const char *const *option, char **cubin, size_t *bytes,
+                       const char *const *option, char **cubin, size_t *bytes, char **log,
                        struct error *error) {
     void *program = NULL;
     *cubin = NULL;
@@ -154,6 +162,8 @@ static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int option
         code = fail(error, EXIT_MEMORY, "%zu bytes of kernels could not be had", *bytes);
     else if (nvrtc->cubin(program, *cubin) != 0)
         code = build_failed(nvrtc, program, error);
+    if (!code && log && !(*log = build_log(nvrtc, program)))
+        code = fail(error, EXIT_MEMORY, "no memory for the compiler's log");
     (void)nvrtc->destroy(&program);
     if (code) {
         free(*cubin);

@@ -113,11 +113,13 @@ static void cuda_driver_close(struct cuda_driver *driver);
 static int cuda_check(const struct cuda_driver *driver, cuda_result result, const char *doing,
                       struct error *error);
 
-// Compiles CUDA C to machine code for sm_MAJORMINOR; *cubin is malloc'ed. Fails with the compiler's
-// first complaint. open: EXIT_DEVICE if no NVRTC of CUDA 12 or 13 is found.
+// Compiles CUDA C to machine code; *cubin and *log, what the compiler said, are malloc'ed; log may
+// be NULL. Fails with the compiler's first complaint. open: EXIT_DEVICE if no NVRTC of CUDA 12 or
+// 13 is found.
 static int nvrtc_open(struct nvrtc *nvrtc, struct error *error);
 static void nvrtc_close(struct nvrtc *nvrtc);
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
-                       const char *const *option, char **cubin, size_t *bytes, struct error *error);
+                       const char *const *option, char **cubin, size_t *bytes, char **log,
+                       struct error *error);
 
 #endif

@@ -30,17 +30,22 @@ struct parscale_info {
     const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
     const char *isa;         // the path in use
     const char *device;      // cpu, or the GPU's name
-    const char *device_note; // why not the GPU, what was wrong with the kernel cache; or ""
+    const char *device_note; // why not the GPU, or how it was started; "" if there was no choice
+    const char *gpu_kernels; // none; by NVRTC at the first start; or the architectures embedded
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;
     int streams;       // P in use
     int prefix_tokens; // T, learned key/value positions per stream; they use no context
     int context;       // positions the cache holds
     int threads;
     bool has_tokenizer;
-    size_t pack_bytes;        // the file
-    size_t weight_bytes;      // read per decoded token: nearly the same whatever P is
-    size_t cache_bytes;       // KV cache
-    size_t activation_bytes;  // everything else taken at start-up
+    size_t pack_bytes;       // the file
+    size_t weight_bytes;     // read per decoded token: nearly the same whatever P is
+    size_t cache_bytes;      // KV cache
+    size_t activation_bytes; // everything else taken at start-up
+    size_t gpu_cache_bytes, gpu_activation_bytes; // the same on the GPU; 0 without one
+    double check_seconds;                         // that checking the pack took,
+    double kernel_seconds;                        // finding or compiling the GPU's kernels,
+    double upload_seconds;                        // and copying the weights to the GPU
     size_t kv_bytes_position; // cache bytes that one position takes (all streams and layers)
 };
 

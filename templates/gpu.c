@@ -13,7 +13,10 @@
 #include "cuda_task.h"
 #include "gpu.h"
 #include "model.h"
+#include "clock.h"
 #include "engine_cu.h"
+#include "gpu_dims.h"
+#include "cubins.h"
 
 enum { GPU_PART = 1 };
 
@@ -68,21 +71,15 @@ enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_PREFILL_THREADS = 128,
-    GPU_PREFILL_SHARED = 64 << 10,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
     GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
-    GPU_HEAD_GROUPS = (HEADS / KV_HEADS + 7) / 8,   // groups of 8 query heads of a kv head
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,    // of a block of prefill attention
-    GPU_PARTIAL_FLOATS = GPU_HEAD_TILES * 128 + 16, // one split of decode attention
-    GPU_LARGE_SHARED = 160 << 10,                   // bytes of a block: sm_80, 87, 90, 100, 110
-    GPU_SMALL_SHARED = 256,                         // one or two words of each warp
-    GPU_SPLIT_SUM_BYTES = GPU_WARPS * 32 * 4 * 4,
-    GPU_MOST_SPLITS = 16, //
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
+    GPU_LARGE_SHARED = 160 << 10,                // bytes of a block: sm_80, 87, 90, 100, 110
     GPU_OLDEST_SM = 80,
-    GPU_PARTS = 18, // buffers of activations
+    GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
 
 struct gpu {
@@ -90,6 +87,7 @@ struct gpu {
     struct gpu_info info;
     const struct adapter *adapter;
     unsigned streams, splits; // splits: of the positions, in decode attention
+    size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
     void *context, *stream, *module, *functions[KERNELS];
@@ -135,19 +133,9 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
-// What a warp of a decode kernel copies ahead, in shared memory: less where there is little.
-static size_t ring_bytes(const struct gpu *gpu) {
-    return gpu->shared_limit >= GPU_LARGE_SHARED ? 16384 : 8192;
-}
-
-// Ring, sums and a few floats: engine.cu's DECODE_SHARED.
+// Rings, sums and a few floats: engine.cu's DECODE_SHARED.
 static size_t decode_shared(const struct gpu *gpu) {
-    return GPU_WARPS * ring_bytes(gpu) + (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES +
-           TILE * sizeof(float);
-}
-
-static size_t decode_attention_shared(void) {
-    return GPU_WARPS * GPU_PARTIAL_FLOATS * sizeof(float);
+    return GPU_WARPS * gpu->ring_bytes + GPU_DECODE_SUMS;
 }
 
 // One layer of a decode step.
@@ -159,7 +147,7 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
                           decode_shared(gpu), error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_ATTENTION, gpu->splits, KV_HEADS * GPU_HEAD_GROUPS,
-                          streams, threads, decode_attention_shared(), error);
+                          streams, threads, GPU_ATTENTION_SHARED, error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu), error);
     if (!code)
@@ -436,8 +424,22 @@ static int find_device(struct gpu *gpu, struct error *error) {
     return code;
 }
 
-// The kernels' machine code for this device: from the cache, or compiled now.
-static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct error *error) {
+// The embedded machine code that runs on this device, the newest: of its major architecture, not
+// above its minor one, with no more shared memory than there is. NULL if there is none.
+static const struct cubin *find_embedded(const struct gpu *gpu) {
+    const struct cubin *best = NULL;
+    for (const struct cubin *cubin = CUBINS; cubin->sm; cubin++) {
+        bool fits = cubin->sm / 10 == gpu->info.sm / 10 && cubin->sm <= gpu->info.sm &&
+                    cubin->streams == (int)gpu->streams &&
+                    GPU_WARPS * cubin->ring_bytes + GPU_DECODE_SUMS <= (size_t)gpu->shared_limit;
+        if (fits && (!best || cubin->sm > best->sm))
+            best = cubin;
+    }
+    return best;
+}
+
+// The kernels' machine code for this device, from the cache or compiled now.
+static int compile_kernels(struct gpu *gpu, bool use_cache, char **cubin, struct error *error) {
     struct nvrtc nvrtc;
     enum { OPTIONS = 3 };
     char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
@@ -447,16 +449,17 @@ static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct erro
     char *note = gpu->info.note;
     snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
     snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", ring_bytes(gpu));
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
     int code = nvrtc_open(&nvrtc, error);
     if (code)
         return code;
     (void)nvrtc.version(&major, &minor);
     (void)gpu->driver.version(&driver_version);
     cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
+    gpu->info.kernels = "cached";
     if (!use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
-        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, error);
-        gpu->info.compiled = !code;
+        gpu->info.kernels = "compiled";
+        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, NULL, error);
         if (!code && use_cache)
             cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);
     }
@@ -467,18 +470,30 @@ static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct erro
 
 static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    char *cubin = NULL;
-    int code = find_cubin(gpu, use_cache, &cubin, error);
+    const struct cubin *embedded = find_embedded(gpu);
+    const void *image = embedded ? CUBIN_WORDS + embedded->first_word : NULL;
+    char *compiled = NULL;
+    int code = EXIT_OK;
+    double start = clock_seconds();
+    if (embedded) {
+        gpu->info.kernels = "embedded";
+        gpu->ring_bytes = embedded->ring_bytes;
+    } else {
+        gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
+        code = compile_kernels(gpu, use_cache, &compiled, error);
+        image = compiled;
+    }
     if (!code)
-        code = cuda_check(driver, driver->module_load(&gpu->module, cubin),
+        code = cuda_check(driver, driver->module_load(&gpu->module, image),
                           gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
                                               : "loading kernels",
                           error);
-    free(cubin);
+    free(compiled);
     for (int k = 0; k < KERNELS && !code; k++)
         code = cuda_check(driver,
                           driver->module_function(&gpu->functions[k], gpu->module, KERNEL_NAMES[k]),
                           KERNEL_NAMES[k], error);
+    gpu->info.kernel_seconds = clock_seconds() - start;
     return code;
 }
 
@@ -502,7 +517,7 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         size_t bytes;
     } wanted[] = {
         {KERNEL_DECODE_QKV, decode_shared(gpu)},
-        {KERNEL_DECODE_ATTENTION, decode_attention_shared()},
+        {KERNEL_DECODE_ATTENTION, GPU_ATTENTION_SHARED},
         {KERNEL_DECODE_O, decode_shared(gpu)},
         {KERNEL_DECODE_GATE_UP, decode_shared(gpu)},
         {KERNEL_DECODE_DOWN, decode_shared(gpu)},
@@ -526,43 +541,6 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
 
 // ---- Memory ----
 
-struct part {
-    size_t bytes;
-    size_t place; // of its pointer, in struct gpu_task
-};
-
-// The activations. Returns their number.
-static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
-    const size_t columns = GPU_COLUMNS, tile_column = TILE * 2,
-                 P = gpu->streams; // bytes of 16 of one
-    const size_t two = 2 * (size_t)GPU_HIDDEN_TILES;
-    const size_t input = two > GPU_HEADS_TILES ? two : GPU_HEADS_TILES;
-    const size_t items = P * KV_HEADS * GPU_HEAD_GROUPS;
-    const struct part plan[] = {
-        {columns * HIDDEN_SIZE * 4, offsetof(struct gpu_task, residual)},
-        {columns * input * tile_column, offsetof(struct gpu_task, input)},
-        {columns * GPU_INTERMEDIATE_TILES * tile_column, offsetof(struct gpu_task, activation)},
-        {(P + 7) / 8 * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, normed)},
-        {(size_t)GPU_HIDDEN_TILES * 2 * TILE * 4, offsetof(struct gpu_task, squares)},
-        {columns * HEADS * HEAD_DIM * 4, offsetof(struct gpu_task, query)},
-        {items * gpu->splits * GPU_PARTIAL_FLOATS * 4, offsetof(struct gpu_task, partial)},
-        {items * sizeof(unsigned), offsetof(struct gpu_task, arrivals)},
-        {P * HIDDEN_SIZE * 4, offsetof(struct gpu_task, final)},
-        {P * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, mix_input)},
-        {(size_t)GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, mixed)},
-        {(size_t)GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, head_input)},
-        {P * 4, offsetof(struct gpu_task, stream_weights)},
-        {(size_t)VOCAB_SIZE * 4, offsetof(struct gpu_task, logits)},
-        {blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS) * sizeof(struct gpu_best),
-         offsetof(struct gpu_task, best)},
-        {sizeof(struct gpu_state), offsetof(struct gpu_task, state)},
-        {columns * sizeof(int), offsetof(struct gpu_task, ids)},
-        {(size_t)CONTEXT * HEAD_DIM * 4, offsetof(struct gpu_task, rotary)},
-    };
-    memcpy(parts, plan, sizeof plan);
-    return sizeof plan / sizeof *plan;
-}
-
 // One allocation, zeroed; says what did not fit.
 static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t bytes, const char *what,
                               struct error *error) {
@@ -583,6 +561,7 @@ static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t byte
 static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     cuda_pointer there = 0;
+    double start = clock_seconds();
     void *base = (void *)(uintptr_t)file->base;
     if (gpu->info.integrated &&
         driver->register_host(base, file->bytes,
@@ -593,12 +572,17 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
         gpu->task.weights = (const char *)(uintptr_t)there;
         return code;
     }
+    gpu->info.weight_bytes = LAYOUT.end;
     int code = take_device_memory(gpu, &gpu->weights, LAYOUT.end, "weights", error);
     gpu->task.weights = (const char *)(uintptr_t)gpu->weights;
     if (!code)
         code =
             cuda_check(driver, driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
                        "uploading weights", error);
+    if (!code)
+        code =
+            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
+    gpu->info.upload_seconds = clock_seconds() - start;
     return code;
 }
 
@@ -628,22 +612,18 @@ static int upload_rotary(struct gpu *gpu, struct error *error) {
 
 static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    struct part parts[GPU_PARTS];
-    size_t count = memory_plan(gpu, parts), all = 0;
-    for (size_t i = 0; i < count; i++)
-        all += parts[i].bytes;
-    gpu->info.activation_bytes = all;
     const size_t slots = 1 + (LAYERS - 1) * (size_t)gpu->streams;
+    gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
     gpu->info.cache_bytes = slots * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
     gpu->info.kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * sizeof(uint16_t);
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
     gpu->task.cache = (char *)(uintptr_t)gpu->cache;
-    for (size_t i = 0; i < count && !code; i++) {
-        code = take_device_memory(gpu, &gpu->parts[i], parts[i].bytes, "activations", error);
+    for (size_t i = 0; i < GPU_PARTS && !code; i++) {
+        code = take_device_memory(gpu, &gpu->parts[i], GPU_BUFFERS[i].bytes, "activations", error);
         void *pointer = (void *)(uintptr_t)gpu->parts[i];
-        memcpy((char *)&gpu->task + parts[i].place, &pointer, sizeof pointer);
+        memcpy((char *)&gpu->task + GPU_BUFFERS[i].place, &pointer, sizeof pointer);
     }
     if (code)
         return code;

@@ -9,17 +9,19 @@
 #include "pack_file.h"
 #include "parscale.h"
 
-// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART: 1 and 0.
+// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART, 1 and 0, and GPU_KERNELS:
+// in words, which devices it has kernels for.
 struct gpu;
 struct block;
 
 struct gpu_info {
-    char name[96];   // of the device
-    char note[256];  // one line on the kernel cache, or ""
-    int sm;          // 10 * major + minor of its compute capability
-    bool compiled;   // the kernels were compiled now, not found in the cache
-    bool integrated; // host and device share memory
-    size_t cache_bytes, activation_bytes;
+    char name[96];                         // of the device
+    char note[256];                        // one line on the kernel cache, or ""
+    int sm;                                // 10 * major + minor of its compute capability
+    bool integrated;                       // host and device share memory
+    const char *kernels;                   // embedded, cached, or compiled now
+    double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
+    size_t weight_bytes, cache_bytes, activation_bytes;
     size_t kv_bytes_position;
 };
 

@@ -4,6 +4,8 @@
 
 enum { GPU_PART = 0 };
 
+static const char GPU_KERNELS[] = "none";
+
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error) {
     (void)file, (void)adapter, (void)use_cache;

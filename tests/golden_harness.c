@@ -17,6 +17,7 @@ struct golden {
 struct distance {
     double logits, weights; // the largest
     double kl;              // the sum
+    int agree;              // positions with the same best id
 };
 
 static void *load(FILE *file, size_t elements) {
@@ -52,6 +53,7 @@ static void add_logits(const struct golden *golden, struct distance *d, size_t i
     for (size_t v = 0; v < vocab; v++)
         d->logits = worse(d->logits, fabs((double)ours[v] - expected[v]));
     d->kl += divergence(expected, ours, vocab);
+    d->agree += best_id(expected, vocab) == best_id(ours, vocab);
 }
 
 // Logits and weights of position i, the last one in the cache.
@@ -123,10 +125,12 @@ int main(int argc, char **argv) {
     golden.model = open_model(argv[1], argv[2], golden.streams);
     compare_logits(&golden, &blocks, &prefill, &decode);
     compare_greedy(&golden, &equal, &wrong);
-    printf("logits=%.3g weights=%.3g kl=%.3g decodekl=%.3g greedy=%d wrong=%d\n",
+    printf("logits=%.3g weights=%.3g kl=%.3g decodekl=%.3g greedy=%d wrong=%d tokens=%d agree=%d "
+           "decodeagree=%d steps=%d\n",
            worse(worse(blocks.logits, prefill.logits), decode.logits),
            worse(prefill.weights, decode.weights), worse(blocks.kl, prefill.kl) / golden.tokens,
-           decode.kl / golden.tokens, equal, wrong);
+           decode.kl / golden.tokens, equal, wrong, golden.tokens,
+           blocks.agree < prefill.agree ? blocks.agree : prefill.agree, decode.agree, golden.steps);
     parscale_close(golden.model);
     free(golden.ids);
     free(golden.greedy);
