@@ -6,7 +6,7 @@
 
 The first prints rows of the form of tests/gpu.sh's bench.csv, of a model with random weights on
 the GPU, batch 1, bf16. A decode step has a static cache and is one CUDA graph, its layers and its
-head compiled by torch.compile (mode max-autotune); the chosen token stays on the device. Prefill is
+head compiled by torch.compile; the chosen token stays on the device. Prefill is
 compiled too, its attention is SDPA (flash attention with causal_lower_right: prefix entries are
 seen by every position).
 
@@ -33,7 +33,6 @@ SIZES = {"0.7B": (896, 4864), "0.9B": (1024, 5504), "1.3B": (1280, 6912), "1.8B"
          "3B": (2048, 11008), "4.7B": (2560, 13824)}
 LOGIT_BAR = 2e-4  # largest difference of a logit from the published fp32, over the largest logit
 WARM_UP, STEPS, PROMPTS = 20, 100, 5
-COMPILED = {"mode": "max-autotune-no-cudagraphs", "dynamic": False}
 
 
 @dataclass
@@ -157,9 +156,10 @@ def rotate(x, cosine, sine):
 
 class Model:
     """Weights, a static cache of prefix and `positions` entries, and two ways to run: prefill and a
-    decode step, which reads and advances `token` and `position`, both on the device."""
+    decode step, which reads and advances `token` and `position`, both on the device. mode: of
+    torch.compile; None: nothing is compiled."""
 
-    def __init__(self, shape, layers, rest, positions, compiled):
+    def __init__(self, shape, layers, rest, positions, mode=None):
         self.shape, self.layers, self.rest = shape, layers, rest
         s, weight = shape, rest["embedding"]
         self.device, self.dtype = weight.device, weight.dtype
@@ -179,7 +179,7 @@ class Model:
         self.token = torch.zeros(1, device=self.device, dtype=torch.long)
         self.position = torch.zeros(1, device=self.device, dtype=torch.long)
         self.logits = torch.zeros(s.vocab, device=self.device, dtype=self.dtype)
-        maybe = (lambda f: torch.compile(f, **COMPILED)) if compiled else (lambda f: f)
+        maybe = (lambda f: torch.compile(f, mode=mode, dynamic=False)) if mode else (lambda f: f)
         self.decode_layer = maybe(self._decode_layer)
         self.head = maybe(self._head)
         self.qkv = maybe(self._qkv)
@@ -279,7 +279,7 @@ def check(folder):
     scale = reference.abs().max().item()
     results = {}
     with torch.inference_mode():
-        model = Model(shape, layers, rest_of(shape, tensors), positions, compiled=False)
+        model = Model(shape, layers, rest_of(shape, tensors), positions)
         results["prefill"] = (model.prefill(ids, every=True) - reference).abs().max().item()
         for pair in model.caches:  # decode must not use what prefill left
             for half in pair:
@@ -317,11 +317,11 @@ def milliseconds(run, warm_up, count):
     return statistics.median(times)
 
 
-def measure_decode(shape, weights, context):
+def measure_decode(shape, weights, context, mode):
     """A step behind `context` positions, of random numbers; the cache has no more room than the
     measurement needs, as all of it is read."""
     room = -(-(context + WARM_UP + STEPS + 8) // 64) * 64
-    model = Model(shape, *weights, room, compiled=True)
+    model = Model(shape, *weights, room, mode)
     for pair in model.caches:
         for half in pair:
             half[:, :, shape.prefix:].normal_()
@@ -337,8 +337,8 @@ def measure_decode(shape, weights, context):
     return milliseconds(graph.replay, WARM_UP, STEPS)
 
 
-def measure_prefill(shape, weights, prompt):
-    model = Model(shape, *weights, prompt, compiled=True)
+def measure_prefill(shape, weights, prompt, mode):
+    model = Model(shape, *weights, prompt, mode)
     ids = torch.randint(shape.vocab, (prompt,), device="cuda")
     return milliseconds(lambda: model.prefill(ids), 2, PROMPTS)
 
@@ -355,9 +355,10 @@ def measure(options):
                       f"{value:.4f}", flush=True)
 
             for context in options.contexts:
-                row("decode_ms", context, measure_decode(shape, weights, context))
+                row("decode_ms", context, measure_decode(shape, weights, context, options.mode))
             if options.prompt:
-                row("prefill_ms", options.prompt, measure_prefill(shape, weights, options.prompt))
+                row("prefill_ms", options.prompt,
+                    measure_prefill(shape, weights, options.prompt, options.mode))
             torch.compiler.reset()
             del weights
             torch.cuda.empty_cache()
@@ -374,6 +375,7 @@ def main():
     parser.add_argument("--streams", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--contexts", type=numbers, default=[512])
     parser.add_argument("--prompt", type=int, default=1984, help="0: no prefill")
+    parser.add_argument("--mode", default="max-autotune-no-cudagraphs", help="of torch.compile")
     parser.add_argument("--label", help="device,driver,power limit: the columns of the CSV")
     options = parser.parse_args()
     if options.check:

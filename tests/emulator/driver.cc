@@ -153,8 +153,10 @@ int cuCtxSetCurrent(void *) {
     return SUCCESS;
 }
 
+// Little, as what takes half of it is slow here.
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
-    *free = *total = (size_t)number("EMULATOR_MEGABYTES", 16384) << 20;
+    *free = (size_t)2 << 20;
+    *total = (size_t)1 << 34;
     return SUCCESS;
 }
 
