@@ -332,6 +332,7 @@ local function gpu_plan(spec, p)
         { "rotary", spec.context * d * 4, "[context, head_dim / 2, 2]: cosine, sine" },
         { "state", 8, "token and position" },
         { "ids", C * 4, "[tokens]" },
+        { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
         { "input", C * math.max(2 * tiles(h), tiles(H * d)) * TILE * 2,
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
@@ -347,13 +348,14 @@ local function gpu_plan(spec, p)
           "[two parts, P * hidden] bf16, one of 8 columns" },
         { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "head_input", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
-        { "stream_weights", P * 4, "[P]" },
-        { "logits", V * 4, "[vocab]" },
-        { "best", (p.head.row_tiles + WARPS - 1) // WARPS * 8, "[blocks of the head]" },
+        { "stream_weights", 2 * P * 4, "[2, P]" },
+        { "logits", 2 * V * 4, "[2, vocab]" },
+        { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
+        { "sampling", 32, "how a token is chosen" },
     }
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
                   large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
-                  prefill_shared = 64 << 10, small_shared = 256,
+                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
                   attention_shared = WARPS * partial * 4,
                   decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
     for i, row in ipairs(list) do
@@ -363,6 +365,7 @@ local function gpu_plan(spec, p)
     -- Shared memory of a block, taken at the launch.
     function gpu.shared_bytes(kernel, ring)
         if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
+        if kernel == "sample_token" then return gpu.sample_shared end
         if kernel == "decode_attention" then return gpu.attention_shared end
         if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
             return 0

@@ -30,6 +30,7 @@ enum {
     CUDA_FUNCTION_SHARED_PERCENT = 9, // preferred part of the L1 cache that is shared memory
     CUDA_CAPTURE_THREAD_LOCAL = 1,    // CUstreamCaptureMode
     CUDA_STREAM_NON_BLOCKING = 1,     // CUstream_flags
+    CUDA_EVENT_NO_TIMING = 2,         // CUevent_flags
     CUDA_REGISTER_DEVICE_MAP = 2,     // CU_MEMHOSTREGISTER_*
     CUDA_REGISTER_READ_ONLY = 8,      //
     CUDA_LAUNCH_PROGRAMMATIC = 6,     // CUlaunchAttributeID: programmatic stream serialization
@@ -78,6 +79,10 @@ struct cuda_driver {
     cuda_result (*stream_create)(void **stream, unsigned flags);
     cuda_result (*stream_destroy)(void *stream);
     cuda_result (*stream_synchronize)(void *stream);
+    cuda_result (*event_create)(void **event, unsigned flags);
+    cuda_result (*event_destroy)(void *event);
+    cuda_result (*event_record)(void *event, void *stream);
+    cuda_result (*event_synchronize)(void *event);
     cuda_result (*module_load)(void **module, const void *image);
     cuda_result (*module_unload)(void *module);
     cuda_result (*module_function)(void **function, void *module, const char *name);

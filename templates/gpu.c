@@ -40,6 +40,7 @@ enum kernel {
     KERNEL_WEIGH_STREAMS,
     KERNEL_HEAD,
     KERNEL_CHOOSE,
+    KERNEL_SAMPLE,
     KERNEL_READ_MEMORY,
     KERNELS,
 };
@@ -63,6 +64,7 @@ static const char *const KERNEL_NAMES[KERNELS] = {
     "weigh_streams",
     "head",
     "choose",
+    "sample_token",
     "read_memory",
 };
 
@@ -71,6 +73,7 @@ enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_PREFILL_THREADS = 128,
+    GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
     GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
@@ -82,6 +85,17 @@ enum {
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
 
+// Memory of the host that the device reads and writes.
+struct gpu_pinned {
+    struct gpu_state state;       // on its way to the device
+    struct gpu_state chosen[2];   // what the device chose, by odd and even positions
+    struct gpu_sampling sampling; // how
+};
+
+struct step_graph {
+    void *graph, *executable;
+};
+
 struct gpu {
     struct cuda_driver driver;
     struct gpu_info info;
@@ -90,15 +104,22 @@ struct gpu {
     size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
-    void *context, *stream, *module, *functions[KERNELS];
-    void *graph, *decode;                          // a decode step, captured and executable
+    void *context, *module, *functions[KERNELS];
+    void *stream, *copies; // all work, and copies of results beside it
+    void *ready[2];        // events: the logits of an even, an odd position are there
+    struct step_graph greedy_step, sampling_step;
     cuda_pointer weights, cache, parts[GPU_PARTS]; // parts: of the activations
     void *mapped;                                  // the pack, where the device reads it in place
     struct gpu_task task;
-    struct gpu_state *state; // pinned: what the last step left, or the next one starts from
-    float *logits;           // pinned [vocab], and behind it the stream weights [MAX_STREAMS]
-    bool fresh;              // state, logits are those of the last work
-    struct nvml nvml;        // opened when energy is asked for
+    struct gpu_pinned *pinned;
+    float *logits;      // pinned [vocab], and behind it the stream weights [MAX_STREAMS]
+    bool fresh;         // those are of the last work
+    enum kernel choice; // what chooses a token: KERNEL_CHOOSE or KERNEL_SAMPLE
+    size_t position;    // behind which the last logits stand, if has_logits
+    bool has_logits;
+    bool follows;     // the host takes what the device chooses
+    bool ahead;       // the step behind `position` was launched
+    struct nvml nvml; // opened when energy is asked for
 };
 
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
@@ -201,6 +222,12 @@ static int forward_layers(struct gpu *gpu, bool decode, struct error *error) {
     return code;
 }
 
+static int launch_choice(struct gpu *gpu, struct error *error) {
+    if (gpu->choice == KERNEL_CHOOSE)
+        return gpu_launch(gpu, KERNEL_CHOOSE, 1, 1, 1, GPU_THREADS, GPU_SMALL_SHARED, error);
+    return gpu_launch(gpu, KERNEL_SAMPLE, 1, 1, 1, GPU_SAMPLE_THREADS, GPU_SAMPLE_SHARED, error);
+}
+
 // Final norm, aggregation, head and choice, for task.token.
 static int forward_head(struct gpu *gpu, struct error *error) {
     const unsigned threads = GPU_THREADS;
@@ -214,16 +241,19 @@ static int forward_head(struct gpu *gpu, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_HEAD, blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS), 1,
                           1, threads, shared, error);
-    return code ? code : gpu_launch(gpu, KERNEL_CHOOSE, 1, 1, 1, threads, GPU_SMALL_SHARED, error);
+    return code ? code : launch_choice(gpu, error);
 }
 
-// The decode step as one graph, captured once: token and position are read from device memory.
-static int capture_decode(struct gpu *gpu, struct error *error) {
+// A decode step as a graph, which ends with the kernel `choice`: token and position are read from
+// device memory.
+static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph *step,
+                          struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     const int *ids = gpu->task.ids;
     gpu->task.ids = NULL;
     gpu->task.tokens = 1;
     gpu->task.token = 0;
+    gpu->choice = choice;
     int code = cuda_check(driver, driver->capture_begin(gpu->stream, CUDA_CAPTURE_THREAD_LOCAL),
                           "capturing a decode step", error);
     if (code)
@@ -231,48 +261,91 @@ static int capture_decode(struct gpu *gpu, struct error *error) {
     code = forward_layers(gpu, true, error);
     if (!code)
         code = forward_head(gpu, error);
-    cuda_result ended = driver->capture_end(gpu->stream, &gpu->graph);
+    cuda_result ended = driver->capture_end(gpu->stream, &step->graph);
     gpu->task.ids = ids;
     if (!code)
         code = cuda_check(driver, ended, "capturing a decode step", error);
     if (!code)
-        code = cuda_check(driver, driver->graph_instantiate(&gpu->decode, gpu->graph, 0),
+        code = cuda_check(driver, driver->graph_instantiate(&step->executable, step->graph, 0),
                           "making the decode graph", error);
     return code;
 }
 
-// Waits for the device; what it did last is then in state.
+static int capture_steps(struct gpu *gpu, struct error *error) {
+    int code = capture_decode(gpu, KERNEL_SAMPLE, &gpu->sampling_step, error);
+    return code ? code : capture_decode(gpu, KERNEL_CHOOSE, &gpu->greedy_step, error);
+}
+
+// Waits for all work.
 static int gpu_finish(struct gpu *gpu, struct error *error) {
     return cuda_check(&gpu->driver, gpu->driver.stream_synchronize(gpu->stream), "running a kernel",
                       error);
 }
 
-static int fetch_state(struct gpu *gpu, struct error *error) {
-    gpu->fresh = false;
-    return cuda_check(&gpu->driver,
-                      gpu->driver.copy_to_host(gpu->state, (cuda_pointer)(uintptr_t)gpu->task.state,
-                                               sizeof *gpu->state, gpu->stream),
-                      "copying from the device", error);
+// Marks the end of the work that makes the logits behind `position`, and waits for it. What comes
+// after it may still run.
+static int mark_logits(struct gpu *gpu, size_t position, struct error *error) {
+    return cuda_check(&gpu->driver, gpu->driver.event_record(gpu->ready[position % 2], gpu->stream),
+                      "running a kernel", error);
 }
 
+static int wait_for_logits(struct gpu *gpu, struct error *error) {
+    return cuda_check(&gpu->driver, gpu->driver.event_synchronize(gpu->ready[gpu->position % 2]),
+                      "running a kernel", error);
+}
+
+static int launch_step(struct gpu *gpu, size_t position, struct error *error) {
+    bool greedy = gpu->choice == KERNEL_CHOOSE;
+    void *step = greedy ? gpu->greedy_step.executable : gpu->sampling_step.executable;
+    int code = cuda_check(&gpu->driver, gpu->driver.graph_launch(step, gpu->stream),
+                          "launching a decode step", error);
+    return code ? code : mark_logits(gpu, position, error);
+}
+
+// Whether the device's own choice was this id at this position: it has it already.
+static int is_own_choice(struct gpu *gpu, int32_t id, size_t position, bool *own,
+                         struct error *error) {
+    *own = false;
+    if (!gpu->has_logits)
+        return EXIT_OK;
+    int code = wait_for_logits(gpu, error);
+    const struct gpu_state *chosen = &gpu->pinned->chosen[gpu->position % 2];
+    *own = !code && chosen->token == id && chosen->position == (int)position;
+    return code;
+}
+
+// While tokens are taken as the device chooses them, it computes one step ahead of the host.
 static int decode_step(struct gpu *gpu, int32_t id, size_t position, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    int code = gpu_finish(gpu, error);
-    if (!code && (gpu->state->token != id || gpu->state->position != (int)position)) {
-        *gpu->state = (struct gpu_state){id, (int)position};
-        code = cuda_check(driver,
-                          driver->copy_to_device((cuda_pointer)(uintptr_t)gpu->task.state,
-                                                 gpu->state, sizeof *gpu->state, gpu->stream),
-                          "copying to the device", error);
+    bool own;
+    int code = is_own_choice(gpu, id, position, &own, error);
+    if (!code && !own) {
+        gpu->ahead = gpu->follows = false;
+        code = gpu_finish(gpu, error);
+        gpu->pinned->state = (struct gpu_state){id, (int)position};
+        if (!code)
+            code = cuda_check(driver,
+                              driver->copy_to_device((cuda_pointer)(uintptr_t)gpu->task.state,
+                                                     &gpu->pinned->state, sizeof gpu->pinned->state,
+                                                     gpu->stream),
+                              "copying to the device", error);
     }
-    if (!code)
-        code = cuda_check(driver, driver->graph_launch(gpu->decode, gpu->stream),
-                          "launching a decode step", error);
-    return code ? code : fetch_state(gpu, error);
+    if (!code && !gpu->ahead)
+        code = launch_step(gpu, position, error);
+    gpu->ahead = false;
+    gpu->position = position;
+    gpu->has_logits = !code;
+    gpu->fresh = false;
+    if (!code && gpu->follows && position + 1 < CONTEXT) {
+        code = launch_step(gpu, position + 1, error);
+        gpu->ahead = !code;
+    }
+    return code;
 }
 
 static int prefill_block(struct gpu *gpu, const struct block *block, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
+    gpu->ahead = gpu->has_logits = false;
     gpu->task.tokens = (int)block->tokens;
     gpu->task.position = (int)block->position;
     int code = cuda_check(driver,
@@ -286,8 +359,13 @@ static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, st
     gpu->task.tokens = (int)block->tokens;
     gpu->task.position = (int)block->position;
     gpu->task.token = (int)token;
+    gpu->position = block->position + token;
+    gpu->fresh = false;
     int code = forward_head(gpu, error);
-    return code ? code : fetch_state(gpu, error);
+    if (!code)
+        code = mark_logits(gpu, gpu->position, error);
+    gpu->has_logits = !code;
+    return code;
 }
 
 static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error) {
@@ -299,32 +377,81 @@ static int gpu_compute(struct gpu *gpu, const struct block *block, struct error 
     return code ? code : gpu_finish(gpu, error); // ids are the caller's: they must have been read
 }
 
+// Copies beside a step that may run ahead, on a stream of its own.
+static int fetch(struct gpu *gpu, float *to, const float *from, size_t count, struct error *error) {
+    return cuda_check(&gpu->driver,
+                      gpu->driver.copy_to_host(to, (cuda_pointer)(uintptr_t)from,
+                                               count * sizeof(float), gpu->copies),
+                      "copying logits", error);
+}
+
 static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error) {
-    const struct cuda_driver *driver = &gpu->driver;
+    const size_t slot = gpu->position % 2;
     int code = EXIT_OK;
     if (!gpu->fresh) {
-        code =
-            cuda_check(driver,
-                       driver->copy_to_host(gpu->logits, (cuda_pointer)(uintptr_t)gpu->task.logits,
-                                            (size_t)VOCAB_SIZE * sizeof(float), gpu->stream),
-                       "copying logits", error);
+        code = wait_for_logits(gpu, error);
         if (!code)
-            code =
-                cuda_check(driver,
-                           driver->copy_to_host(gpu->logits + VOCAB_SIZE,
-                                                (cuda_pointer)(uintptr_t)gpu->task.stream_weights,
-                                                gpu->streams * sizeof(float), gpu->stream),
-                           "copying stream weights", error);
+            code = fetch(gpu, gpu->logits, gpu->task.logits + slot * VOCAB_SIZE, VOCAB_SIZE, error);
         if (!code)
-            code = gpu_finish(gpu, error);
+            code = fetch(gpu, gpu->logits + VOCAB_SIZE,
+                         gpu->task.stream_weights + slot * gpu->streams, gpu->streams, error);
+        if (!code)
+            code = cuda_check(&gpu->driver, gpu->driver.stream_synchronize(gpu->copies),
+                              "copying logits", error);
         gpu->fresh = !code;
     }
     *output = (struct gpu_output){gpu->logits, gpu->logits + VOCAB_SIZE};
     return code;
 }
 
-static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
-    return gpu_finish(gpu, error) ? 0 : gpu->state->token;
+// The same choice by the device; greedy ones are equal whatever else is asked for.
+static struct gpu_sampling device_sampling(const struct parscale_sampling *sampling) {
+    if (!(sampling->temperature > 0))
+        return (struct gpu_sampling){.repeat_penalty = sampling->repeat_penalty};
+    return (struct gpu_sampling){
+        .temperature = sampling->temperature,
+        .top_p = sampling->top_p,
+        .log_min_p = sampling->min_p > 0 ? logf(sampling->min_p) : -INFINITY,
+        .repeat_penalty = sampling->repeat_penalty,
+        .top_k = sampling->top_k,
+        .filtered = sampling->top_k > 0 || sampling->top_p < 1 || sampling->min_p > 0,
+        .seed = sampling->seed,
+    };
+}
+
+// Chooses anew from logits that are there, and has later steps choose in this way. A step that ran
+// ahead is forgotten.
+static int choose_again(struct gpu *gpu, const struct gpu_sampling *sampling, struct error *error) {
+    bool greedy = !(sampling->temperature > 0) && sampling->repeat_penalty == 1;
+    int code = gpu_finish(gpu, error);
+    gpu->pinned->sampling = *sampling;
+    gpu->choice = greedy ? KERNEL_CHOOSE : KERNEL_SAMPLE;
+    gpu->ahead = false;
+    gpu->task.tokens = 1;
+    gpu->task.token = 0;
+    gpu->task.position = (int)gpu->position;
+    if (!code)
+        code = cuda_check(&gpu->driver,
+                          gpu->driver.copy_to_device((cuda_pointer)(uintptr_t)gpu->task.sampling,
+                                                     &gpu->pinned->sampling, sizeof *sampling,
+                                                     gpu->stream),
+                          "copying to the device", error);
+    if (!code)
+        code = launch_choice(gpu, error);
+    return code ? code : mark_logits(gpu, gpu->position, error);
+}
+
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error) {
+    const struct gpu_sampling wanted = device_sampling(sampling);
+    int code = EXIT_OK;
+    if (memcmp(&wanted, &gpu->pinned->sampling, sizeof wanted) != 0)
+        code = choose_again(gpu, &wanted, error);
+    if (!code)
+        code = wait_for_logits(gpu, error);
+    int token = code ? -1 : gpu->pinned->chosen[gpu->position % 2].token;
+    gpu->follows = token >= 0;
+    return token;
 }
 
 // ---- Measuring ----
@@ -421,6 +548,12 @@ static int find_device(struct gpu *gpu, struct error *error) {
     if (!code)
         code = cuda_check(driver, driver->stream_create(&gpu->stream, CUDA_STREAM_NON_BLOCKING),
                           "opening the device", error);
+    if (!code)
+        code = cuda_check(driver, driver->stream_create(&gpu->copies, CUDA_STREAM_NON_BLOCKING),
+                          "opening the device", error);
+    for (int i = 0; i < 2 && !code; i++)
+        code = cuda_check(driver, driver->event_create(&gpu->ready[i], CUDA_EVENT_NO_TIMING),
+                          "opening the device", error);
     return code;
 }
 
@@ -502,7 +635,7 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
 static int divide_memory(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (int k = 0; k < KERNELS && !code; k++)
-        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_CHOOSE))
+        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE))
             code = cuda_check(
                 &gpu->driver,
                 gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
@@ -610,8 +743,29 @@ static int upload_rotary(struct gpu *gpu, struct error *error) {
     return code;
 }
 
-static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+static int take_pinned_memory(struct gpu *gpu, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
+    void *pinned = NULL, *logits = NULL;
+    cuda_pointer chosen = 0;
+    int code = cuda_check(driver, driver->allocate_host(&pinned, sizeof *gpu->pinned),
+                          "pinned memory", error);
+    gpu->pinned = pinned;
+    if (!code)
+        code = cuda_check(
+            driver, driver->allocate_host(&logits, (VOCAB_SIZE + MAX_STREAMS) * sizeof(float)),
+            "pinned memory", error);
+    gpu->logits = logits;
+    if (!code) {
+        memset(pinned, 0, sizeof *gpu->pinned);
+        gpu->pinned->sampling.repeat_penalty = 1; // greedy; the device does not read it then
+        code = cuda_check(driver, driver->host_device_pointer(&chosen, gpu->pinned->chosen, 0),
+                          "pinned memory", error);
+    }
+    gpu->task.chosen = (struct gpu_state *)(uintptr_t)chosen;
+    return code;
+}
+
+static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
     const size_t slots = 1 + (LAYERS - 1) * (size_t)gpu->streams;
     gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
     gpu->info.cache_bytes = slots * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
@@ -625,19 +779,8 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
         void *pointer = (void *)(uintptr_t)gpu->parts[i];
         memcpy((char *)&gpu->task + GPU_BUFFERS[i].place, &pointer, sizeof pointer);
     }
-    if (code)
-        return code;
-    void *state = NULL, *logits = NULL;
-    code = cuda_check(driver, driver->allocate_host(&state, sizeof *gpu->state), "pinned memory",
-                      error);
-    gpu->state = state;
     if (!code)
-        code = cuda_check(
-            driver, driver->allocate_host(&logits, (VOCAB_SIZE + MAX_STREAMS) * sizeof(float)),
-            "pinned memory", error);
-    gpu->logits = logits;
-    if (!code)
-        *gpu->state = (struct gpu_state){-1, -1};
+        code = take_pinned_memory(gpu, error);
     return code ? code : upload_rotary(gpu, error);
 }
 
@@ -667,7 +810,7 @@ static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cac
     if (!code)
         code = take_gpu_memory(gpu, file, error);
     if (!code)
-        code = capture_decode(gpu, error);
+        code = capture_steps(gpu, error);
     return code;
 }
 
@@ -687,18 +830,23 @@ static int gpu_open(struct gpu **result, const struct pack_file *file,
     return code;
 }
 
+static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
+    if (step->executable)
+        (void)driver->graph_release(step->executable);
+    if (step->graph)
+        (void)driver->graph_destroy(step->graph);
+}
+
 static void gpu_close(struct gpu *gpu) {
     if (!gpu)
         return;
     const struct cuda_driver *driver = &gpu->driver;
     if (gpu->stream)
         (void)driver->stream_synchronize(gpu->stream);
-    if (gpu->decode)
-        (void)driver->graph_release(gpu->decode);
-    if (gpu->graph)
-        (void)driver->graph_destroy(gpu->graph);
-    if (gpu->state)
-        (void)driver->release_host(gpu->state);
+    release_step(driver, &gpu->greedy_step);
+    release_step(driver, &gpu->sampling_step);
+    if (gpu->pinned)
+        (void)driver->release_host(gpu->pinned);
     if (gpu->logits)
         (void)driver->release_host(gpu->logits);
     if (gpu->mapped)
@@ -712,6 +860,11 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->release(gpu->weights);
     if (gpu->module)
         (void)driver->module_unload(gpu->module);
+    for (int i = 0; i < 2; i++)
+        if (gpu->ready[i])
+            (void)driver->event_destroy(gpu->ready[i]);
+    if (gpu->copies)
+        (void)driver->stream_destroy(gpu->copies);
     if (gpu->stream)
         (void)driver->stream_destroy(gpu->stream);
     if (gpu->context)

@@ -46,8 +46,10 @@ struct gpu_output {
 };
 static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error);
 
-// Waits: the best id of the logits last computed. The device has it as the next step's input.
-static int32_t gpu_choice(struct gpu *gpu, struct error *error);
+// Waits: the id that parscale_sample is to return; the device has it as the next step's input, and
+// goes on to choose so. -1: it failed, or the choice is beyond the device and is the caller's.
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error);
 
 // parscale_read_bandwidth and parscale_energy.
 static double gpu_read_bandwidth(struct gpu *gpu);

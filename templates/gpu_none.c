@@ -44,9 +44,11 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
     return gpu_compute(gpu, NULL, error);
 }
 
-static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error) {
+    (void)sampling;
     (void)gpu_compute(gpu, NULL, error);
-    return 0;
+    return -1;
 }
 
 static double gpu_read_bandwidth(struct gpu *gpu) {

@@ -323,8 +323,11 @@ const float *parscale_stream_weights(const struct parscale *model) {
 }
 
 int32_t parscale_sample(struct parscale *model, const struct parscale_sampling *sampling) {
-    if (model->gpu && !(sampling->temperature > 0) && sampling->repeat_penalty == 1.0f)
-        return gpu_choice(model->gpu, &model->error);
+    if (model->gpu) {
+        int32_t id = gpu_choice(model->gpu, sampling, &model->error);
+        if (id >= 0 || model->error.code)
+            return id < 0 ? 0 : id;
+    }
     struct sample_scratch scratch = {model->buffers->candidates, model->buffers->penalized};
     return sample(parscale_logits(model), VOCAB_SIZE, model->buffers->history, (int)model->position,
                   sampling, model->position, &scratch);

@@ -128,7 +128,8 @@ for _, key in ipairs({ "first_start_s ", "later_start_s ", "upload_s ", "pack_by
     "gpu_cache_bytes ", "gpu_activation_bytes ", "read_gb_s ", "decode_ms 20", "prefill_ms 9" }) do
     tap.ok(found["parscale.c test bf16 " .. key], "a row of " .. key, text .. said)
 end
-tap.is(found["parscale.c test bf16 joules_token 20"], 0.25, "a row of J a token")
+local joules = found["parscale.c test bf16 joules_token 20"] -- of 43 tokens, one step in vain
+tap.ok(joules and math.abs(joules - 0.25 * 44 / 43) < 1e-6, "a row of J a token", joules)
 tap.ok(found["parscale.c test bf16 bytes_token 20"] > parscale_bytes,
     "a row of bytes: more behind more positions")
 tap.is(found["torch.compile 1.8B bf16 decode_ms 20"], 3.5, "a row of the peer")

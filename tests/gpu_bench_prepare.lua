@@ -5,22 +5,23 @@
 
 local lfs = require("lfs")
 
-local SIZES = { -- hidden_size, intermediate_size, layers, heads, vocabulary
-    ["0.7B"] = { 896, 4864, 36, 16, 151936 },
-    ["0.9B"] = { 1024, 5504, 36, 16, 151936 },
-    ["1.3B"] = { 1280, 6912, 36, 16, 151936 },
-    ["1.8B"] = { 1536, 8320, 36, 16, 151936 },
-    ["3B"] = { 2048, 11008, 36, 16, 151936 },
-    ["4.7B"] = { 2560, 13824, 36, 16, 151936 },
-    test = { 64, 96, 1, 4, 100 }, -- for a trial without a GPU
+local SIZES = { -- hidden_size, intermediate_size, layers, heads, vocabulary, positions
+    ["0.7B"] = { 896, 4864, 36, 16, 151936, 2048 },
+    ["0.9B"] = { 1024, 5504, 36, 16, 151936, 2048 },
+    ["1.3B"] = { 1280, 6912, 36, 16, 151936, 2048 },
+    ["1.8B"] = { 1536, 8320, 36, 16, 151936, 2048 },
+    ["3B"] = { 2048, 11008, 36, 16, 151936, 2048 },
+    ["4.7B"] = { 2560, 13824, 36, 16, 151936, 2048 },
+    test = { 64, 96, 1, 4, 100, 64 }, -- for a trial without a GPU
 }
 
 local SPEC = [[
 return { name = %q, weight_dtype = %q, hidden_size = %d, intermediate_size = %d,
-    num_hidden_layers = %d, num_attention_heads = %d, vocab_size = %d, num_key_value_heads = 2,
-    model_type = "qwen2_parscale", rms_norm_eps = 1e-6, rope_theta = 10000.0,
-    tie_word_embeddings = true, max_position_embeddings = 2048, parscale_n = { 1, 2, 4, 8 },
-    parscale_n_tokens = 48, parscale_attn_smooth = 0.1, backends = "cpu+cuda" }
+    num_hidden_layers = %d, num_attention_heads = %d, vocab_size = %d,
+    max_position_embeddings = %d, num_key_value_heads = 2, model_type = "qwen2_parscale",
+    rms_norm_eps = 1e-6, rope_theta = 10000.0, tie_word_embeddings = true,
+    parscale_n = { 1, 2, 4, 8 }, parscale_n_tokens = 48, parscale_attn_smooth = 0.1,
+    backends = "cpu+cuda" }
 ]]
 
 local folder, sizes, dtypes = table.unpack(arg)

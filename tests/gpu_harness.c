@@ -20,9 +20,10 @@
 enum {
     DECODE_STEPS = 200,
     PROMPTS = 7,
-    BURST = 18,      // steps from the same position on
-    BURST_START = 2, // those that are not timed: the first one's input comes from the host
+    BURST = 20,      // steps from the same position on
+    BURST_START = 4, // those that are not timed: the first one's input comes from the host
     ENERGY_SECONDS = 2,
+    ENERGY_BURST = 200, // long, as a step more runs ahead in vain
 };
 
 static const struct parscale_sampling GREEDY = {.top_p = 1, .repeat_penalty = 1};
@@ -179,10 +180,11 @@ static double prefill_seconds(struct parscale *model, const int32_t *ids, size_t
     return median(times, PROMPTS);
 }
 
-// Some greedy steps behind `context` positions, which the cache holds; times [BURST].
-static void decode_burst(struct parscale *model, int32_t id, size_t context, double *times) {
+// n greedy steps behind `context` positions, which the cache holds; times [n].
+static void decode_burst(struct parscale *model, int32_t id, size_t context, size_t n,
+                         double *times) {
     must(parscale_rewind(model, (int)context), model);
-    for (int i = 0; i < BURST; i++) {
+    for (size_t i = 0; i < n; i++) {
         double start = clock_seconds();
         must(parscale_decode(model, id), model);
         id = parscale_sample(model, &GREEDY);
@@ -199,9 +201,9 @@ static double decode_seconds(struct parscale *model, const int32_t *ids, size_t 
         exit(1);
     must(parscale_rewind(model, 0), model);
     must(parscale_prefill(model, ids, context), model);
-    decode_burst(model, ids[0], context, burst); // to warm up
+    decode_burst(model, ids[0], context, BURST, burst); // to warm up
     for (size_t i = 0; i < bursts; i++) {
-        decode_burst(model, ids[0], context, burst);
+        decode_burst(model, ids[0], context, BURST, burst);
         memcpy(times + i * each, burst + BURST_START, each * sizeof *times);
     }
     double result = median(times, bursts * each);
@@ -254,12 +256,13 @@ static void start_rows(const struct table *table) {
 // Joules of a step behind `context` positions, which the cache holds: of some seconds of them.
 static void energy_row(const struct table *table, struct parscale *model, size_t context) {
     struct parscale_energy before, after;
-    double began = clock_seconds(), times[BURST];
-    size_t tokens = 0;
+    double began = clock_seconds(), times[ENERGY_BURST];
+    size_t room = (size_t)parscale_info(model)->context - context - 1, tokens = 0;
+    size_t burst = room < ENERGY_BURST ? room : ENERGY_BURST;
     if (!parscale_energy(model, &before))
         return;
-    for (after = before; clock_seconds() - began < ENERGY_SECONDS; tokens += BURST) {
-        decode_burst(model, 0, context, times);
+    for (after = before; clock_seconds() - began < ENERGY_SECONDS; tokens += burst) {
+        decode_burst(model, 0, context, burst, times);
         (void)parscale_energy(model, &after);
     }
     row(table, "joules_token", context, (after.joules - before.joules) / (double)tokens);
