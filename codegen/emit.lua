@@ -32,8 +32,8 @@ local function enum(rows)
 end
 
 local function c_matrix(m)
-    return m and ("{ %d, %d, %d }"):format(m.offset, m.row_tiles, m.column_tiles)
-        or "{ 0, 0, 0 }"
+    return m and ("{ %d, %d, %d, %d }"):format(m.offset, m.row_tiles, m.column_tiles, m.tile_bytes)
+        or "{ 0, 0, 0, 0 }"
 end
 
 local function layout_table(p)
@@ -95,11 +95,12 @@ static const char PLAN_DIGEST[] = "%s";
 
 %s
 
-// A matrix of the pack: where it starts, and its size in tiles. A row of tiles is contiguous and
-// holds WEIGHT_PLANES times column_tiles tiles.
+// A matrix of the pack: where it starts, its size in tiles, and the size of a tile, which tells
+// bf16, int8 and int4 apart. A row of tiles is contiguous and holds WEIGHT_PLANES times
+// column_tiles tiles.
 struct matrix {
     size_t offset;
-    int row_tiles, column_tiles;
+    int row_tiles, column_tiles, tile_bytes;
 };
 
 // Where everything lies in the pack: bytes from its start, in a layer from the layer's start.
@@ -162,6 +163,7 @@ function emit.dims(p)
         { "CONTEXT", s.context, "positions the cache holds" },
         { "MAX_STREAMS", p.max_streams, "the largest P" },
         { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
+        { "VECTORS_ROUNDED", s.weight_dtype == "bf16" and 1 or 0, "to bf16, as the matrices are" },
         { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
         { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
         { "CACHE_SLOTS", p.cache.slots, "layer 0 once, every other layer for each stream" },
@@ -184,9 +186,13 @@ end
 -- The packer's table: one row for each kind of checkpoint tensor.
 function emit.placements(p)
     local out = { "static const struct placement PLACEMENTS[] = {" }
+    if p.quantized then
+        table.insert(out, 1, '#include "pack_quantized.c"')
+    end
     for _, e in ipairs(p.placements) do
-        local row = "    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },"
-        out[#out + 1] = row:format(c_string(e.name), e.kind, e.count, e.stride, e.offset,
+        local row = "    { %s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, "
+            .. "%s },"
+        out[#out + 1] = row:format(c_string(e.name), e.place, e.kind, e.count, e.stride, e.offset,
             e.blocks, e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
             e.row_map, e.first, e.column_map, e.streams, c_float(e.mean), c_float(e.deviation))
     end

@@ -139,6 +139,7 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
+        ["weights.c"] = ('#include "weights_%s.c"\n'):format(p.quantized and "quantized" or "bf16"),
         ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }
     make_folder(options.out)

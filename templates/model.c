@@ -60,9 +60,10 @@ static int choose_paths(struct parscale *model, const struct parscale_options *o
 
 // The matrices of the aggregation network, which a decode step reads too.
 static size_t aggregation_bytes(const struct adapter *adapter) {
-    size_t mix = (size_t)adapter->mix.row_tiles * (size_t)adapter->mix.column_tiles;
-    size_t weigh = (size_t)adapter->weigh.row_tiles * (size_t)adapter->weigh.column_tiles;
-    return (mix + weigh) * WEIGHT_PLANES * TILE_BYTES;
+    const struct matrix *mix = &adapter->mix, *weigh = &adapter->weigh;
+    size_t tiles = (size_t)mix->row_tiles * (size_t)mix->column_tiles +
+                   (size_t)weigh->row_tiles * (size_t)weigh->column_tiles;
+    return tiles * WEIGHT_PLANES * (size_t)mix->tile_bytes;
 }
 
 static void fill_info(struct parscale *model, int threads) {
@@ -85,7 +86,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->pack_bytes = model->file.bytes;
     info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
                          (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
-                             WEIGHT_PLANES * TILE_BYTES +
+                             WEIGHT_PLANES * (size_t)LAYOUT.head.tile_bytes +
                          aggregation_bytes(model->adapter);
     const size_t slots = 1 + (LAYERS - 1) * (size_t)info->streams; // layer 0 once
     info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;

@@ -38,8 +38,8 @@ static void pack_tensor(struct packing *packing, size_t index, float *row, char 
         .deviation = tensor->deviation,
         .buffer = stored,
     };
-    place_tensor(tensor->placement, tensor->layer, &source, tensor->interleaved, packing->pack, row,
-                 error);
+    tensor->placement->place(tensor->placement, tensor->layer, &source, tensor->interleaved,
+                             packing->pack, row, error);
     size_t done = atomic_fetch_add(&packing->done, 1) + 1;
     if (packing->progress)
         fprintf(stderr, "\rpacking: %zu of %zu tensors", done, job->tensor_count);

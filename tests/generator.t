@@ -87,6 +87,8 @@ end
 local largest = info("-t 1")
 tap.is(largest.plan_digest, code:match("\n// plan (%x+)\n"),
     "engine.c starts with the plan's digest")
+tap.ok(not code:find("INT[48]_TILE") and not build.read(folder .. "/pack.c"):find("INT[48]_TILE"),
+    "an engine of bf16 weights has no quantised code")
 tap.is(largest.pack_bytes, lfs.attributes(folder .. "/model.psc", "size"), "the size of the pack")
 tap.is(largest.parscale_n, 3, "the largest P is the default")
 tap.is(info("--streams 2").parscale_n, 2, "another P can be chosen")

@@ -61,8 +61,9 @@ local ids = build.path("ids")
 build.must("'%s/engine' tokenize -f '%sheldout.py' >'%s'", folder, DATA, ids)
 
 local function test_paths(P)
-    local out = build.must("'%s' '%s/model.psc' %d %d %s <'%s'", paths, folder, P, DECODED,
-        table.concat(build.paths, " "), ids)
+    local out = build.must("'%s' '%s/model.psc' %d %d '%s' %s <'%s'", paths, folder, P, DECODED,
+        build.path("logits" .. P), table.concat(build.paths, " "), ids)
+    os.remove(build.path("logits" .. P))
     for path, line in out:gmatch("path=(%S+)([^\n]*)") do
         local label, v = ("P = %d, %s: "):format(P, path), build.values(line)
         if v.absent then
