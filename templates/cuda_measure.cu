@@ -1,7 +1,7 @@
 // How fast the device reads its memory: what a decode step is measured against.
 
 enum {
-    READ_LOADS = 16,                              // 16 bytes each, all under way at once
+    READ_LOADS = 16,                              // 16 bytes each, none waits for another
     READ_BLOCK_BYTES = THREADS * READ_LOADS * 16, // GPU_READ_BLOCK of gpu.c
 };
 

@@ -3,10 +3,10 @@
 #     sh tests/gpu_bench.sh RESULTS [PART...]        from the prepared folder
 # Parts: engine peer profile; all if none is named. engine and peer append rows to
 # RESULTS/bench.csv, from which tests/gpu_tables.lua makes the tables; profile writes
-# RESULTS/profile.md: what ncu says of every kernel of a decode step. Needs gcc, and for the last two
-# PyTorch and ncu: without them they are left out.
+# RESULTS/profile.md: what ncu says of every kernel of a decode step. Needs gcc, and for the last
+# two PyTorch and ncu: without them they are left out.
 #
-# In the environment: STREAMS, CONTEXTS (1,984 tokens are also a prompt: PROMPT), STEPS at least;
+# In the environment: STREAMS, CONTEXTS and PROMPT are what is measured, in STEPS steps at least;
 # PEER_SIZES (compiling takes PyTorch minutes), PEER_MODE of torch.compile, PEER_SECONDS at most for
 # each size; PROFILE_STREAMS, PROFILE_CONTEXT.
 set -u
@@ -43,7 +43,8 @@ list() {
 # device,driver,power limit
 device=$(nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader,nounits |
     head -n 1 | sed 's/, */,/g')
-[ -s "$csv" ] || echo source,device,driver,power_limit_w,size,dtype,streams,what,context,value >"$csv"
+columns=source,device,driver,power_limit_w,size,dtype,streams,what,context,value
+[ -s "$csv" ] || echo $columns >"$csv"
 
 for folder in bench/*/; do
     wanted engine || continue

@@ -125,7 +125,8 @@ def random_weights(shape, device):
         rows = (s.heads + 2 * s.kv_heads) * d
         layer = {"input_norm": vector(s.hidden), "post_norm": vector(s.hidden),
                  "qkv": matrix(rows, s.hidden), "qkv_bias": vector(rows),
-                 "o": matrix(s.hidden, s.heads * d), "gate_up": matrix(2 * s.intermediate, s.hidden),
+                 "o": matrix(s.hidden, s.heads * d),
+                 "gate_up": matrix(2 * s.intermediate, s.hidden),
                  "down": matrix(s.hidden, s.intermediate)}
         if s.prefix:
             size = (s.streams, s.kv_heads, s.prefix, d)
@@ -149,7 +150,7 @@ def rms_norm(x, weight, eps):
 
 
 def rotate(x, cosine, sine):
-    """x [..., head_dim]; cosine, sine [..., head_dim / 2], fp32: pairs are i and i + head_dim / 2."""
+    """x [..., d]; cosine, sine [..., d / 2], fp32: pairs are i and i + d / 2."""
     low, high = x.float().chunk(2, -1)
     return torch.cat([low * cosine - high * sine, high * cosine + low * sine], -1).to(x.dtype)
 
