@@ -55,12 +55,13 @@ setup-fetch: ; @codegen/install.sh $(GENERATE_PACKAGES) $(FETCH_PACKAGES)
 model: setup-generate
 	@test -n '$(FROM)' || { echo 'make model: FROM is missing: a Hugging Face folder, a GGUF' \
 	    'file, or random with SPEC' >&2; exit 2; }
-	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && $(MAKE) --silent --no-print-directory $(CUBIN))
+	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && \
+	    $(MAKE) --silent --no-print-directory $(CUBIN))
 	@echo 'generating the engine from $(FROM)'
-	@folder=$$($(if $(SM),LD_LIBRARY_PATH=$$(codegen/find_nvrtc.sh $(NVRTC))) \
+	@folder=$$($(if $(SM),nvrtc=$$(codegen/find_nvrtc.sh $(NVRTC)) &&) \
 	    $(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
 	    $(if $(SPEC),--spec '$(SPEC)') $(if $(NAME),--name '$(NAME)') \
-	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN))) && \
+	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN) --nvrtc "$$nvrtc")) && \
 	codegen/choose_weights.sh "$$folder" '$(FROM)' '$(SEED)' && \
 	$(MAKE) --silent --no-print-directory "$$folder/engine" "$$folder/model.psc" && \
 	echo "made $$folder: $$folder/engine --help"

@@ -71,7 +71,8 @@ spec.schema = {
             .. "int4 quantise groups of 32 weights; a GGUF's Q8_0 and Q4_0 blocks (int8), Q4_0 and "
             .. "Q4_1 blocks (int4) keep their values. Embedding and head are int8 in both." },
     { key = "backends", kind = "choice", choices = { "cpu", "cpu+cuda" }, ours = true,
-        default = "cpu+cuda",
+        default = function(s) return s.weight_dtype:find("^int") and "cpu" or "cpu+cuda" end,
+        default_doc = "cpu+cuda; cpu for int8 and int4",
         doc = "What the engine can run on; cpu leaves the GPU part out, for the smallest engine." },
     { key = "cache_dtype", kind = "choice", choices = { "bf16" }, ours = true, default = "bf16",
         doc = "Type of the key/value caches." },

@@ -591,7 +591,7 @@ static int compile_kernels(struct gpu *gpu, bool use_cache, char **cubin, struct
     snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
     snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
     snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
-    int code = nvrtc_open(&nvrtc, error);
+    int code = nvrtc_open(&nvrtc, NULL, error);
     if (code)
         return code;
     (void)nvrtc.version(&major, &minor);
@@ -626,8 +626,9 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
     }
     if (!code)
         code = cuda_check(driver, driver->module_load(&gpu->module, image),
-                          gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
-                                              : "loading kernels",
+                          embedded              ? "loading the embedded kernels"
+                          : gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
+                                                : "loading kernels",
                           error);
     free(compiled);
     for (int k = 0; k < KERNELS && !code; k++)

@@ -29,9 +29,9 @@ local function compiled(name, text, architectures)
     local spec = build.write(name .. ".lua", ([[return { name = "%s", rms_norm_eps = 1e-6,
         rope_theta = 10000, tie_word_embeddings = true, max_position_embeddings = 2048, %s }]])
         :format(name, text))
-    local code, out, err = build.shell("LD_LIBRARY_PATH='%s' lua5.4 '%scodegen/main.lua' --out "
-        .. "'%s' --from random --spec '%s' --sm '%s' --cubin '%s'", nvrtc, build.root,
-        build.path("models"), spec, architectures, cubin)
+    local code, out, err = build.shell("lua5.4 '%scodegen/main.lua' --out '%s' --from random "
+        .. "--spec '%s' --sm '%s' --cubin '%s' --nvrtc '%s'", build.root, build.path("models"),
+        spec, architectures, cubin, nvrtc)
     tap.ok(code == 0, name .. ": NVRTC has no complaint", err)
     if code ~= 0 then return end
     local count, spilled = {}, {}
@@ -70,7 +70,7 @@ refused("a compiler that fails", "90", "sm_90")
 -- ---- what the engine takes ---------------------------------------------------------------------
 
 -- A compiler for the emulated driver, and a library without NVRTC's functions in NVRTC's place.
-local fake = build.write("fake", "#!/bin/sh\nprintf EMULATED >\"$5\"\necho 'embed 30 0 0'\n")
+local fake = build.write("fake", "#!/bin/sh\nprintf EMULATED >\"$6\"\necho 'embed 30 0 0'\n")
 build.must("chmod +x '%s'", fake)
 local model = emulated.golden(golden.folder("p3-hd16-odd-bf16"),
     ("--sm '87 90' --cubin '%s'"):format(fake))
