@@ -18,7 +18,7 @@ local cubin = build.path("cubin")
 build.must("%s -std=c11 -O1 -D_GNU_SOURCE -o '%s' '%scodegen/cubin.c' -ldl", build.cc, cubin,
     build.root)
 local nvrtc = build.must("'%scodegen/find_nvrtc.sh' '%sout/nvrtc'", build.root, build.root)
-    :match("[^\n]+$")
+    :match("[^\n]+")
 
 -- Every kernel of a report, for each architecture and P in it: sm, kernel, registers, spilled.
 local function kernels(report)
