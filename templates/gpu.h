@@ -22,7 +22,6 @@ struct gpu_info {
     const char *kernels;                   // embedded, cached, or compiled now
     double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
     size_t weight_bytes, cache_bytes, activation_bytes;
-    size_t kv_bytes_position;
 };
 
 // Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
@@ -30,6 +29,9 @@ struct gpu_info {
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error);
 static void gpu_close(struct gpu *gpu); // NULL is allowed
+
+// Changes to another P. The cache is then empty. On failure all is as it was.
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error);
 static const struct gpu_info *gpu_information(const struct gpu *gpu);
 
 // Computes a block of at most gpu_block_tokens tokens, and with head_tokens = 1 the logits of token

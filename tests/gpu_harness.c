@@ -271,10 +271,9 @@ static void energy_row(const struct table *table, struct parscale *model, size_t
 static void decode_rows(const struct table *table, struct parscale *model, size_t context) {
     const struct parscale_info *info = parscale_info(model);
     int32_t *ids = some_ids(context, info->vocab_size);
-    size_t positions = context + BURST / 2 + (info->streams > 1 ? (size_t)info->prefix_tokens : 0);
+    size_t cache = (context + BURST / 2) * info->kv_bytes_position;
     row(table, "decode_ms", context, 1e3 * decode_seconds(model, ids, context, table->steps));
-    row(table, "bytes_token", context,
-        (double)(info->weight_bytes + positions * info->kv_bytes_position));
+    row(table, "bytes_token", context, (double)(info->weight_bytes + info->adapter_bytes + cache));
     energy_row(table, model, context);
     free(ids);
 }
