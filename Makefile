@@ -35,6 +35,10 @@ help:
 	@echo 'make test-gpu-folder  make the folder from which they run elsewhere'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
+	@echo 'make bench-gpu        measure the engines of SIZES ("0.7B 1.8B 4.7B") and DTYPES ("bf16") on an'
+	@echo '              NVIDIA GPU, and PyTorch where it is; write the tables of docs/performance.md'
+	@echo 'make bench-gpu-folder make the folder from which that runs elsewhere'
+	@echo 'make bench-gpu-tables CSV=FILE  write the tables from what was measured elsewhere'
 	@echo 'make setup    install the Debian packages that any of these needs'
 	@echo 'make clean    remove out/'
 
@@ -52,12 +56,13 @@ setup-fetch: ; @codegen/install.sh $(GENERATE_PACKAGES) $(FETCH_PACKAGES)
 model: setup-generate
 	@test -n '$(FROM)' || { echo 'make model: FROM is missing: a Hugging Face folder, a GGUF' \
 	    'file, or random with SPEC' >&2; exit 2; }
-	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && $(MAKE) --silent --no-print-directory $(CUBIN))
+	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && \
+	    $(MAKE) --silent --no-print-directory $(CUBIN))
 	@echo 'generating the engine from $(FROM)'
-	@folder=$$($(if $(SM),LD_LIBRARY_PATH=$$(codegen/find_nvrtc.sh $(NVRTC))) \
+	@folder=$$($(if $(SM),nvrtc=$$(codegen/find_nvrtc.sh $(NVRTC)) &&) \
 	    $(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
 	    $(SPEC:%=--spec '%') $(if $(NAME),--name '$(NAME)') \
-	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN))) && \
+	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN) --nvrtc "$$nvrtc")) && \
 	codegen/choose_weights.sh "$$folder" '$(FROM)' '$(SEED)' && \
 	$(MAKE) --silent --no-print-directory "$$folder/engine" "$$folder/model.psc" && \
 	echo "made $$folder: $$folder/engine --help"
@@ -155,6 +160,23 @@ bench: demo-model
 	@$(if $(LLAMA),codegen/install.sh cmake g++ make && tests/build_llama.sh out/llama)
 	@LLAMA_BIN=$(or $(LLAMA_BIN),$(if $(LLAMA),out/llama/bin)) \
 	    $(LUA) tests/bench.lua $(DEMO) $(GGUF)
+
+# Measured on the machine where it runs: every P of every size and dtype, to one CSV.
+SIZES = 0.7B 1.8B 4.7B
+DTYPES = bf16
+CSV = $(GPU_FOLDER)/results/bench.csv
+.PHONY: bench-gpu bench-gpu-folder bench-gpu-tables
+bench-gpu-folder: setup-generate
+	@$(LUA) tests/gpu_bench_prepare.lua $(GPU_FOLDER) '$(SIZES)' '$(DTYPES)'
+	@echo 'made $(GPU_FOLDER): there, sh tests/gpu_bench.sh RESULTS'
+
+bench-gpu: bench-gpu-folder
+	@cd $(GPU_FOLDER) && sh tests/gpu_bench.sh results || echo 'some of it could not be measured' >&2
+	@$(MAKE) --no-print-directory bench-gpu-tables
+
+bench-gpu-tables:
+	@codegen/install.sh lua5.4 gnuplot-nox
+	@$(LUA) tests/gpu_tables.lua docs/performance.md docs/gpu.svg '$(CSV)' tests/data/gpu_earlier.csv
 
 clean:
 	rm -rf out

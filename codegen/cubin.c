@@ -2,7 +2,9 @@
 // and prints what the assembler says of each kernel: "NAME REGISTERS SHARED_BYTES SPILLED_BYTES".
 // A warning is a failure. Needs NVRTC, but no GPU.
 //
-//     cubin ENGINE_CU ARCHITECTURE STREAMS RING_BYTES OUTPUT      (an architecture such as 87)
+//     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS RING_BYTES OUTPUT
+//
+// FOLDER is where NVRTC lies; ARCHITECTURE such as 87.
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,18 +66,18 @@ static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) 
     char arch[64], streams[64], ring[64];
     const char *options[] = {arch, streams, ring, "--ptxas-options=-v"};
     const int count = sizeof options / sizeof *options;
-    char *source = read_text(argv[1]), *cubin = NULL, *log = NULL;
+    char *source = read_text(argv[2]), *cubin = NULL, *log = NULL;
     size_t bytes = 0;
     if (!source)
-        return fail(error, EXIT_INPUT, "%s: cannot be read", argv[1]);
-    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s", argv[2]);
-    snprintf(streams, sizeof streams, "-DSTREAMS=%s", argv[3]);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%s", argv[4]);
+        return fail(error, EXIT_INPUT, "%s: cannot be read", argv[2]);
+    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s", argv[3]);
+    snprintf(streams, sizeof streams, "-DSTREAMS=%s", argv[4]);
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%s", argv[5]);
     int code = nvrtc_build(nvrtc, source, count, options, &cubin, &bytes, &log, error);
     if (!code)
         code = print_report(log, error);
     if (!code)
-        code = write_file(argv[5], cubin, bytes, error);
+        code = write_file(argv[6], cubin, bytes, error);
     free(source);
     free(cubin);
     free(log);
@@ -85,9 +87,9 @@ static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) 
 int main(int argc, char **argv) {
     struct nvrtc nvrtc;
     struct error error = {0};
-    if (argc != 6)
+    if (argc != 7)
         return EXIT_USAGE;
-    int code = nvrtc_open(&nvrtc, &error);
+    int code = nvrtc_open(&nvrtc, argv[1], &error);
     if (!code)
         code = compile(&nvrtc, argv, &error);
     nvrtc_close(&nvrtc);

@@ -46,13 +46,16 @@ local function quote(text)
     return "'" .. text:gsub("'", "'\\''") .. "'"
 end
 
--- Runs the compiler unless `path` is there, which is removed when engine.cu changes. Beside the
--- machine code lies what the assembler said.
-local function compile(compiler, folder, path, sm, streams, ring)
-    if not lfs.attributes(path) then
-        local report = path .. ".txt"
-        local command = ("%s %s/engine.cu %d %d %d %s.part >%s"):format(quote(compiler),
-            quote(folder), sm, streams, ring, quote(path), quote(report))
+-- Runs the compiler unless `path` is there, made by this NVRTC; it is removed when engine.cu
+-- changes. Beside the machine code lies what the assembler said.
+local function compile(compiler, nvrtc, folder, path, sm, streams, ring)
+    local report = path .. ".txt"
+    local same = lfs.attributes(path) and lfs.attributes(report)
+        and files.read(report, 1 << 20):match("^[^\n]*") == nvrtc
+    if not same then
+        local command = ("{ echo %s; LD_LIBRARY_PATH=%s %s %s %s/engine.cu %d %d %d %s.part; } >%s")
+            :format(quote(nvrtc), quote(nvrtc), quote(compiler), quote(nvrtc), quote(folder), sm,
+                streams, ring, quote(path), quote(report))
         local done = os.execute(command)
         if not done or not os.rename(path .. ".part", path) then
             fail("%s: the kernels could not be compiled for sm_%d", folder, sm)
@@ -75,14 +78,15 @@ function cubins.remove(folder)
     end
 end
 
--- Machine code of every architecture in `list` and every P of the plan.
-function cubins.make(p, folder, compiler, list)
+-- Machine code of every architecture in `list` and every P of the plan; compiler: codegen/cubin.c,
+-- nvrtc: the folder of its library.
+function cubins.make(p, folder, compiler, nvrtc, list)
     local all = {}
     for _, sm in ipairs(list) do
         for _, streams in ipairs(p.streams) do
             local ring = LARGE[sm] and p.gpu.large_ring or p.gpu.small_ring
             local path = ("%s/sm_%d_p%d.cubin"):format(folder, sm, streams)
-            all[#all + 1] = compile(compiler, folder, path, sm, streams, ring)
+            all[#all + 1] = compile(compiler, nvrtc, folder, path, sm, streams, ring)
         end
     end
     return all

@@ -1,24 +1,28 @@
 #!/bin/sh
 # Prints the folder of NVRTC, NVIDIA's run-time compiler, for LD_LIBRARY_PATH: a CUDA toolkit's if
-# there is one; else FOLDER/lib, where it is put first, from its Python package, of which nothing is
-# run (needs python3 with pip; 90 MB to fetch, 230 MB on the disk).
+# there is one; else one below FOLDER, where it is put first, from its Python package, of which
+# nothing is run (needs python3 with pip; 90 MB to fetch, 230 MB on the disk). NVRTC_PACKAGE names
+# another version, which is then taken in any case: kernels for a driver of CUDA 12 need an NVRTC of
+# CUDA 12.
 #
 #     find_nvrtc.sh FOLDER
 set -e
-folder=$1
-package=nvidia-cuda-nvrtc==13.0.88
+package=${NVRTC_PACKAGE:-nvidia-cuda-nvrtc==13.0.88}
+folder=$1/$package
 
-for found in $(ldconfig -p 2>/dev/null | sed -n 's/.*=> \(.*\)\/libnvrtc\.so\.1[23]$/\1/p') \
-    /usr/local/cuda/lib64; do
-    if ls "$found"/libnvrtc.so.1[23] >/dev/null 2>&1; then
-        echo "$found"
-        exit 0
-    fi
-done
-if [ ! -d "$folder/lib" ]; then
+if [ -z "$NVRTC_PACKAGE" ]; then
+    for found in $(ldconfig -p 2>/dev/null | sed -n 's/.*=> \(.*\)\/libnvrtc\.so\.1[23]$/\1/p') \
+        /usr/local/cuda/lib64; do
+        if ls "$found"/libnvrtc.so.1[23] >/dev/null 2>&1; then
+            echo "$found"
+            exit 0
+        fi
+    done
+fi
+if [ ! -d "$folder" ]; then
     echo "fetching NVRTC: package $package, 90 MB" >&2
-    mkdir -p "$folder"
-    part=$(mktemp -d "$folder/fetch.XXXXXX")
+    mkdir -p "$1"
+    part=$(mktemp -d "$1/fetch.XXXXXX")
     trap 'rm -rf "$part"' EXIT INT TERM
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --dest "$part" "$package" >&2 || {
@@ -27,7 +31,7 @@ if [ ! -d "$folder/lib" ]; then
         exit 1
     }
     python3 -m zipfile -e "$part"/*.whl "$part"
-    mv "$part"/nvidia/cu13/lib "$folder/lib"
+    mv "$part"/nvidia/*/lib "$folder"
 fi
-cd "$folder/lib"
+cd "$folder"
 pwd

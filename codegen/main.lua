@@ -32,6 +32,7 @@ local function parse_arguments()
     parser:option("--out", "folder of all engines"):default("out")
     parser:option("--sm", "GPU architectures to compile the kernels for now: \"87 90\""):default("")
     parser:option("--cubin", "the program that compiles them, codegen/cubin.c"):default("")
+    parser:option("--nvrtc", "the folder of its compiler, libnvrtc"):default("")
     return parser:parse()
 end
 
@@ -132,7 +133,8 @@ local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
     local kernels = emit.cuda(root, p, generated)
     write_kernels(folder, kernels)
-    local compiled = cubins.make(p, folder, options.cubin, cubins.architectures(options.sm))
+    local compiled = cubins.make(p, folder, options.cubin, options.nvrtc,
+        cubins.architectures(options.sm))
     generated["engine_cu.h"] = emit.cuda_text(kernels)
     generated["gpu_dims.h"] = emit.gpu_dims(p)
     generated["cubins.h"] = cubins.text(compiled)

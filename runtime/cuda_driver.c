@@ -1,5 +1,7 @@
 // See cuda_driver.h.
 #include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "cuda_driver.h"
@@ -16,6 +18,7 @@ static const struct library_symbol DRIVER_SYMBOLS[] = {
     {"cuDeviceGetCount", offsetof(struct cuda_driver, device_count)},
     {"cuDeviceGet", offsetof(struct cuda_driver, device)},
     {"cuDeviceGetName", offsetof(struct cuda_driver, device_name)},
+    {"cuDeviceGetUuid_v2", offsetof(struct cuda_driver, device_uuid)},
     {"cuDeviceGetAttribute", offsetof(struct cuda_driver, device_attribute)},
     {"cuDevicePrimaryCtxRetain", offsetof(struct cuda_driver, context_retain)},
     {"cuDevicePrimaryCtxRelease_v2", offsetof(struct cuda_driver, context_release)},
@@ -102,16 +105,16 @@ static int cuda_check(const struct cuda_driver *driver, cuda_result result, cons
     return fail(error, EXIT_DEVICE, "CUDA, %s: error %d, %s", doing, result, text);
 }
 
-static int nvrtc_open(struct nvrtc *nvrtc, struct error *error) {
-    static const char *const NAMES[] = {
-        "libnvrtc.so.13",
-        "libnvrtc.so.12",
-        "/usr/local/cuda/lib64/libnvrtc.so.13",
-        "/usr/local/cuda/lib64/libnvrtc.so.12",
-    };
+static int nvrtc_open(struct nvrtc *nvrtc, const char *folder, struct error *error) {
+    static const char *const NAMES[] = {"libnvrtc.so.13", "libnvrtc.so.12"};
+    const char *const folders[] = {folder ? folder : "", folder ? folder : "/usr/local/cuda/lib64"};
     *nvrtc = (struct nvrtc){0};
-    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && !nvrtc->library; i++)
-        nvrtc->library = dlopen(NAMES[i], RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; i < 4 && !nvrtc->library; i++) {
+        char path[PATH_MAX];
+        snprintf(path, sizeof path, "%s%s%s", folders[i / 2], folders[i / 2][0] ? "/" : "",
+                 NAMES[i % 2]);
+        nvrtc->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
     if (!nvrtc->library)
         return fail(
             error, EXIT_DEVICE,

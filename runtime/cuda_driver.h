@@ -60,6 +60,7 @@ struct cuda_driver {
     cuda_result (*device_count)(int *count);
     cuda_result (*device)(int *device, int ordinal);
     cuda_result (*device_name)(char *name, int size, int device);
+    cuda_result (*device_uuid)(unsigned char uuid[16], int device);
     cuda_result (*device_attribute)(int *value, int attribute, int device);
     cuda_result (*context_retain)(void **context, int device);
     cuda_result (*context_release)(int device);
@@ -118,9 +119,9 @@ static int cuda_check(const struct cuda_driver *driver, cuda_result result, cons
                       struct error *error);
 
 // Compiles CUDA C to machine code; *cubin and *log, what the compiler said, are malloc'ed; log may
-// be NULL. Fails with the compiler's first complaint. open: EXIT_DEVICE if no NVRTC of CUDA 12 or
-// 13 is found.
-static int nvrtc_open(struct nvrtc *nvrtc, struct error *error);
+// be NULL. Fails with the compiler's first complaint. open: folder is where the library lies, NULL
+// for the usual places; EXIT_DEVICE if no NVRTC of CUDA 12 or 13 is found.
+static int nvrtc_open(struct nvrtc *nvrtc, const char *folder, struct error *error);
 static void nvrtc_close(struct nvrtc *nvrtc);
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
                        const char *const *option, char **cubin, size_t *bytes, char **log,

@@ -1,6 +1,6 @@
 #!/usr/bin/env lua5.4
--- Starting on the emulated GPU: the memory that is taken is the report's; no memory, and a start
--- that is killed while it writes to the kernel cache.
+-- Starting on the emulated GPU: the memory that is taken is the report's; weights read in place; no
+-- memory, and a start that is killed while it writes to the kernel cache.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -36,6 +36,18 @@ end
 tap.is(info.gpu_cache_bytes, reported("KV cache, for the largest P"),
     "the cache takes what the report says")
 tap.is(info.gpu_activation_bytes, reported("**activations**"), "and so do the activations", err)
+
+-- A device that shares memory with the host, as a Jetson does.
+local _, ids, copied = run("")
+for _, case in ipairs({
+    { "EMULATOR_INTEGRATED=1", "weights read in place" },
+    { "EMULATOR_INTEGRATED=1 EMULATOR_FAIL=cuMemHostRegister_v2", "weights uploaded" },
+}) do
+    code, out, err = run(case[1])
+    tap.ok(code == 0 and out == ids and err:find(case[2], 1, true), "shared memory: " .. case[2],
+        err)
+end
+tap.ok(copied:find("weights uploaded", 1, true), "memory of its own: weights uploaded", copied)
 
 for _, case in ipairs({
     { "weights", "cuMemAlloc_v2 EMULATOR_FAIL_AT=0", "weights", "asked for" },
