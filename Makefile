@@ -16,18 +16,19 @@ GGUF = $(DATA)/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTERS = $(foreach p,2 4 8,$(DATA)/adapter_p$(p).safetensors)
 CUBIN = out/tools/cubin
 NVRTC = out/nvrtc
-DEMO = out/smollm2-135m-p4
-DEMO_ALL = out/smollm2-135m
+DEMO = out/smollm2-135m
 
-.PHONY: help setup demo model demo-all test lint bench clean
+.PHONY: help setup demo model specs test lint bench clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 help:
-	@echo 'make demo     fetch SmolLM2-135M, make its engine with four streams, write some Python'
-	@echo 'make model    FROM=DIR|GGUF|random [ADAPTER="FILE ..."] [SPEC=FILE] [NAME=NAME] [SEED=N]'
-	@echo '              [SM="87 90"]  make out/NAME/: engine, model.psc, their sources, report.md;'
+	@echo 'make demo     fetch SmolLM2-135M, make its engine, write Python with 4, 1 and 8 streams'
+	@echo 'make model    FROM=DIR|GGUF|random [ADAPTER="FILE|DIR ..."] [SPEC="NAME|FILE ..."]'
+	@echo '              [NAME=NAME] [SEED=N] [SM="87 90"]'
+	@echo '              make out/NAME/: engine, model.psc, their sources, report.md;'
 	@echo '              SM: GPU architectures to compile the kernels for now'
+	@echo 'make specs    list the models that SPEC may name: parameters, bytes, KV bytes'
 	@echo 'make test     run all tests (TAP, prove); lint is one of them'
 	@echo 'make emulate  FROM=DIR  run the CUDA kernels of a golden folder on the CPU and compare'
 	@echo 'make test-gpu         run the tests that need an NVIDIA GPU, on a machine that has one'
@@ -56,7 +57,7 @@ model: setup-generate
 	@echo 'generating the engine from $(FROM)'
 	@folder=$$($(if $(SM),nvrtc=$$(codegen/find_nvrtc.sh $(NVRTC)) &&) \
 	    $(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
-	    $(if $(SPEC),--spec '$(SPEC)') $(if $(NAME),--name '$(NAME)') \
+	    $(SPEC:%=--spec '%') $(if $(NAME),--name '$(NAME)') \
 	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN) --nvrtc "$$nvrtc")) && \
 	codegen/choose_weights.sh "$$folder" '$(FROM)' '$(SEED)' && \
 	$(MAKE) --silent --no-print-directory "$$folder/engine" "$$folder/model.psc" && \
@@ -84,7 +85,10 @@ out/%/model.psc: out/%/pack out/%/pack.seed
 	@echo 'packing $@: random weights'
 	@$< --random "$$(cat out/$*/pack.seed)" $@
 
-# ---- the demo: SmolLM2-135M with four streams ----------------------------------------------------
+specs: setup-generate
+	@$(LUA) codegen/specs.lua
+
+# ---- the demo: SmolLM2-135M with P = 1, 2, 4 and 8 in one engine ---------------------------------
 
 $(GGUF):
 	@codegen/fetch_smollm2.sh $@
@@ -94,23 +98,17 @@ $(DATA)/%.safetensors: tests/data/smollm2/%.safetensors.xz
 	@xz -dc $< >$@
 
 .PHONY: demo-model
-demo-model: setup-fetch $(GGUF) $(DATA)/adapter_p4.safetensors
-	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER=$(DATA)/adapter_p4.safetensors \
-	    NAME=$(notdir $(DEMO))
+demo-model: setup-fetch $(GGUF) $(ADAPTERS)
+	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
+	    SPEC=SmolLM2-135M-ParScale NAME=$(notdir $(DEMO))
 
 demo: demo-model
-	@echo 'four streams write Python:'
 	@codegen/demo.sh $(DEMO)/engine
-
-# The same with P = 1, 2, 4 and 8 in one engine: for tests and measurements.
-demo-all: setup-fetch $(GGUF) $(ADAPTERS)
-	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
-	    SPEC=model_specs/smollm2-135m-streams.lua NAME=$(notdir $(DEMO_ALL))
 
 # ---- tests ---------------------------------------------------------------------------------------
 
-test: setup demo-model demo-all
-	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) STREAMS_DIR=$(DEMO_ALL) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
+test: setup demo-model
+	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
 
 # tests/lint.t runs these four.
 .PHONY: lint-format lint-tidy lint-lua lint-shell
@@ -121,7 +119,7 @@ lint-format:
 	    tests/emulator/*.cc tests/emulator/*.h docs/*.c
 
 lint-tidy:
-	@folder=$$($(LUA) codegen/main.lua --from random --spec model_specs/smollm2-135m.lua) && \
+	@folder=$$($(LUA) codegen/main.lua --from random --spec SmolLM2-135M-ParScale) && \
 	clang-tidy --quiet --config-file=.clang-tidy "$$folder/engine.c" "$$folder/pack.c" -- \
 	    -std=c11
 
@@ -134,9 +132,9 @@ lint-shell:
 # What a machine with a GPU, CUDA and gcc needs for its tests: one folder.
 GPU_FOLDER = out/gpu
 .PHONY: test-gpu-folder test-gpu
-test-gpu-folder: demo-all
+test-gpu-folder: demo-model
 	@rm -rf $(GPU_FOLDER)
-	@tests/gpu_prepare.sh $(GPU_FOLDER) $(DEMO_ALL) model_specs/parscale-1.8b.lua
+	@tests/gpu_prepare.sh $(GPU_FOLDER) $(DEMO) ParScale-1.8B-P8
 	@echo 'made $(GPU_FOLDER): there, sh tests/gpu.sh RESULTS'
 
 test-gpu: test-gpu-folder
@@ -154,10 +152,10 @@ emulate:
 
 # LLAMA=1 builds llama.cpp once and measures it in turns with the engine; LLAMA_BIN names a folder
 # with its programs where they are.
-bench: demo-all
+bench: demo-model
 	@$(if $(LLAMA),codegen/install.sh cmake g++ make && tests/build_llama.sh out/llama)
 	@LLAMA_BIN=$(or $(LLAMA_BIN),$(if $(LLAMA),out/llama/bin)) \
-	    $(LUA) tests/bench.lua $(DEMO_ALL) $(GGUF)
+	    $(LUA) tests/bench.lua $(DEMO) $(GGUF)
 
 clean:
 	rm -rf out

@@ -28,21 +28,6 @@ local function markdown_table(head, rows)
     return table.concat(out, "\n")
 end
 
--- Parameters of the backbone: all of them, and those outside the embedding and the head.
-local function count_parameters(p)
-    local all, other = 0, 0
-    for _, entry in ipairs(p.placements) do
-        if not entry.name:find("^p%d+:") then
-            local n = entry.count * entry.blocks * entry.rows * entry.columns
-            all = all + n
-            if not entry.name:find("embed_tokens") and entry.name ~= "lm_head.weight" then
-                other = other + n
-            end
-        end
-    end
-    return all, other
-end
-
 local function pack_rows(p)
     local layer, L = p.layer, p.spec.num_hidden_layers
     local rows = { { "header", grouped(p.header_bytes), 0 },
@@ -65,24 +50,15 @@ local function pack_rows(p)
     return rows
 end
 
--- Bytes of prefixes and cache that one decode step reads with n positions in the cache.
-local function attention_bytes(p, adapter, n)
-    local s = p.spec
-    local slots = 1 + (s.num_hidden_layers - 1) * adapter.streams
-    local prefix = s.num_hidden_layers * adapter.streams * s.num_key_value_heads * 2
-        * adapter.prefix_block
-    return prefix + slots * s.num_key_value_heads * 2 * s.head_dim * 2 * n
-end
-
-local function step_rows(p, parameters, n)
+-- A decode step of each P with n positions in the cache.
+local function step_rows(p, n)
     local s = p.spec
     local rows = {}
     for _, a in ipairs(p.adapters) do
-        local mixing = a.streams > 1 and a.mix.bytes + a.weigh.bytes or 0
-        local bytes = p.bytes_per_token + mixing + attention_bytes(p, a, n)
+        local bytes = p.bytes_per_token + a.bytes + a.kv_bytes_position * n
         local attention = 4 * s.num_attention_heads * s.head_dim * (n + a.prefix_tokens)
             * s.num_hidden_layers
-        local operations = 2 * parameters * a.streams + attention * a.streams
+        local operations = 2 * p.inner_parameters * a.streams + attention * a.streams
             + 2 * s.vocab_size * s.hidden_size
         rows[#rows + 1] = { a.streams, grouped(bytes), ("%.2f"):format(operations / 1e9),
                             bytes = bytes }
@@ -118,9 +94,7 @@ end
 
 local function gpu_memory_rows(p)
     local rows = { { "weights, as in the pack", grouped(p.weights_end), "" } }
-    for _, P in ipairs(p.streams) do
-        rows[#rows + 1] = { "KV cache, P = " .. P, grouped(p.gpu.cache_bytes(P)), "bf16" }
-    end
+    rows[#rows + 1] = { "KV cache, for the largest P", grouped(p.gpu.cache_bytes), "bf16" }
     for _, b in ipairs(p.gpu.buffers) do
         rows[#rows + 1] = { "activations: " .. b.name, grouped(b.bytes), b.shape }
     end
@@ -154,18 +128,19 @@ local function gpu_text(p, compiled)
             kernel_rows(p, compiled))
 end
 
--- plan, compiled kernels (cubins.lua) or nil -> text of report.md
-return function(p, compiled)
+-- plan, digest of the backbone (backbone.lua; nil if its weights are random), compiled kernels
+-- (cubins.lua) or nil -> text of report.md
+return function(p, backbone, compiled)
     local s = p.spec
-    local all, other = count_parameters(p)
     local n = s.context // 2
-    local steps = step_rows(p, other, n)
+    local steps = step_rows(p, n)
     local heads = { "device", "GB/s" }
     for _, a in ipairs(p.adapters) do heads[#heads + 1] = "P = " .. a.streams .. ", ms" end
     return table.concat({
         "# " .. s.name,
         ("Plan %s. %s parameters, %s outside embedding and head; P = %s."):format(p.digest,
-            grouped(all), grouped(other), table.concat(p.streams, ", ")),
+            grouped(p.parameters), grouped(p.inner_parameters), table.concat(p.streams, ", ")),
+        ("Backbone: %s."):format(backbone and "digest " .. backbone or "random weights"),
         "## The pack",
         markdown_table({ "section", "bytes", "at" }, pack_rows(p)),
         ("Without the tokenizer: %s."):format(mib(p.weights_end)),

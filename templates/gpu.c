@@ -95,9 +95,9 @@ struct step_graph {
 struct gpu {
     struct cuda_driver driver;
     struct gpu_info info;
-    const struct adapter *adapter;
     unsigned streams, splits; // splits: of the positions, in decode attention
     size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
+    bool use_cache;           // of compiled kernels
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
     void *context, *module, *functions[KERNELS];
@@ -527,7 +527,7 @@ static const struct cubin *find_embedded(const struct gpu *gpu) {
 }
 
 // The kernels' machine code for this device, from the cache or compiled now.
-static int compile_kernels(struct gpu *gpu, bool use_cache, char **cubin, struct error *error) {
+static int compile_kernels(struct gpu *gpu, char **cubin, struct error *error) {
     struct nvrtc nvrtc;
     enum { OPTIONS = 3 };
     char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
@@ -545,10 +545,10 @@ static int compile_kernels(struct gpu *gpu, bool use_cache, char **cubin, struct
     (void)gpu->driver.version(&driver_version);
     cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
     gpu->info.kernels = "cached";
-    if (!use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
+    if (!gpu->use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
         gpu->info.kernels = "compiled";
         code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, NULL, error);
-        if (!code && use_cache)
+        if (!code && gpu->use_cache)
             cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);
     }
     gpu->newer_compiler = 1000 * major + 10 * minor > driver_version;
@@ -556,7 +556,7 @@ static int compile_kernels(struct gpu *gpu, bool use_cache, char **cubin, struct
     return code;
 }
 
-static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
+static int load_kernels(struct gpu *gpu, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     const struct cubin *embedded = find_embedded(gpu);
     const void *image = embedded ? CUBIN_WORDS + embedded->first_word : NULL;
@@ -568,7 +568,7 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
         gpu->ring_bytes = embedded->ring_bytes;
     } else {
         gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
-        code = compile_kernels(gpu, use_cache, &compiled, error);
+        code = compile_kernels(gpu, &compiled, error);
         image = compiled;
     }
     if (!code)
@@ -723,8 +723,7 @@ static int take_pinned_memory(struct gpu *gpu, struct error *error) {
 
 static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
     gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
-    gpu->info.cache_bytes =
-        (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    gpu->info.cache_bytes = (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
@@ -741,27 +740,63 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
 
 // Splits of decode attention: every multiprocessor has a part of it where there are positions
 // enough.
-static unsigned attention_parts(const struct gpu *gpu) {
-    unsigned items = gpu->streams * KV_HEADS * GPU_HEAD_GROUPS;
+static unsigned attention_parts(const struct gpu *gpu, const struct adapter *adapter) {
+    unsigned items = (unsigned)adapter->streams * KV_HEADS * GPU_HEAD_GROUPS;
     unsigned parts = (unsigned)gpu->multiprocessors / items;
     unsigned most =
-        blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
+        blocks_for(tiles_for((size_t)adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
     parts = parts > most ? most : parts;
     return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
 }
 
-static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cache,
+// The kernels for one P.
+static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    gpu->streams = (unsigned)adapter->streams;
+    gpu->splits = attention_parts(gpu, adapter);
+    int code = load_kernels(gpu, error);
+    if (!code)
+        code = allow_shared(gpu, error);
+    return code ? code : divide_memory(gpu, error);
+}
+
+static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
+    if (step->executable)
+        (void)driver->graph_release(step->executable);
+    if (step->graph)
+        (void)driver->graph_destroy(step->graph);
+}
+
+static void release_kernels(const struct gpu *gpu) {
+    release_step(&gpu->driver, &gpu->greedy_step);
+    release_step(&gpu->driver, &gpu->sampling_step);
+    if (gpu->module)
+        (void)gpu->driver.module_unload(gpu->module);
+}
+
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    int code = gpu_finish(gpu, error);
+    if (code)
+        return code;
+    const struct gpu before = *gpu;
+    gpu->module = NULL;
+    gpu->greedy_step = gpu->sampling_step = (struct step_graph){0};
+    gpu->has_logits = gpu->follows = gpu->ahead = gpu->fresh = false;
+    code = choose_kernels(gpu, adapter, error);
+    if (!code)
+        code = capture_steps(gpu, error);
+    release_kernels(code ? gpu : &before);
+    if (code)
+        *gpu = before;
+    return code;
+}
+
+static int start_gpu(struct gpu *gpu, const struct pack_file *file, const struct adapter *adapter,
                      struct error *error) {
     int code = cuda_driver_open(&gpu->driver, error);
     if (!code)
         code = find_device(gpu, error);
     if (!code)
-        code = load_kernels(gpu, use_cache, error);
-    if (!code)
-        code = allow_shared(gpu, error);
-    if (!code)
-        code = divide_memory(gpu, error);
-    gpu->splits = attention_parts(gpu);
+        code = choose_kernels(gpu, adapter, error);
     if (!code)
         code = take_gpu_memory(gpu, file, error);
     if (!code)
@@ -775,21 +810,13 @@ static int gpu_open(struct gpu **result, const struct pack_file *file,
     *result = NULL;
     if (!gpu)
         return fail(error, EXIT_MEMORY, "GPU: %zu bytes could not be had", sizeof *gpu);
-    gpu->adapter = adapter;
-    gpu->streams = (unsigned)adapter->streams;
-    int code = start_gpu(gpu, file, use_cache, error);
+    gpu->use_cache = use_cache;
+    int code = start_gpu(gpu, file, adapter, error);
     if (code)
         gpu_close(gpu);
     else
         *result = gpu;
     return code;
-}
-
-static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
-    if (step->executable)
-        (void)driver->graph_release(step->executable);
-    if (step->graph)
-        (void)driver->graph_destroy(step->graph);
 }
 
 static void gpu_close(struct gpu *gpu) {
@@ -798,8 +825,7 @@ static void gpu_close(struct gpu *gpu) {
     const struct cuda_driver *driver = &gpu->driver;
     if (gpu->stream)
         (void)driver->stream_synchronize(gpu->stream);
-    release_step(driver, &gpu->greedy_step);
-    release_step(driver, &gpu->sampling_step);
+    release_kernels(gpu);
     if (gpu->pinned)
         (void)driver->release_host(gpu->pinned);
     if (gpu->logits)
@@ -813,8 +839,6 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->release(gpu->cache);
     if (gpu->weights)
         (void)driver->release(gpu->weights);
-    if (gpu->module)
-        (void)driver->module_unload(gpu->module);
     for (int i = 0; i < 2; i++)
         if (gpu->ready[i])
             (void)driver->event_destroy(gpu->ready[i]);

@@ -52,6 +52,13 @@ function M.emulator(folder, streams, defines, cu)
     build.must("ln -sf libcuda.so.1 '%s/libnvrtc.so.13'", folder)
 end
 
+-- Kernels of another P, beside the emulator of `folder`.
+function M.other_streams(folder, streams)
+    local object = M.kernels("kernels.cc", folder .. "/engine.cu", "-DSTREAMS=" .. streams)
+    build.must("g++ -shared -Wl,-Bsymbolic -o '%s/libkernels_p%d.so' '%s' '%s/libcuda.so.1'",
+        folder, streams, object, folder)
+end
+
 -- Engine, pack, emulator and expected values of a golden folder. `arguments`: for the generator,
 -- `defines`: for the kernels.
 function M.golden(path, arguments, defines)

@@ -2,7 +2,7 @@
 # Prepares what tests/gpu.sh needs on a machine that has a GPU, CUDA and gcc, but no Lua:
 #     tests/gpu_prepare.sh FOLDER REAL [SPEC...]
 # Engines and packs of the golden folders; of the real model, whose engine is in the folder REAL
-# (`make demo-all`; "" for none), the engine and what its pack is made from, 120 MB; an engine and its
+# (`make demo-model`; "" for none), the engine and what its pack is made from, 120 MB; an engine and its
 # packer for each spec, for random weights.
 set -eu
 folder=$1
@@ -20,7 +20,8 @@ for golden in tests/data/golden/*/; do
     rm -f "$out/pack" "$out/pack.c" "$out/pack.job" "$out/report.md"
 done
 for spec in "$@"; do
-    lua5.4 codegen/main.lua --from random --spec "$spec" --out "$folder/random" >/dev/null
+    lua5.4 codegen/main.lua --from random --spec "$spec" --spec tests/gpu_streams.lua \
+        --out "$folder/random" >/dev/null
 done
 if [ -n "$real" ]; then
     mkdir -p "$folder/real"

@@ -1,8 +1,8 @@
 #!/usr/bin/env lua5.4
 -- int8 and int4 weights: what the packer makes of every dtype, against the blocks' published
 -- meaning; logits, against the published computation with the weights that the pack holds; and
--- SmolLM2, against its bf16 engine. STREAMS_DIR and PARSCALE_GGUF name that engine's folder and the
--- GGUF it was made from (`make demo-all`).
+-- SmolLM2, against its bf16 engine. ENGINE_DIR and PARSCALE_GGUF name that engine's folder and the
+-- GGUF it was made from (`make demo-model`).
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -363,17 +363,17 @@ end
 -- GGUF's blocks are int4's own; int8 is a second rounding.
 local SMOLLM2_KL = { int8 = 2e-3, int4 = 2e-4 }
 
-local published, streams_dir = os.getenv("PARSCALE_GGUF"), os.getenv("STREAMS_DIR")
-if not (published and streams_dir) then
-    tap.skip("SmolLM2", "PARSCALE_GGUF or STREAMS_DIR is not set")
+local published, engine_dir = os.getenv("PARSCALE_GGUF"), os.getenv("ENGINE_DIR")
+if not (published and engine_dir) then
+    tap.skip("SmolLM2", "PARSCALE_GGUF or ENGINE_DIR is not set")
     build.done()
 end
 
 local native = build.cc:find("aarch64") and "" or " -march=native"
 local ids, logits = build.path("ids"), build.path("logits")
-build.must("'%s/engine' tokenize -f '%sdata/smollm2/heldout.py' >'%s'", streams_dir, here, ids)
-local harness = build.harness(streams_dir, "paths_harness", build.flags .. native)
-build.must("'%s' '%s/model.psc' 1 0 '%s' plain <'%s'", harness, streams_dir, logits, ids)
+build.must("'%s/engine' tokenize -f '%sdata/smollm2/heldout.py' >'%s'", engine_dir, here, ids)
+local harness = build.harness(engine_dir, "paths_harness", build.flags .. native)
+build.must("'%s' '%s/model.psc' 1 0 '%s' plain <'%s'", harness, engine_dir, logits, ids)
 for _, dtype in ipairs(DTYPES) do
     local folder = build_model(published, dtype, "smollm2-" .. dtype)
     harness = build.harness(folder, "paths_harness", build.flags .. native)

@@ -289,25 +289,32 @@ int cuEventSynchronize(void *event) {
     return sticky ? sticky : failing("cuStreamSynchronize");
 }
 
+// Kernels are this library's own functions, or for another P those of libkernels_pP.so.
+static void *open_kernels(int streams) {
+    char name[64];
+    Dl_info self;
+    dladdr((void *)open_kernels, &self);
+    snprintf(name, sizeof name, "libkernels_p%d.so", streams);
+    return dlopen(streams == emulated_streams ? self.dli_fname : name, RTLD_NOW);
+}
+
+// An image is "EMULATED", or "EMULATE" and a byte that is P.
 int cuModuleLoadData(void **module, const void *image) {
-    *module = &sticky;
-    return memcmp(image, "EMULATED", 8) == 0 ? failing("cuModuleLoadData") : INVALID_VALUE;
+    const char *text = (const char *)image;
+    if (memcmp(text, "EMULATE", 7) != 0)
+        return INVALID_VALUE;
+    *module = open_kernels(text[7] == 'D' ? emulated_streams : text[7]);
+    return *module ? failing("cuModuleLoadData") : INVALID_VALUE;
 }
 
 int cuModuleUnload(void *) {
     return SUCCESS;
 }
 
-// Kernels are this library's own functions.
-int cuModuleGetFunction(void **function, void *, const char *name) {
-    Dl_info self;
-    dladdr((void *)cuModuleUnload, &self);
-    void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    void *found = library ? dlsym(library, name) : NULL;
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+    void *found = dlsym(module, name);
     kernel *kernel_of = new kernel{strdup(name), found};
     *function = kernel_of;
-    if (library)
-        dlclose(library);
     return found ? SUCCESS : NOT_FOUND;
 }
 
@@ -390,15 +397,19 @@ int nvrtcDestroyProgram(void **) {
     return SUCCESS;
 }
 
+static int compiled_streams; // by the last call of the compiler
+
 // The kernels were compiled with this library; the engine must want the same constants.
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
-    char streams[32], ring[40];
-    int equal = 0;
-    snprintf(streams, sizeof streams, "-DSTREAMS=%d", emulated_streams);
+    char ring[40];
+    bool equal = false;
     snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", emulated_ring_bytes);
-    for (int i = 0; i < count; i++)
-        equal += strcmp(options[i], streams) == 0 || strcmp(options[i], ring) == 0;
-    return equal == 2 ? failing("nvrtcCompileProgram") : INVALID_VALUE;
+    for (int i = 0; i < count; i++) {
+        sscanf(options[i], "-DSTREAMS=%d", &compiled_streams);
+        equal |= strcmp(options[i], ring) == 0;
+    }
+    void *kernels = equal ? open_kernels(compiled_streams) : NULL;
+    return kernels ? failing("nvrtcCompileProgram") : INVALID_VALUE;
 }
 
 int nvrtcGetCUBINSize(void *, size_t *bytes) {
@@ -408,6 +419,8 @@ int nvrtcGetCUBINSize(void *, size_t *bytes) {
 
 int nvrtcGetCUBIN(void *, char *cubin) {
     memcpy(cubin, "EMULATED", 8);
+    if (compiled_streams != emulated_streams)
+        cubin[7] = (char)compiled_streams;
     return SUCCESS;
 }
 
