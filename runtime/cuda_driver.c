@@ -1,6 +1,7 @@
 // See cuda_driver.h.
 #include <dlfcn.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -161,12 +162,11 @@ static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int option
     if (nvrtc->create(&program, source, "engine.cu", 0, NULL, NULL) != 0)
         return fail(error, EXIT_DEVICE, "NVRTC: cannot take the source");
     int code = EXIT_OK;
-    if (nvrtc->compile(program, options, option) != 0 || nvrtc->cubin_size(program, bytes) != 0 ||
-        *bytes == 0)
-        code = build_failed(nvrtc, program, error);
-    else if (!(*cubin = malloc(*bytes)))
+    bool built = nvrtc->compile(program, options, option) == 0 &&
+                 nvrtc->cubin_size(program, bytes) == 0 && *bytes > 0;
+    if (built && !(*cubin = malloc(*bytes)))
         code = fail(error, EXIT_MEMORY, "%zu bytes of kernels could not be had", *bytes);
-    else if (nvrtc->cubin(program, *cubin) != 0)
+    else if (!built || nvrtc->cubin(program, *cubin) != 0)
         code = build_failed(nvrtc, program, error);
     if (!code && log && !(*log = build_log(nvrtc, program)))
         code = fail(error, EXIT_MEMORY, "no memory for the compiler's log");

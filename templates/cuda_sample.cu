@@ -208,10 +208,11 @@ static __device__ __forceinline__ int sample_logits(struct sample_space &space, 
                              : draw_any(space, logits, most, sampling.temperature, uniform);
 }
 
-// The id that this thread penalizes: of the last ones up to `position`, each once. -1: none.
+// The id that this thread penalizes: of the last ones up to `position`, each once. -1: none. Not by
+// the first warps, whose thread 0 draws.
 static __device__ inline int recent_id(const struct gpu_task &task, int position, bool wanted) {
-    int mine = position - (int)threadIdx.x;
-    if (!wanted || threadIdx.x >= SAMPLE_PENALTY_WINDOW || mine < 0)
+    int mine = position + SAMPLE_PENALTY_WINDOW - (int)threadIdx.x;
+    if (!wanted || mine > position || mine <= position - SAMPLE_PENALTY_WINDOW || mine < 0)
         return -1;
     int id = task.history[mine];
     for (int later = mine + 1; later <= position; later++)
@@ -235,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         logits[id] = sample_penalized(before, sampling.repeat_penalty);
     __syncthreads();
     int token = sample_logits(space, logits, sampling, position + 1);
-    __syncthreads();
+    __syncthreads(); // thread 0 may still read what is put back now
     if (id >= 0)
         logits[id] = before;
     if (threadIdx.x == 0)

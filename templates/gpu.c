@@ -427,6 +427,12 @@ static struct gpu_sampling device_sampling(const struct parscale_sampling *sampl
     };
 }
 
+static bool same_sampling(const struct gpu_sampling *a, const struct gpu_sampling *b) {
+    return a->temperature == b->temperature && a->top_p == b->top_p &&
+           a->log_min_p == b->log_min_p && a->repeat_penalty == b->repeat_penalty &&
+           a->top_k == b->top_k && a->filtered == b->filtered && a->seed == b->seed;
+}
+
 // Chooses anew from logits that are there, and has later steps choose in this way. A step that ran
 // ahead is forgotten.
 static int choose_again(struct gpu *gpu, const struct gpu_sampling *sampling, struct error *error) {
@@ -453,7 +459,7 @@ static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampl
                           struct error *error) {
     const struct gpu_sampling wanted = device_sampling(sampling);
     int code = EXIT_OK;
-    if (memcmp(&wanted, &gpu->pinned->sampling, sizeof wanted) != 0)
+    if (!same_sampling(&wanted, &gpu->pinned->sampling))
         code = choose_again(gpu, &wanted, error);
     if (!code)
         code = wait_for_logits(gpu, error);

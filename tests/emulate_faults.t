@@ -38,6 +38,7 @@ local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwe
     parscale_n_tokens = 160, rms_norm_eps = 1e-6, rope_theta = 10000.0, parscale_attn_smooth = 0.1,
     weight_dtype = "bf16", tie_word_embeddings = true, max_position_embeddings = 64 }]]
 local STREAMS, TOKENS = 2, 3
+local SAMPLED = 36 -- tokens, for the kernel that samples
 
 local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syncwarp%(%)",
     "__threadfence%(%)", "wait_copies<[^;]*>%(%)", "commit_copies%(%)" }
@@ -74,19 +75,30 @@ local function engine_kernels()
     local text, statements = with_questions(build.read(folder .. "/engine.cu"))
     emulated.emulator(folder, STREAMS, "-DWARP_RING_BYTES=8192", build.write("asking.cu", text))
 
-    local function command(environment)
-        environment = "EMULATOR_SHARED=101376 " .. environment
-        return ("%s '%s' compare '%s/model.psc' %d %d"):format(emulated.environment(
-            { out = folder }, environment), harness, folder, STREAMS, TOKENS)
+    local chain = build.harness(folder, "gpu_chain_harness", "-std=c11 -O1")
+    local function command(sampling, environment)
+        environment = emulated.environment({ out = folder }, "EMULATOR_SHARED=101376 "
+            .. environment)
+        if sampling then
+            return ("%s '%s' '%s/model.psc' %d"):format(environment, chain, folder, SAMPLED)
+        end
+        return ("%s '%s' compare '%s/model.psc' %d %d"):format(environment, harness, folder,
+            STREAMS, TOKENS)
     end
-    local list = build.path("statements")
-    build.must("%s", command(("EMULATOR_STATEMENTS='%s'"):format(list)))
     local labels, commands = {}, {}
-    for statement, kernel in build.read(list):gmatch("(%d+) ([%w_]+)\n") do
-        local which = statements[tonumber(statement)]
-        which.met = true
-        labels[#labels + 1] = { name = ("%s of %s"):format(which.text, kernel), line = which.line }
-        commands[#labels] = command(("EMULATOR_SKIP='%s %s'"):format(statement, kernel))
+    for _, sampling in ipairs({ false, true }) do
+        local list = build.path(sampling and "sampling" or "statements")
+        build.must("%s", command(sampling, ("EMULATOR_STATEMENTS='%s'"):format(list)))
+        for statement, kernel in build.read(list):gmatch("(%d+) ([%w_]+)\n") do
+            local which = statements[tonumber(statement)]
+            if (kernel == "sample_token") == sampling then
+                which.met = true
+                labels[#labels + 1] = { name = ("%s of %s"):format(which.text, kernel),
+                                        line = which.line }
+                commands[#labels] = command(sampling, ("EMULATOR_SKIP='%s %s'"):format(statement,
+                    kernel))
+            end
+        end
     end
     for i, result in ipairs(emulated.run_all(commands)) do
         local label = labels[i]

@@ -20,7 +20,7 @@ static const struct parscale_sampling OPTIONS[] = {
     {.temperature = 0, .top_p = 1, .repeat_penalty = 1},
     {.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1},
     {.temperature = 0, .top_p = 1, .repeat_penalty = 1.3f},
-    {.temperature = 1, .top_p = 1, .repeat_penalty = 1.1f, .seed = 7},
+    {.temperature = 1, .top_p = 1, .repeat_penalty = 0.01f, .seed = 7}, // the same ids again
     {.temperature = 1.5f, .top_k = 0, .top_p = 0.9f, .repeat_penalty = 1, .seed = 8},
 };
 

@@ -101,8 +101,8 @@ end
 
 for _, when in ipairs({ "KILL_WRITE=1", "KILL_RENAME=1" }) do
     build.must("rm -rf '%s'", cache)
-    code = build.shell("(%s LD_PRELOAD='%s' %s '%s' generate --ids 1 -n 1 --print-ids --device cuda)",
-        emulated.environment(model), build.path("killer.so"), when, engine)
+    code = build.shell("(%s LD_PRELOAD='%s' %s '%s' generate --ids 1 -n 1 --print-ids "
+        .. "--device cuda)", emulated.environment(model), build.path("killer.so"), when, engine)
     local whole, parts = entries()
     tap.ok(code == 137 and #whole == 0 and parts == 1, "killed at " .. when .. ": no entry", code)
     code, _, err = run("EMULATOR_SEED=2")
