@@ -14,17 +14,18 @@ TEST_PACKAGES = binutils bzip2 clang clang-format clang-tidy g++ gcc-aarch64-lin
 DATA = out/data
 GGUF = $(DATA)/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTERS = $(foreach p,2 4 8,$(DATA)/adapter_p$(p).safetensors)
-DEMO = out/smollm2-135m-p4
-DEMO_ALL = out/smollm2-135m
+DEMO = out/smollm2-135m
 
-.PHONY: help setup demo model demo-all test lint bench clean
+.PHONY: help setup demo model specs test lint bench clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 help:
-	@echo 'make demo     fetch SmolLM2-135M, make its engine with four streams, write some Python'
-	@echo 'make model    FROM=DIR|GGUF|random [ADAPTER="FILE ..."] [SPEC=FILE] [NAME=NAME] [SEED=N]'
+	@echo 'make demo     fetch SmolLM2-135M, make its engine, write Python with 4, 1 and 8 streams'
+	@echo 'make model    FROM=DIR|GGUF|random [ADAPTER="FILE|DIR ..."] [SPEC="NAME|FILE ..."]'
+	@echo '              [NAME=NAME] [SEED=N]'
 	@echo '              make out/NAME/: engine, model.psc, their sources, report.md'
+	@echo 'make specs    list the models that SPEC may name: parameters, bytes, KV bytes'
 	@echo 'make test     run all tests (TAP, prove); lint is one of them'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
@@ -47,7 +48,7 @@ model: setup-generate
 	    'file, or random with SPEC' >&2; exit 2; }
 	@echo 'generating the engine from $(FROM)'
 	@folder=$$($(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
-	    $(if $(SPEC),--spec '$(SPEC)') $(if $(NAME),--name '$(NAME)')) && \
+	    $(SPEC:%=--spec '%') $(if $(NAME),--name '$(NAME)')) && \
 	codegen/choose_weights.sh "$$folder" '$(FROM)' '$(SEED)' && \
 	$(MAKE) --silent --no-print-directory "$$folder/engine" "$$folder/model.psc" && \
 	echo "made $$folder: $$folder/engine --help"
@@ -69,7 +70,10 @@ out/%/model.psc: out/%/pack out/%/pack.seed
 	@echo 'packing $@: random weights'
 	@$< --random "$$(cat out/$*/pack.seed)" $@
 
-# ---- the demo: SmolLM2-135M with four streams ----------------------------------------------------
+specs: setup-generate
+	@$(LUA) codegen/specs.lua
+
+# ---- the demo: SmolLM2-135M with P = 1, 2, 4 and 8 in one engine ---------------------------------
 
 $(GGUF):
 	@codegen/fetch_smollm2.sh $@
@@ -79,23 +83,17 @@ $(DATA)/%.safetensors: tests/data/smollm2/%.safetensors.xz
 	@xz -dc $< >$@
 
 .PHONY: demo-model
-demo-model: setup-fetch $(GGUF) $(DATA)/adapter_p4.safetensors
-	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER=$(DATA)/adapter_p4.safetensors \
-	    NAME=$(notdir $(DEMO))
+demo-model: setup-fetch $(GGUF) $(ADAPTERS)
+	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
+	    SPEC=SmolLM2-135M-ParScale NAME=$(notdir $(DEMO))
 
 demo: demo-model
-	@echo 'four streams write Python:'
 	@codegen/demo.sh $(DEMO)/engine
-
-# The same with P = 1, 2, 4 and 8 in one engine: for tests and measurements.
-demo-all: setup-fetch $(GGUF) $(ADAPTERS)
-	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
-	    SPEC=model_specs/smollm2-135m-streams.lua NAME=$(notdir $(DEMO_ALL))
 
 # ---- tests ---------------------------------------------------------------------------------------
 
-test: setup demo-model demo-all
-	@ENGINE_DIR=$(DEMO) STREAMS_DIR=$(DEMO_ALL) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
+test: setup demo-model
+	@ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
 
 # tests/lint.t runs these four.
 .PHONY: lint-format lint-tidy lint-lua lint-shell
@@ -106,7 +104,7 @@ lint-format:
 	    tests/emulator/*.cc tests/emulator/*.h docs/*.c
 
 lint-tidy:
-	@folder=$$($(LUA) codegen/main.lua --from random --spec model_specs/smollm2-135m.lua) && \
+	@folder=$$($(LUA) codegen/main.lua --from random --spec SmolLM2-135M-ParScale) && \
 	clang-tidy --quiet --config-file=.clang-tidy "$$folder/engine.c" "$$folder/pack.c" -- \
 	    -std=c11
 
@@ -120,10 +118,10 @@ lint-shell:
 
 # LLAMA=1 builds llama.cpp once and measures it in turns with the engine; LLAMA_BIN names a folder
 # with its programs where they are.
-bench: demo-all
+bench: demo-model
 	@$(if $(LLAMA),codegen/install.sh cmake g++ make && tests/build_llama.sh out/llama)
 	@LLAMA_BIN=$(or $(LLAMA_BIN),$(if $(LLAMA),out/llama/bin)) \
-	    $(LUA) tests/bench.lua $(DEMO_ALL) $(GGUF)
+	    $(LUA) tests/bench.lua $(DEMO) $(GGUF)
 
 clean:
 	rm -rf out

@@ -1,6 +1,8 @@
 -- The plan: the one place where a size or an offset is computed. The engine, the packer and the
 -- report are printed from it. A plan is made from a complete spec (spec.lua) and nothing else.
 
+local digest = require("codegen.digest")
+
 local LAYOUT_VERSION = 3   -- raise it when the meaning of any byte of the pack changes
 local HEADER_BYTES = 4096  -- pack header: magic, digest, section table (runtime/pack_file.h)
 local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/tile.h)
@@ -24,15 +26,6 @@ end
 
 local function streams_of(spec)
     return type(spec.parscale_n) == "table" and spec.parscale_n or { spec.parscale_n }
-end
-
--- FNV-1a, 64 bits, of a string, as 16 hex digits: it identifies a plan, it protects nothing.
-local function digest(text)
-    local hash = 0xcbf29ce484222325
-    for i = 1, #text do
-        hash = (hash ~ text:byte(i)) * 0x100000001b3
-    end
-    return ("%016x"):format(hash)
 end
 
 -- The keys that decide what the bytes of a pack are and what they mean: a pack fits every engine
@@ -125,6 +118,8 @@ local function adapter_layout(spec, planes, streams, place)
     -- One (stream, kv head): a matrix, one plane behind the other.
     local block = tiles(prefix) * tiles(spec.head_dim) * TILE_BYTES * planes
     local adapter = { streams = streams, prefix_tokens = prefix, prefix_block = block }
+    -- One position of the cache, bf16: layer 0 is the same in all streams.
+    adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * 2 * spec.head_dim * 2
     adapter.offset = place(0, SECTION_ALIGN)
     adapter.prefix_k = place(layers * streams * groups * block, 64)
     adapter.prefix_v = place(layers * streams * groups * block, 64)
@@ -242,6 +237,28 @@ local function placements(spec, plan)
     return list
 end
 
+-- Parameters of the backbone, of these outside the embedding and the head, and of each adapter.
+local function count_parameters(p)
+    p.parameters, p.inner_parameters = 0, 0
+    for _, adapter in ipairs(p.adapters) do
+        adapter.parameters = 0
+        for _, entry in ipairs(p.placements) do
+            if entry.name:match("^p(%d+):") == tostring(adapter.streams) then
+                adapter.parameters = adapter.parameters
+                    + entry.count * entry.blocks * entry.rows * entry.columns
+            end
+        end
+    end
+    for _, entry in ipairs(p.placements) do
+        if not entry.name:find("^p%d+:") then
+            local n = entry.count * entry.rows * entry.columns
+            local outer = entry.name:find("embed_tokens") or entry.name == "lm_head.weight"
+            p.parameters = p.parameters + n
+            p.inner_parameters = p.inner_parameters + (outer and 0 or n)
+        end
+    end
+end
+
 -- Checkpoint tensors by full name, in the order of the pack job.
 local function tensor_list(entries)
     local list = {}
@@ -353,11 +370,18 @@ function plan.make(spec)
     p.weights_end = align(place.position(), SECTION_ALIGN) -- the tokenizer follows, if there is one
     p.placements = placements(spec, p)
     p.tensors = tensor_list(p.placements)
+    count_parameters(p)
     p.cache = cache_layout(spec, max_streams)
     p.buffers, p.scratch = buffer_tables(spec, p)
     -- Bytes that one decode step reads: every layer, the head, the final norm.
     p.bytes_per_token = p.head.bytes + p.layer.stride * spec.num_hidden_layers
         + spec.hidden_size * 4
+    -- What each P adds to them: prefixes and aggregation network. The cache comes on top.
+    for _, adapter in ipairs(p.adapters) do
+        local blocks = spec.num_hidden_layers * adapter.streams * spec.num_key_value_heads * 2
+        adapter.bytes_per_token = blocks * adapter.prefix_block
+            + (adapter.mix and adapter.mix.bytes + adapter.weigh.bytes or 0)
+    end
     return p
 end
 

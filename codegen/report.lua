@@ -23,21 +23,6 @@ local function markdown_table(head, rows)
     return table.concat(out, "\n")
 end
 
--- Parameters of the backbone: all of them, and those outside the embedding and the head.
-local function count_parameters(p)
-    local all, other = 0, 0
-    for _, entry in ipairs(p.placements) do
-        if not entry.name:find("^p%d+:") then
-            local n = entry.count * entry.blocks * entry.rows * entry.columns
-            all = all + n
-            if not entry.name:find("embed_tokens") and entry.name ~= "lm_head.weight" then
-                other = other + n
-            end
-        end
-    end
-    return all, other
-end
-
 local function pack_rows(p)
     local layer, L = p.layer, p.spec.num_hidden_layers
     local rows = { { "header", grouped(p.header_bytes), 0 },
@@ -60,24 +45,15 @@ local function pack_rows(p)
     return rows
 end
 
--- Bytes of prefixes and cache that one decode step reads with n positions in the cache.
-local function attention_bytes(p, adapter, n)
-    local s = p.spec
-    local slots = 1 + (s.num_hidden_layers - 1) * adapter.streams
-    local prefix = s.num_hidden_layers * adapter.streams * s.num_key_value_heads * 2
-        * adapter.prefix_block
-    return prefix + slots * s.num_key_value_heads * 2 * s.head_dim * 2 * n
-end
-
-local function step_rows(p, parameters, n)
+-- A decode step of each P with n positions in the cache.
+local function step_rows(p, n)
     local s = p.spec
     local rows = {}
     for _, a in ipairs(p.adapters) do
-        local mixing = a.streams > 1 and a.mix.bytes + a.weigh.bytes or 0
-        local bytes = p.bytes_per_token + mixing + attention_bytes(p, a, n)
+        local bytes = p.bytes_per_token + a.bytes_per_token + a.kv_bytes_position * n
         local attention = 4 * s.num_attention_heads * s.head_dim * (n + a.prefix_tokens)
             * s.num_hidden_layers
-        local operations = 2 * parameters * a.streams + attention * a.streams
+        local operations = 2 * p.inner_parameters * a.streams + attention * a.streams
             + 2 * s.vocab_size * s.hidden_size
         rows[#rows + 1] = { a.streams, grouped(bytes), ("%.2f"):format(operations / 1e9),
                             bytes = bytes }
@@ -112,18 +88,18 @@ local function memory_rows(p)
     return rows
 end
 
--- plan -> text of report.md
-return function(p)
+-- plan, digest of the backbone (backbone.lua; nil if its weights are random) -> text of report.md
+return function(p, backbone)
     local s = p.spec
-    local all, other = count_parameters(p)
     local n = s.context // 2
-    local steps = step_rows(p, other, n)
+    local steps = step_rows(p, n)
     local heads = { "device", "GB/s" }
     for _, a in ipairs(p.adapters) do heads[#heads + 1] = "P = " .. a.streams .. ", ms" end
     return table.concat({
         "# " .. s.name,
         ("Plan %s. %s parameters, %s outside embedding and head; P = %s."):format(p.digest,
-            grouped(all), grouped(other), table.concat(p.streams, ", ")),
+            grouped(p.parameters), grouped(p.inner_parameters), table.concat(p.streams, ", ")),
+        ("Backbone: %s."):format(backbone and "digest " .. backbone or "random weights"),
         "## The pack",
         markdown_table({ "section", "bytes", "at" }, pack_rows(p)),
         ("Without the tokenizer: %s."):format(mib(p.weights_end)),

@@ -1,16 +1,16 @@
 #!/usr/bin/env lua5.4
 -- SmolLM2 with P = 1, 2, 4, 8: every path against what the published code computed in fp32, and the
--- fast paths against the plain one on a longer text. STREAMS_DIR names the engine's folder
--- (`make demo-all`).
+-- fast paths against the plain one on a longer text. ENGINE_DIR names the engine's folder
+-- (`make demo-model`).
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
 
 local cjson = require("cjson")
 
-local folder = os.getenv("STREAMS_DIR")
+local folder = os.getenv("ENGINE_DIR")
 if not folder then
-    print("1..0 # SKIP STREAMS_DIR is not set: no engine to test")
+    print("1..0 # SKIP ENGINE_DIR is not set: no engine to test")
     os.exit(0)
 end
 
