@@ -223,6 +223,18 @@ local function print_rows(rows)
     end
 end
 
+-- A line if the law has seen no losses of models as small or as large.
+local function print_range(sizes, rows)
+    local low, high = sizes[1].N[1], sizes[#sizes].N[STREAMS[#STREAMS]]
+    for _, row in ipairs(rows) do
+        if row.N and (row.N < low or row.N > high) then
+            print(("extrapolated: the law was fitted to N of %.3g to %.3g, not to %.3g"):format(
+                low, high, row.N))
+            return
+        end
+    end
+end
+
 -- How many times less memory / latency the largest P adds, for all devices.
 local function print_summary(all)
     print(("\nHow many times less memory / latency P = %d adds than a larger model of the same "
@@ -269,6 +281,7 @@ local function command_cost(options)
     else
         print("\nless: how many times less memory/latency the streams add")
     end
+    print_range(sizes, flat)
     if options.csv then write_csv(options.csv, flat) end
 end
 
