@@ -7,7 +7,6 @@ set datafile separator ","
 set datafile missing "NaN"
 set multiplot layout 1,2 title title
 set ylabel "predicted loss"
-set grid
 chosen(way) = strcol(1) eq device && column(2) == 1 && (strcol(4) eq way || column(3) == 1)
 do for [field in "10 11"] {
     unit = field == 10 ? 2.0 ** 30 : 1

@@ -294,7 +294,7 @@ end
 
 local function command_choose(options)
     local corpus = choose_corpus(options.corpus)
-    local device = choose_devices(options.gpu, options.engine)[1]
+    local device = choose_devices(options.gpu or "", options.engine)[1]
     local memory = (options.memory or device.memory) * 1e9
     local memory_best, latency_best, least
     for _, entry in ipairs(published_sizes(options.corpus)) do

@@ -132,6 +132,7 @@ build.fails(2, "a loss that none reaches", command("choose --loss 0.97 --gpu a10
     "0.9794")
 build.fails(2, "no memory", command("choose --loss 1.2 --gpu a100 --memory 1"), "1 GB")
 build.fails(2, "another device", command("choose --loss 1.2 --gpu a200"), "a200", "a100")
+build.fails(2, "no device", command("choose --loss 1.2"), "GPU", "a100")
 build.fails(2, "another model", command("cost --model ParScale-1.9B-P1"), "ParScale-1.9B-P1")
 
 -- ---- the plot ----------------------------------------------------------------------------------
