@@ -64,8 +64,8 @@ end
 local function adapter_table(p)
     local out = {}
     for _, a in ipairs(p.adapters) do
-        out[#out + 1] = ("    { %d, %d, %d, %d, %d, %s, %s, %d, %d },"):format(a.streams,
-            a.prefix_tokens, a.prefix_k, a.prefix_v, a.prefix_block, c_matrix(a.mix),
+        out[#out + 1] = ("    { %d, %d, %d, %d, %d, %d, %d, %s, %s, %d, %d },"):format(
+            a.streams, a.prefix_tokens, a.offset, a.bytes, a.prefix_k, a.prefix_v, a.prefix_block, c_matrix(a.mix),
             c_matrix(a.weigh), a.mix_bias or 0, a.weigh_bias or 0)
     end
     return table.concat(out, "\n")
@@ -128,10 +128,12 @@ static const float RMS_NORM_EPS = %s;
 static const float ROPE_THETA = %s;
 static const float STREAM_SMOOTHING = %s; // parscale_attn_smooth
 
-// What belongs to one P: a prefix for each layer, stream and kv head (prefix_k [T, head_dim] and
-// prefix_v [head_dim, T], prefix_block bytes each), and the aggregation network.
+// What belongs to one P, in the pack from offset on: a prefix for each layer, stream and kv head
+// (prefix_k [T, head_dim] and prefix_v [head_dim, T], prefix_block bytes each), and the aggregation
+// network. The plain backbone, P = 1, has neither.
 static const struct adapter {
     int streams, prefix_tokens;
+    size_t offset, bytes;
     size_t prefix_k, prefix_v, prefix_block;
     struct matrix mix;   // aggregate_layer.0 [hidden, P * hidden], columns stream by stream
     struct matrix weigh; // aggregate_layer.2 [P, hidden]

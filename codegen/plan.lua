@@ -373,15 +373,10 @@ function plan.make(spec)
     count_parameters(p)
     p.cache = cache_layout(spec, max_streams)
     p.buffers, p.scratch = buffer_tables(spec, p)
-    -- Bytes that one decode step reads: every layer, the head, the final norm.
+    -- Bytes that one decode step reads, besides an adapter and the cache: every layer, the head,
+    -- the final norm.
     p.bytes_per_token = p.head.bytes + p.layer.stride * spec.num_hidden_layers
         + spec.hidden_size * 4
-    -- What each P adds to them: prefixes and aggregation network. The cache comes on top.
-    for _, adapter in ipairs(p.adapters) do
-        local blocks = spec.num_hidden_layers * adapter.streams * spec.num_key_value_heads * 2
-        adapter.bytes_per_token = blocks * adapter.prefix_block
-            + (adapter.mix and adapter.mix.bytes + adapter.weigh.bytes or 0)
-    end
     return p
 end
 

@@ -50,7 +50,7 @@ local function step_rows(p, n)
     local s = p.spec
     local rows = {}
     for _, a in ipairs(p.adapters) do
-        local bytes = p.bytes_per_token + a.bytes_per_token + a.kv_bytes_position * n
+        local bytes = p.bytes_per_token + a.bytes + a.kv_bytes_position * n
         local attention = 4 * s.num_attention_heads * s.head_dim * (n + a.prefix_tokens)
             * s.num_hidden_layers
         local operations = 2 * p.inner_parameters * a.streams + attention * a.streams

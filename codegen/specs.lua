@@ -20,7 +20,7 @@ for _, name in ipairs(names) do
         stored = stored + adapter.parameters
     end
     print(ROW:format(name, p.parameters + stored, p.inner_parameters + stored,
-        2 * (p.parameters + stored), p.bytes_per_token + largest.bytes_per_token,
+        2 * (p.parameters + stored), p.bytes_per_token + largest.bytes,
         largest.kv_bytes_position))
 end
 print([[

@@ -58,13 +58,13 @@ static void bench_mean(const double *values, int n, double *mean, double *deviat
     *deviation = n > 1 ? sqrt(squares / (n - 1)) : 0;
 }
 
-// A decoded token reads every weight, the prefixes of all streams and the cache so far.
+// A decoded token reads every weight, what belongs to the P in use and the cache so far.
 static double bench_bytes_token(const struct parscale_info *info, const struct bench_test *test) {
     if (!test->decodes)
         return 0;
-    double prefix = info->streams > 1 ? info->prefix_tokens : 0;
-    double positions = prefix + test->depth + (test->tokens + 1) / 2.0;
-    return (double)info->weight_bytes + positions * (double)info->kv_bytes_position;
+    double positions = test->depth + (test->tokens + 1) / 2.0;
+    return (double)(info->weight_bytes + info->adapter_bytes) +
+           positions * (double)info->kv_bytes_position;
 }
 
 // Runs the test once to warm up (tg: one token), then as often as asked.

@@ -39,9 +39,19 @@ struct parscale_info {
     bool has_tokenizer;
     size_t pack_bytes;        // the file
     size_t weight_bytes;      // read per decoded token, whatever P is
-    size_t cache_bytes;       // KV cache
+    size_t adapter_bytes;     // read besides: prefixes and aggregation network of the P in use
+    size_t cache_bytes;       // KV cache, for the largest P
     size_t activation_bytes;  // everything else taken at start-up
-    size_t kv_bytes_position; // cache bytes that one position takes (all streams and layers)
+    size_t kv_bytes_position; // cache bytes of one position: all layers, the streams in use
+    int adapters;             // how many P there are to choose from
+};
+
+// One P that the engine can run with. P = 1, the plain backbone, has no bytes of its own.
+struct parscale_adapter {
+    int streams;       // P
+    int prefix_tokens; // T
+    size_t bytes;      // its prefixes and aggregation network in the pack
+    uint64_t digest;   // of these bytes: equal adapters have equal ones, in whatever pack
 };
 
 // Opens a pack. On failure *handle is still a handle if memory allowed (so that parscale_error
@@ -50,6 +60,14 @@ int parscale_open(struct parscale **handle, const struct parscale_options *optio
 void parscale_close(struct parscale *handle);              // NULL is allowed
 const char *parscale_error(const struct parscale *handle); // "" if nothing failed yet
 const struct parscale_info *parscale_info(const struct parscale *handle);
+
+// Adapter `index`, from 0 to info.adapters - 1, in the order of P.
+int parscale_adapter(struct parscale *handle, int index, struct parscale_adapter *adapter);
+
+// Goes on with another P (0: the largest). A cache holds for one P alone: the ids in it are
+// prefilled again, which takes the time of a prefill. EXIT_USAGE: the engine has no such P;
+// EXIT_DEVICE: no kernels for it; all is then as it was. After another failure the cache is empty.
+int parscale_set_streams(struct parscale *handle, int streams);
 
 // The cache holds parscale_position() positions. Rewinding is free; 0 starts over.
 int parscale_position(const struct parscale *handle);

@@ -84,8 +84,8 @@ enum {
 struct gpu {
     struct cuda_driver driver;
     struct gpu_info info;
-    const struct adapter *adapter;
     unsigned streams, splits; // splits: of the positions, in decode attention
+    bool use_cache;           // of compiled kernels
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
     void *context, *stream, *module, *functions[KERNELS];
@@ -378,7 +378,7 @@ static int find_device(struct gpu *gpu, struct error *error) {
 }
 
 // The kernels' machine code for this device: from the cache, or compiled now.
-static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct error *error) {
+static int find_cubin(struct gpu *gpu, char **cubin, struct error *error) {
     struct nvrtc nvrtc;
     enum { OPTIONS = 3 };
     char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
@@ -395,10 +395,10 @@ static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct erro
     (void)nvrtc.version(&major, &minor);
     (void)gpu->driver.version(&driver_version);
     cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
-    if (!use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
+    if (!gpu->use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
         code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, error);
         gpu->info.compiled = !code;
-        if (!code && use_cache)
+        if (!code && gpu->use_cache)
             cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);
     }
     gpu->newer_compiler = 1000 * major + 10 * minor > driver_version;
@@ -406,10 +406,10 @@ static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct erro
     return code;
 }
 
-static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
+static int load_kernels(struct gpu *gpu, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     char *cubin = NULL;
-    int code = find_cubin(gpu, use_cache, &cubin, error);
+    int code = find_cubin(gpu, &cubin, error);
     if (!code)
         code = cuda_check(driver, driver->module_load(&gpu->module, cubin),
                           gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
@@ -472,13 +472,38 @@ struct part {
     size_t place; // of its pointer, in struct gpu_task
 };
 
-// The activations. Returns their number.
+// Blocks of decode attention with one split, for P streams.
+static unsigned attention_items(int streams) {
+    return (unsigned)streams * KV_HEADS * GPU_HEAD_GROUPS;
+}
+
+// Splits of decode attention: every multiprocessor has a part of it where there are positions
+// enough.
+static unsigned attention_parts(const struct gpu *gpu, const struct adapter *adapter) {
+    unsigned parts = (unsigned)gpu->multiprocessors / attention_items(adapter->streams);
+    unsigned most =
+        blocks_for(tiles_for((size_t)adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
+    parts = parts > most ? most : parts;
+    return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
+}
+
+// Partial results of decode attention, for the P that has most of them.
+static size_t most_partials(const struct gpu *gpu) {
+    size_t most = 0;
+    for (size_t i = 0; i < sizeof ADAPTERS / sizeof *ADAPTERS; i++) {
+        size_t n =
+            (size_t)attention_items(ADAPTERS[i].streams) * attention_parts(gpu, &ADAPTERS[i]);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+// The activations, for the largest P. Returns their number.
 static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
-    const size_t columns = GPU_COLUMNS, tile_column = TILE * 2,
-                 P = gpu->streams; // bytes of 16 of one
+    const size_t columns = GPU_COLUMNS, tile_column = TILE * 2; // bytes of 16 of one
+    const size_t P = MAX_STREAMS;
     const size_t two = 2 * (size_t)GPU_HIDDEN_TILES;
     const size_t input = two > GPU_HEADS_TILES ? two : GPU_HEADS_TILES;
-    const size_t items = P * KV_HEADS * GPU_HEAD_GROUPS;
     const struct part plan[] = {
         {columns * HIDDEN_SIZE * 4, offsetof(struct gpu_task, residual)},
         {columns * input * tile_column, offsetof(struct gpu_task, input)},
@@ -486,8 +511,8 @@ static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
         {(P + 7) / 8 * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, normed)},
         {(size_t)GPU_HIDDEN_TILES * 2 * TILE * 4, offsetof(struct gpu_task, squares)},
         {columns * HEADS * HEAD_DIM * 4, offsetof(struct gpu_task, query)},
-        {items * gpu->splits * GPU_PARTIAL_FLOATS * 4, offsetof(struct gpu_task, partial)},
-        {items * sizeof(unsigned), offsetof(struct gpu_task, arrivals)},
+        {most_partials(gpu) * GPU_PARTIAL_FLOATS * 4, offsetof(struct gpu_task, partial)},
+        {attention_items(MAX_STREAMS) * sizeof(unsigned), offsetof(struct gpu_task, arrivals)},
         {P * HIDDEN_SIZE * 4, offsetof(struct gpu_task, final)},
         {P * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, mix_input)},
         {(size_t)GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, mixed)},
@@ -574,8 +599,7 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     for (size_t i = 0; i < count; i++)
         all += parts[i].bytes;
     gpu->info.activation_bytes = all;
-    gpu->info.cache_bytes =
-        (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    gpu->info.cache_bytes = (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
@@ -601,29 +625,49 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     return code ? code : upload_rotary(gpu, error);
 }
 
-// Splits of decode attention: every multiprocessor has a part of it where there are positions
-// enough.
-static unsigned attention_parts(const struct gpu *gpu) {
-    unsigned items = gpu->streams * KV_HEADS * GPU_HEAD_GROUPS;
-    unsigned parts = (unsigned)gpu->multiprocessors / items;
-    unsigned most =
-        blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
-    parts = parts > most ? most : parts;
-    return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
+// The kernels for one P.
+static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    gpu->streams = (unsigned)adapter->streams;
+    gpu->splits = attention_parts(gpu, adapter);
+    int code = load_kernels(gpu, error);
+    if (!code)
+        code = allow_shared(gpu, error);
+    return code ? code : divide_memory(gpu, error);
 }
 
-static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cache,
+static void release_kernels(const struct gpu *gpu) {
+    if (gpu->decode)
+        (void)gpu->driver.graph_release(gpu->decode);
+    if (gpu->graph)
+        (void)gpu->driver.graph_destroy(gpu->graph);
+    if (gpu->module)
+        (void)gpu->driver.module_unload(gpu->module);
+}
+
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    int code = gpu_finish(gpu, error);
+    if (code)
+        return code;
+    const struct gpu before = *gpu;
+    gpu->module = gpu->graph = gpu->decode = NULL;
+    code = choose_kernels(gpu, adapter, error);
+    if (!code)
+        code = capture_decode(gpu, error);
+    release_kernels(code ? gpu : &before);
+    if (code)
+        *gpu = before;
+    else
+        *gpu->state = (struct gpu_state){-1, -1};
+    return code;
+}
+
+static int start_gpu(struct gpu *gpu, const struct pack_file *file, const struct adapter *adapter,
                      struct error *error) {
     int code = cuda_driver_open(&gpu->driver, error);
     if (!code)
         code = find_device(gpu, error);
     if (!code)
-        code = load_kernels(gpu, use_cache, error);
-    if (!code)
-        code = allow_shared(gpu, error);
-    if (!code)
-        code = divide_memory(gpu, error);
-    gpu->splits = attention_parts(gpu);
+        code = choose_kernels(gpu, adapter, error);
     if (!code)
         code = take_gpu_memory(gpu, file, error);
     if (!code)
@@ -637,9 +681,8 @@ static int gpu_open(struct gpu **result, const struct pack_file *file,
     *result = NULL;
     if (!gpu)
         return fail(error, EXIT_MEMORY, "GPU: %zu bytes could not be had", sizeof *gpu);
-    gpu->adapter = adapter;
-    gpu->streams = (unsigned)adapter->streams;
-    int code = start_gpu(gpu, file, use_cache, error);
+    gpu->use_cache = use_cache;
+    int code = start_gpu(gpu, file, adapter, error);
     if (code)
         gpu_close(gpu);
     else
@@ -653,10 +696,7 @@ static void gpu_close(struct gpu *gpu) {
     const struct cuda_driver *driver = &gpu->driver;
     if (gpu->stream)
         (void)driver->stream_synchronize(gpu->stream);
-    if (gpu->decode)
-        (void)driver->graph_release(gpu->decode);
-    if (gpu->graph)
-        (void)driver->graph_destroy(gpu->graph);
+    release_kernels(gpu);
     if (gpu->state)
         (void)driver->release_host(gpu->state);
     if (gpu->logits)
@@ -670,8 +710,6 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->release(gpu->cache);
     if (gpu->weights)
         (void)driver->release(gpu->weights);
-    if (gpu->module)
-        (void)driver->module_unload(gpu->module);
     if (gpu->stream)
         (void)driver->stream_destroy(gpu->stream);
     if (gpu->context)

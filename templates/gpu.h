@@ -26,6 +26,9 @@ struct gpu_info {
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error);
 static void gpu_close(struct gpu *gpu); // NULL is allowed
+
+// Changes to another P. The cache is then empty. On failure all is as it was.
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error);
 static const struct gpu_info *gpu_information(const struct gpu *gpu);
 
 // Computes a block of at most gpu_block_tokens tokens, and with head_tokens = 1 the logits of token

@@ -18,6 +18,11 @@ static void gpu_close(struct gpu *gpu) {
     (void)gpu;
 }
 
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    (void)adapter;
+    return gpu_compute(gpu, NULL, error);
+}
+
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
     return (const struct gpu_info *)gpu;
 }

@@ -16,6 +16,34 @@ static const struct adapter *find_adapter(int streams) {
     return NULL;
 }
 
+// The P of this engine, with commas between them.
+static const char *list_streams(char *text, size_t size) {
+    size_t length = 0;
+    for (size_t i = 0; i < sizeof ADAPTERS / sizeof *ADAPTERS && length < size; i++)
+        length += (size_t)snprintf(text + length, size - length, "%s%d", i ? ", " : "",
+                                   ADAPTERS[i].streams);
+    return text;
+}
+
+static int choose_adapter(struct parscale *model, int streams, const struct adapter **adapter) {
+    char list[80];
+    *adapter = find_adapter(streams);
+    if (!*adapter)
+        return fail(&model->error, EXIT_USAGE, "streams: found P = %d, expected one of %s", streams,
+                    list_streams(list, sizeof list));
+    return EXIT_OK;
+}
+
+static void use_adapter(struct parscale *model, const struct adapter *adapter) {
+    struct parscale_info *info = &model->info;
+    size_t slots = 1 + (LAYERS - 1) * (size_t)adapter->streams;
+    model->adapter = adapter;
+    info->streams = adapter->streams;
+    info->prefix_tokens = adapter->prefix_tokens;
+    info->adapter_bytes = adapter->bytes;
+    info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
+}
+
 static size_t cache_bytes(const struct isa *isa) {
     return (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_ELEMENTS * isa->cache_bytes;
 }
@@ -49,11 +77,7 @@ static int choose_paths(struct parscale *model, const struct parscale_options *o
         return fail(&model->error, EXIT_USAGE,
                     "--isa %s: this processor does not have it, or it is unknown", options->isa);
     model->isa = model->bulk->exact ? model->bulk->exact : model->bulk;
-    model->adapter = find_adapter(options->streams);
-    if (!model->adapter)
-        return fail(&model->error, EXIT_USAGE,
-                    "--streams %d: not among the P of this engine's plan", options->streams);
-    return EXIT_OK;
+    return choose_adapter(model, options->streams, &model->adapter);
 }
 
 static void fill_info(struct parscale *model, int threads) {
@@ -68,8 +92,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->kv_heads = KV_HEADS;
     info->head_dim = HEAD_DIM;
     info->vocab_size = VOCAB_SIZE;
-    info->streams = model->adapter->streams;
-    info->prefix_tokens = model->adapter->prefix_tokens;
+    info->adapters = sizeof ADAPTERS / sizeof *ADAPTERS;
     info->context = CONTEXT;
     info->threads = threads;
     info->has_tokenizer = model->file.header->tokenizer_bytes > 0;
@@ -77,8 +100,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
                          (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
                              WEIGHT_PLANES * TILE_BYTES;
-    info->kv_bytes_position =
-        (size_t)CACHE_SLOTS * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
+    use_adapter(model, model->adapter);
 }
 
 static int open_tokenizer(struct parscale *model, const char *path) {
@@ -176,6 +198,17 @@ const struct parscale_info *parscale_info(const struct parscale *model) {
     return &model->info;
 }
 
+int parscale_adapter(struct parscale *model, int index, struct parscale_adapter *result) {
+    if (index < 0 || index >= model->info.adapters)
+        return fail(&model->error, EXIT_USAGE, "adapter: found index %d, expected 0 to %d", index,
+                    model->info.adapters - 1);
+    const struct adapter *adapter = &ADAPTERS[index];
+    *result =
+        (struct parscale_adapter){adapter->streams, adapter->prefix_tokens, adapter->bytes, 0};
+    return checksum(pack_at(model, adapter->offset), adapter->bytes, model->pool, &result->digest,
+                    &model->error);
+}
+
 int parscale_position(const struct parscale *model) {
     return (int)model->position;
 }
@@ -244,6 +277,7 @@ static int visit_block(struct parscale *model, size_t done,
 // Appends ids block by block; logits of the last one, or with `visit` of every one.
 static int feed(struct parscale *model, const int32_t *ids, size_t n,
                 int (*visit)(void *user, size_t i, const float *logits), void *user) {
+    model->error.code = EXIT_OK; // of an earlier call; its text stays
     int code = check_ids(model, ids, n);
     size_t streams = (size_t)model->adapter->streams;
     size_t most = model->gpu ? gpu_block_tokens(model->gpu) : BLOCK_COLUMNS / streams;
@@ -262,12 +296,30 @@ static int feed(struct parscale *model, const int32_t *ids, size_t n,
         if (code)
             return code;
         model->logits_row = 0;
-        memcpy(model->buffers->history + model->position, ids + done, tokens * sizeof *ids);
+        memmove(model->buffers->history + model->position, ids + done, tokens * sizeof *ids);
         model->position += tokens;
         if (visit)
             code = visit_block(model, done, visit, user);
         done += tokens;
     }
+    return code;
+}
+
+int parscale_set_streams(struct parscale *model, int streams) {
+    const struct adapter *adapter;
+    const size_t held = model->position;
+    int code = choose_adapter(model, streams, &adapter);
+    if (code || adapter == model->adapter)
+        return code;
+    if (model->gpu)
+        code = gpu_set_streams(model->gpu, adapter, &model->error);
+    if (code)
+        return code;
+    use_adapter(model, adapter);
+    model->position = 0;
+    code = feed(model, model->buffers->history, held, NULL, NULL);
+    if (code)
+        model->position = 0;
     return code;
 }
 
