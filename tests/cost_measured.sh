@@ -16,12 +16,16 @@ here=$(dirname "$0")
 names=$(sed '1d;s/,.*//' "$folder/shapes.csv")
 samples=$folder/samples.csv
 
+# newer FILE SOURCE: whether FILE is there and was made after SOURCE.
+newer() {
+    [ -n "$(find "$1" -newer "$2" 2>/dev/null)" ]
+}
 for name in $names; do
-    engine=$folder/$name
-    [ -x "$engine/engine" ] || cc -std=c11 -O3 -fno-trapping-math -o "$engine/engine" \
-        "$engine/engine.c" -lm -pthread -ldl
-    [ -x "$engine/pack" ] || cc -O3 -o "$engine/pack" "$engine/pack.c" -lm -pthread
-    [ -f "$engine/model.psc" ] || "$engine/pack" --random 1 "$engine/model.psc" >&2
+    at=$folder/$name
+    newer "$at/engine" "$at/engine.c" || cc -std=c11 -O3 -fno-trapping-math -o "$at/engine" \
+        "$at/engine.c" -lm -pthread -ldl
+    newer "$at/pack" "$at/pack.c" || cc -O3 -o "$at/pack" "$at/pack.c" -lm -pthread
+    newer "$at/model.psc" "$at/pack.c" || "$at/pack" --random 1 "$at/model.psc" >&2
 done
 cc -std=c11 -O1 -D_GNU_SOURCE -o "$folder/start_harness" "$here/start_harness.c"
 
