@@ -15,6 +15,8 @@ COST_PACKAGES = gnuplot-nox python3-scipy
 FETCHED = out/data
 GGUF = $(FETCHED)/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTERS = $(foreach p,2 4 8,$(FETCHED)/adapter_p$(p).safetensors)
+CUBIN = out/tools/cubin
+NVRTC = out/nvrtc
 DEMO = out/smollm2-135m
 
 .PHONY: help setup demo model specs test lint bench cost cost-measured law choose quality clean
@@ -24,10 +26,14 @@ DEMO = out/smollm2-135m
 help:
 	@echo 'make demo     fetch SmolLM2-135M, make its engine, write Python with 4, 1 and 8 streams'
 	@echo 'make model    FROM=DIR|GGUF|random [ADAPTER="FILE|DIR ..."] [SPEC="NAME|FILE ..."]'
-	@echo '              [NAME=NAME] [SEED=N]'
-	@echo '              make out/NAME/: engine, model.psc, their sources, report.md'
+	@echo '              [NAME=NAME] [SEED=N] [SM="87 90"]'
+	@echo '              make out/NAME/: engine, model.psc, their sources, report.md;'
+	@echo '              SM: GPU architectures to compile the kernels for now'
 	@echo 'make specs    list the models that SPEC may name: parameters, bytes, KV bytes'
 	@echo 'make test     run all tests (TAP, prove); lint is one of them'
+	@echo 'make emulate  FROM=DIR  run the CUDA kernels of a golden folder on the CPU and compare'
+	@echo 'make test-gpu         run the tests that need an NVIDIA GPU, on a machine that has one'
+	@echo 'make test-gpu-folder  make the folder from which they run elsewhere'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
 	@echo 'make cost     [MODEL=NAME|FILE] [GPU=a100|...|cpu] [CORPUS=python|pile]'
@@ -56,16 +62,24 @@ setup-cost: ; @codegen/install.sh $(GENERATE_PACKAGES) $(COST_PACKAGES)
 model: setup-generate
 	@test -n '$(FROM)' || { echo 'make model: FROM is missing: a Hugging Face folder, a GGUF' \
 	    'file, or random with SPEC' >&2; exit 2; }
+	@$(if $(SM),codegen/install.sh $(FETCH_PACKAGES) && $(MAKE) --silent --no-print-directory $(CUBIN))
 	@echo 'generating the engine from $(FROM)'
-	@folder=$$($(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
-	    $(SPEC:%=--spec '%') $(if $(NAME),--name '$(NAME)')) && \
+	@folder=$$($(if $(SM),LD_LIBRARY_PATH=$$(codegen/find_nvrtc.sh $(NVRTC))) \
+	    $(LUA) codegen/main.lua --from '$(FROM)' $(ADAPTER:%=--adapter '%') \
+	    $(SPEC:%=--spec '%') $(if $(NAME),--name '$(NAME)') \
+	    $(if $(SM),--sm '$(SM)' --cubin $(CUBIN))) && \
 	codegen/choose_weights.sh "$$folder" '$(FROM)' '$(SEED)' && \
 	$(MAKE) --silent --no-print-directory "$$folder/engine" "$$folder/model.psc" && \
 	echo "made $$folder: $$folder/engine --help"
 
+# What compiles kernels for the architectures of SM: engine.cu to machine code, by NVRTC.
+$(CUBIN): codegen/cubin.c runtime/cuda_driver.c runtime/cuda_driver.h
+	@mkdir -p $(dir $@)
+	@$(CC) $(CFLAGS) -D_GNU_SOURCE -o $@ $< -ldl
+
 out/%/engine: out/%/engine.c
 	@echo 'compiling $@'
-	@$(CC) $(CFLAGS) -o $@.part $< -lm -pthread && mv $@.part $@
+	@$(CC) $(CFLAGS) -o $@.part $< -lm -pthread -ldl && mv $@.part $@
 
 out/%/pack: out/%/pack.c
 	@echo 'compiling $@'
@@ -103,14 +117,14 @@ demo: demo-model
 # ---- tests ---------------------------------------------------------------------------------------
 
 test: setup demo-model
-	@ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
+	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
 
 # tests/lint.t runs these four.
 .PHONY: lint-format lint-tidy lint-lua lint-shell
 lint: setup lint-format lint-tidy lint-lua lint-shell
 
 lint-format:
-	@clang-format --dry-run -Werror templates/*.[ch] templates/*.cu runtime/*.[ch] tests/*.[ch] \
+	@clang-format --dry-run -Werror codegen/*.c templates/*.[ch] templates/*.cu runtime/*.[ch] tests/*.[ch] \
 	    tests/emulator/*.cc tests/emulator/*.h docs/*.c
 
 lint-tidy:
@@ -123,6 +137,25 @@ lint-lua:
 
 lint-shell:
 	@shellcheck .ci/run codegen/*.sh tests/*.sh $$(grep -l '^#!/bin/sh' tests/*.t)
+
+# What a machine with a GPU, CUDA and gcc needs for its tests: one folder.
+GPU_FOLDER = out/gpu
+.PHONY: test-gpu-folder test-gpu
+test-gpu-folder: demo-model
+	@rm -rf $(GPU_FOLDER)
+	@tests/gpu_prepare.sh $(GPU_FOLDER) $(DEMO) ParScale-1.8B-P8
+	@echo 'made $(GPU_FOLDER): there, sh tests/gpu.sh RESULTS'
+
+test-gpu: test-gpu-folder
+	@cd $(GPU_FOLDER) && sh tests/gpu.sh results
+
+# The kernels of a golden folder, or of a checkpoint with expected.safetensors, under the emulator.
+.PHONY: emulate
+emulate:
+	@codegen/install.sh $(GENERATE_PACKAGES) g++
+	@test -n '$(FROM)' || { echo 'make emulate: FROM is missing: a folder of tests/data/golden' >&2; \
+	    exit 2; }
+	@$(LUA) tests/emulate_folder.lua '$(FROM)'
 
 # ---- measurements --------------------------------------------------------------------------------
 

@@ -331,7 +331,7 @@ local SHAPE_KEYS = { "model_type", "hidden_size", "intermediate_size", "num_hidd
     "rope_theta", "tie_word_embeddings", "attention_bias", "max_position_embeddings",
     "parscale_n_tokens" }
 
-local function write_spec(folder, name, s, more)
+local function write_spec(folder, name, s, streams, context)
     local file, message = io.open(folder .. "/" .. name .. ".lua", "w")
     if not file then fail("%s", message) end
     file:write(("return {\n    name = %q,\n"):format(name))
@@ -339,10 +339,7 @@ local function write_spec(folder, name, s, more)
         file:write(("    %s = %s,\n"):format(key,
             type(s[key]) == "string" and ("%q"):format(s[key]) or tostring(s[key])))
     end
-    for _, key in ipairs({ "parscale_n", "context", "backends" }) do
-        file:write(("    %s = %q,\n"):format(key, more[key]))
-    end
-    file:write("}\n")
+    file:write(("    parscale_n = %d,\n    context = %d,\n}\n"):format(streams, context))
     if not file:close() then fail("%s: cannot be written", folder) end
 end
 
@@ -354,8 +351,7 @@ local function command_shapes(options)
     local function add(way, P, shape, streams)
         local name = way .. "-" .. P
         local N = cost.parameters(shape, streams)
-        write_spec(options.folder, name, shape, { parscale_n = streams, context = options.context,
-            backends = options.backends })
+        write_spec(options.folder, name, shape, streams, options.context)
         rows[#rows + 1] = ("%s,%s,%d,%d,%d,%d,%d,%.4f"):format(name, way, P, N, shape.hidden_size,
             shape.intermediate_size, shape.head_dim, law.loss(corpus, N, streams))
     end
@@ -402,7 +398,6 @@ local function parse_arguments()
     shapes:option("--model", "name or path of a spec"):count(1)
     shapes:option("--folder", "where the specs go"):count(1)
     shapes:option("--context", "positions"):convert(math.tointeger):default("1024")
-    shapes:option("--backends", "cpu or cpu+cuda"):default("cpu")
     return parser:parse()
 end
 

@@ -32,8 +32,8 @@ local function enum(rows)
 end
 
 local function c_matrix(m)
-    return m and ("{ %d, %d, %d }"):format(m.offset, m.row_tiles, m.column_tiles)
-        or "{ 0, 0, 0 }"
+    return m and ("{ %d, %d, %d, %d }"):format(m.offset, m.row_tiles, m.column_tiles, m.tile_bytes)
+        or "{ 0, 0, 0, 0 }"
 end
 
 local function layout_table(p)
@@ -64,9 +64,10 @@ end
 local function adapter_table(p)
     local out = {}
     for _, a in ipairs(p.adapters) do
-        out[#out + 1] = ("    { %d, %d, %d, %d, %d, %d, %d, %s, %s, %d, %d },"):format(
-            a.streams, a.prefix_tokens, a.offset, a.bytes, a.prefix_k, a.prefix_v, a.prefix_block, c_matrix(a.mix),
-            c_matrix(a.weigh), a.mix_bias or 0, a.weigh_bias or 0)
+        local row = "    { %d, %d, %d, %d, %d, %d, %d, %s, %s, %d, %d },"
+        out[#out + 1] = row:format(a.streams, a.prefix_tokens, a.offset, a.bytes, a.prefix_k,
+            a.prefix_v, a.prefix_block, c_matrix(a.mix), c_matrix(a.weigh), a.mix_bias or 0,
+            a.weigh_bias or 0)
     end
     return table.concat(out, "\n")
 end
@@ -95,11 +96,12 @@ static const char PLAN_DIGEST[] = "%s";
 
 %s
 
-// A matrix of the pack: where it starts, and its size in tiles. A row of tiles is contiguous and
-// holds WEIGHT_PLANES times column_tiles tiles.
+// A matrix of the pack: where it starts, its size in tiles, and the size of a tile, which tells
+// bf16, int8 and int4 apart. A row of tiles is contiguous and holds WEIGHT_PLANES times
+// column_tiles tiles.
 struct matrix {
     size_t offset;
-    int row_tiles, column_tiles;
+    int row_tiles, column_tiles, tile_bytes;
 };
 
 // Where everything lies in the pack: bytes from its start, in a layer from the layer's start.
@@ -164,6 +166,7 @@ function emit.dims(p)
         { "CONTEXT", s.context, "positions the cache holds" },
         { "MAX_STREAMS", p.max_streams, "the largest P" },
         { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
+        { "VECTORS_ROUNDED", s.weight_dtype == "bf16" and 1 or 0, "to bf16, as the matrices are" },
         { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
         { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
         { "CACHE_SLOTS", p.cache.slots, "layer 0 once, every other layer for each stream" },
@@ -186,14 +189,51 @@ end
 -- The packer's table: one row for each kind of checkpoint tensor.
 function emit.placements(p)
     local out = { "static const struct placement PLACEMENTS[] = {" }
+    if p.quantized then
+        table.insert(out, 1, '#include "pack_quantized.c"')
+    end
     for _, e in ipairs(p.placements) do
-        local row = "    { %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, %s },"
-        out[#out + 1] = row:format(c_string(e.name), e.kind, e.count, e.stride, e.offset,
+        local row = "    { %s, %s, %s, %d, %d, %d, %d, %d, %d, %d, %d, %d, %s, %d, %s, %d, %s, "
+            .. "%s },"
+        out[#out + 1] = row:format(c_string(e.name), e.place, e.kind, e.count, e.stride, e.offset,
             e.blocks, e.block_stride, e.rows, e.columns, e.row_tiles_apart, e.plane_tiles_apart,
             e.row_map, e.first, e.column_map, e.streams, c_float(e.mean), c_float(e.deviation))
     end
     out[#out + 1] = "};\n"
     return table.concat(out, "\n")
+end
+
+local GPU_DIMS = [[
+// What the GPU's host side needs of the plan: the memory that is taken beside the pack and the
+// cache, and the shared memory of the kernels.
+%s
+
+// Buffers of activations: bytes, and the place of their pointers.
+static const struct gpu_buffer {
+    size_t bytes, place;
+} GPU_BUFFERS[] = {
+%s
+};
+]]
+
+function emit.gpu_dims(p)
+    local g, rows = p.gpu, {}
+    for i, b in ipairs(g.buffers) do
+        rows[i] = ("    { %d, offsetof(struct gpu_task, %s) }, // %s"):format(b.bytes, b.name,
+            b.shape)
+    end
+    return GPU_DIMS:format(enum({
+        { "GPU_HEAD_GROUPS", g.head_groups, "groups of 8 query heads of a kv head" },
+        { "GPU_MOST_SPLITS", g.most_splits, "parts of one decode attention" },
+        { "GPU_LARGE_RING", g.large_ring, "bytes that a warp of a decode kernel copies ahead" },
+        { "GPU_SMALL_RING", g.small_ring, "the same where there is little shared memory" },
+        { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
+        { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
+        { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
+        { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
+        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
+        { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
+    }), table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[

@@ -8,6 +8,7 @@ local argparse = require("argparse")
 local lfs = require("lfs")
 local backbone = require("codegen.backbone")
 local checkpoint = require("codegen.checkpoint")
+local cubins = require("codegen.cubins")
 local emit = require("codegen.emit")
 local failure = require("codegen.fail")
 local job = require("codegen.job")
@@ -29,6 +30,8 @@ local function parse_arguments()
     parser:option("--spec", "a model's name or a Lua spec, laid over those before it"):count("*")
     parser:option("--name", "folder in out/; the spec's name if not given")
     parser:option("--out", "folder of all engines"):default("out")
+    parser:option("--sm", "GPU architectures to compile the kernels for now: \"87 90\""):default("")
+    parser:option("--cubin", "the program that compiles them, codegen/cubin.c"):default("")
     return parser:parse()
 end
 
@@ -113,13 +116,28 @@ local function touch_job(path, source, blob_changed)
     end
 end
 
--- The GPU part: returns engine.cu, whose text engine.c carries.
-local function add_cuda(p, generated)
+-- Writes engine.cu; what was compiled from another one goes first.
+local function write_kernels(folder, kernels)
+    local file = io.open(folder .. "/engine.cu", "rb")
+    local old = file and file:read("a")
+    if file then file:close() end
+    if old ~= kernels then
+        cubins.remove(folder)
+        write_file(folder .. "/engine.cu", kernels)
+    end
+end
+
+-- The GPU part: engine.cu, whose text engine.c carries, and the kernels that are compiled now.
+local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
     local kernels = emit.cuda(root, p, generated)
+    write_kernels(folder, kernels)
+    local compiled = cubins.make(p, folder, options.cubin, cubins.architectures(options.sm))
     generated["engine_cu.h"] = emit.cuda_text(kernels)
+    generated["gpu_dims.h"] = emit.gpu_dims(p)
+    generated["cubins.h"] = cubins.text(compiled)
     generated["gpu_backend.c"] = '#include "gpu.c"\n'
-    return kernels
+    return compiled
 end
 
 local function generate(options)
@@ -135,19 +153,22 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
+        ["weights.c"] = ('#include "weights_%s.c"\n'):format(p.quantized and "quantized" or "bf16"),
         ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }
-    local kernels = model.backends == "cpu+cuda" and add_cuda(p, generated)
     make_folder(options.out)
     make_folder(folder)
-    write_file(folder .. "/engine.c", emit.engine(root, p, generated))
-    if kernels then
-        write_file(folder .. "/engine.cu", kernels)
+    local compiled
+    if model.backends == "cpu+cuda" then
+        compiled = add_cuda(p, generated, folder, options)
     else
+        cubins.remove(folder)
         os.remove(folder .. "/engine.cu")
     end
+    write_file(folder .. "/engine.c", emit.engine(root, p, generated))
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
-    write_file(folder .. "/report.md", report(p, source and backbone.digest(source.tensors)))
+    write_file(folder .. "/report.md",
+        report(p, source and backbone.digest(source.tensors), compiled))
     local blob_changed = blob and write_file(folder .. "/tokenizer.bin", blob)
     if source then
         write_file(folder .. "/pack.job", job_text)

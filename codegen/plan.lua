@@ -7,6 +7,7 @@ local LAYOUT_VERSION = 3   -- raise it when the meaning of any byte of the pack 
 local HEADER_BYTES = 4096  -- pack header: magic, digest, section table (runtime/pack_file.h)
 local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/tile.h)
 local TILE_BYTES = TILE * TILE * 2
+local GROUP = 32           -- columns of a quantised tile (templates/tile_quantized.h)
 local SECTION_ALIGN = 4096
 local BLOCK_COLUMNS = 128  -- tokens x streams of one prefill block
 local GPU_COLUMNS = 2048   -- the same on a GPU
@@ -51,14 +52,27 @@ local function plan_digest(spec)
     return digest(table.concat(parts, "\n"))
 end
 
+-- How a weight_dtype stores the matrices: of the layers, of embedding and head, of adapters.
+local BF16 = { columns = TILE, tile_bytes = TILE_BYTES, planes = 1, kind = "TENSOR_MATRIX" }
+local BF16X2 = { columns = TILE, tile_bytes = TILE_BYTES, planes = 2, kind = "TENSOR_MATRIX" }
+local INT8 = { columns = GROUP, tile_bytes = 544, planes = 1, kind = "TENSOR_INT8" }
+local INT4 = { columns = GROUP, tile_bytes = 320, planes = 1, kind = "TENSOR_INT4" }
+local FORMATS = {
+    bf16 = { layers = BF16, head = BF16, adapter = BF16 },
+    bf16x2 = { layers = BF16X2, head = BF16X2, adapter = BF16X2 },
+    int8 = { layers = INT8, head = INT8, adapter = BF16 },
+    int4 = { layers = INT4, head = INT8, adapter = BF16 },
+}
+
 -- Matrices of the pack. A matrix [rows, columns] is row tiles x column tiles, a row of tiles
 -- contiguous; with two planes the second plane's tiles follow the first's in every row of tiles,
 -- so that it is a matrix of twice the columns, multiplied by the activations twice.
-local function matrix(planes, rows, columns)
-    local row_tiles, column_tiles = tiles(rows), tiles(columns)
+local function matrix(format, rows, columns)
+    local row_tiles, column_tiles = tiles(rows), align(columns, format.columns) // format.columns
     return {
         rows = rows, columns = columns, row_tiles = row_tiles, column_tiles = column_tiles,
-        bytes = row_tiles * column_tiles * planes * TILE_BYTES,
+        tile_bytes = format.tile_bytes, kind = format.kind,
+        bytes = row_tiles * column_tiles * format.planes * format.tile_bytes,
     }
 end
 
@@ -89,7 +103,7 @@ local function qkv_shape(spec)
     }
 end
 
-local function layer_layout(spec, planes, qkv)
+local function layer_layout(spec, format, qkv)
     local heads_width = spec.num_attention_heads * spec.head_dim
     local layer = { cursor = cursor(0) }
     local function add(name, m)
@@ -99,11 +113,12 @@ local function layer_layout(spec, planes, qkv)
     local function vector(n)
         return { rows = n, bytes = n * 4 }
     end
-    add("qkv", matrix(planes, qkv.rows, spec.hidden_size))
-    add("o", matrix(planes, spec.hidden_size, heads_width))
-    add("gate_up", matrix(planes, tiles(2 * tiles(spec.intermediate_size) * TILE) * TILE,
+    add("qkv", matrix(format, qkv.rows, spec.hidden_size))
+    add("o", matrix(format, spec.hidden_size, heads_width))
+    -- As many channels as down has columns, with its padding.
+    add("gate_up", matrix(format, 2 * align(spec.intermediate_size, format.columns),
                           spec.hidden_size))
-    add("down", matrix(planes, spec.hidden_size, spec.intermediate_size))
+    add("down", matrix(format, spec.hidden_size, spec.intermediate_size))
     add("input_norm", vector(spec.hidden_size))
     add("post_norm", vector(spec.hidden_size))
     add("qkv_bias", vector(tiles(qkv.rows) * TILE))
@@ -112,11 +127,11 @@ local function layer_layout(spec, planes, qkv)
 end
 
 -- One adapter for each P: its prefixes for all layers and streams, and its aggregation network.
-local function adapter_layout(spec, planes, streams, place)
+local function adapter_layout(spec, format, streams, place)
     local layers, groups = spec.num_hidden_layers, spec.num_key_value_heads
     local prefix = streams > 1 and spec.parscale_n_tokens or 0
     -- One (stream, kv head): a matrix, one plane behind the other.
-    local block = tiles(prefix) * tiles(spec.head_dim) * TILE_BYTES * planes
+    local block = tiles(prefix) * tiles(spec.head_dim) * TILE_BYTES * format.planes
     local adapter = { streams = streams, prefix_tokens = prefix, prefix_block = block }
     -- One position of the cache, bf16: layer 0 is the same in all streams.
     adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * 2 * spec.head_dim * 2
@@ -125,8 +140,8 @@ local function adapter_layout(spec, planes, streams, place)
     adapter.prefix_v = place(layers * streams * groups * block, 64)
     if streams > 1 then
         local h = spec.hidden_size
-        adapter.mix = matrix(planes, h, streams * h)   -- aggregate_layer.0
-        adapter.weigh = matrix(planes, streams, h)     -- aggregate_layer.2
+        adapter.mix = matrix(format, h, streams * h)   -- aggregate_layer.0
+        adapter.weigh = matrix(format, streams, h)     -- aggregate_layer.2
         adapter.mix.offset = place(adapter.mix.bytes, 64)
         adapter.weigh.offset = place(adapter.weigh.bytes, 64)
         adapter.mix_bias = place(h * 4, 64)
@@ -151,12 +166,14 @@ local function placements(spec, plan)
         entry.first = entry.first or 0
         entry.row_map = entry.row_map or "ROWS_PLAIN"
         entry.column_map = entry.column_map or "COLUMNS_PLAIN"
+        local quantized = entry.kind == "TENSOR_INT8" or entry.kind == "TENSOR_INT4"
+        entry.place = quantized and "place_quantized" or "place_tensor"
         entry.mean = entry.mean or 0
         entry.deviation = entry.deviation or 0
         list[#list + 1] = entry
     end
     local function weights(name, m, shape, extra)
-        local entry = { name = name, kind = "TENSOR_MATRIX", offset = m.offset, rows = shape[1],
+        local entry = { name = name, kind = m.kind, offset = m.offset, rows = shape[1],
                         columns = shape[2], row_tiles_apart = m.column_tiles * plan.planes,
                         plane_tiles_apart = m.column_tiles, shape = shape, deviation = 0.02 }
         for key, value in pairs(extra or {}) do entry[key] = value end
@@ -171,7 +188,8 @@ local function placements(spec, plan)
     local function in_layer(name, m, shape, extra)
         extra = extra or {}
         extra.count, extra.stride = L, plan.layer.stride
-        local at = { offset = plan.layers_offset + m.offset, column_tiles = m.column_tiles }
+        local at = { offset = plan.layers_offset + m.offset, column_tiles = m.column_tiles,
+                     kind = m.kind }
         local full = "model.layers.%d." .. name
         if #shape == 2 then
             weights(full, at, shape, extra)
@@ -283,7 +301,8 @@ local function cache_layout(spec, max_streams)
 end
 
 -- Memory of the engine, taken at start-up: { name, C type, elements, bytes an element, shape }.
--- Packed activations ("packed") take PACKED_TILE bytes for 16 and a copy for each plane.
+-- Packed activations ("packed") take PACKED_TILE bytes for 16 and a copy for each plane; inputs of
+-- quantised matrices are whole groups.
 local function buffer_tables(spec, p)
     local C, h, d, H = p.block_columns, spec.hidden_size, spec.head_dim, spec.num_attention_heads
     local I, V, P = spec.intermediate_size, spec.vocab_size, p.max_streams
@@ -295,10 +314,14 @@ local function buffer_tables(spec, p)
         return { name = name, type = "char", size = 1, shape = "packed " .. shape,
                  elements = columns * tiles(width) * PACKED_TILE * (planes or p.planes) }
     end
+    local tile_columns = p.formats.layers.columns
+    local function input(name, columns, width, shape)
+        return packed(name, columns, align(width, tile_columns), shape)
+    end
     local shared = {
         floats("residual", C * h, "[columns, hidden]"),
-        packed("input", C, math.max(h, H * d), "[columns, hidden or heads * head_dim]"),
-        packed("activation", C, I, "[columns, intermediate]"),
+        input("input", C, math.max(h, H * d), "[columns, hidden or heads * head_dim]"),
+        input("activation", C, I, "[columns, intermediate]"),
         floats("query", C * H * d, "[columns, heads, head_dim]"),
         floats("partial", math.max(C, P + DECODE_ITEMS) * H * (d + 2),
                "[splits, columns, heads, head_dim + 2]: sum, max, total"),
@@ -308,7 +331,7 @@ local function buffer_tables(spec, p)
         packed("streams", HEAD_TOKENS * P, h, "[HEAD_TOKENS, P * hidden]"),
         floats("mixed", HEAD_TOKENS * h, "[HEAD_TOKENS, hidden]: aggregation's hidden layer"),
         floats("weights", HEAD_TOKENS * P, "[HEAD_TOKENS, P]: how the streams are weighed"),
-        packed("head_input", HEAD_TOKENS, h, "[HEAD_TOKENS, hidden]"),
+        input("head_input", HEAD_TOKENS, h, "[HEAD_TOKENS, hidden]"),
         floats("logits", HEAD_TOKENS * V, "[HEAD_TOKENS, vocab]"),
         floats("penalized", V, "[vocab]: sampling"),
         { name = "candidates", type = "struct candidate", elements = V, size = 8,
@@ -319,7 +342,8 @@ local function buffer_tables(spec, p)
     local widest = math.max(h, tiles(H * d) * TILE)
     local scratch = {
         floats("row", widest, "[hidden or heads * head_dim]"),
-        floats("product", 2 * TILE * math.max(C, queries), "[columns, 2 * TILE]"),
+        floats("product", 2 * tile_columns * math.max(C, queries),
+               ("[columns, %d]"):format(2 * tile_columns)),
         packed("query", queries, d, "[queries, head_dim]", 1),
         packed("chances", queries, ATTENTION_CHUNK, "[queries, ATTENTION_CHUNK]", 1),
         floats("scores", queries * ATTENTION_CHUNK, "[queries, ATTENTION_CHUNK]"),
@@ -336,16 +360,75 @@ local function buffer_tables(spec, p)
     return shared, scratch
 end
 
+-- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
+-- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
+local function gpu_plan(spec, p)
+    local WARPS, MOST_SPLITS, SPLIT_SUM_BYTES = 8, 16, 8 * 32 * 4 * 4
+    local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
+    local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
+    local partial = tiles(d) * 128 + 16
+    local items = P * G * groups
+    local list = {
+        { "rotary", spec.context * d * 4, "[context, head_dim / 2, 2]: cosine, sine" },
+        { "state", 8, "token and position" },
+        { "ids", C * 4, "[tokens]" },
+        { "history", spec.context * 4, "[context]: the ids in the cache" },
+        { "residual", C * h * 4, "[columns, hidden]" },
+        { "input", C * math.max(2 * tiles(h), tiles(H * d)) * TILE * 2,
+          "[columns, hidden, two parts; or heads * head_dim] bf16" },
+        { "activation", C * tiles(spec.intermediate_size) * TILE * 2,
+          "[columns, intermediate] bf16" },
+        { "normed", (P + 7) // 8 * tiles(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
+        { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
+        { "query", C * H * d * 4, "[columns, heads, head_dim]" },
+        { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
+        { "arrivals", items * 4, "[P, head groups]" },
+        { "final", P * h * 4, "[P, hidden]" },
+        { "mix_input", P * tiles(h) * TILE_BYTES,
+          "[two parts, P * hidden] bf16, one of 8 columns" },
+        { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "head_input", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "stream_weights", 2 * P * 4, "[2, P]" },
+        { "logits", 2 * V * 4, "[2, vocab]" },
+        { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
+        { "sampling", 32, "how a token is chosen" },
+    }
+    local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
+                  large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
+                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
+                  attention_shared = WARPS * partial * 4,
+                  decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
+    for i, row in ipairs(list) do
+        gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
+        gpu.bytes = gpu.bytes + row[2]
+    end
+    -- Shared memory of a block, taken at the launch.
+    function gpu.shared_bytes(kernel, ring)
+        if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
+        if kernel == "sample_token" then return gpu.sample_shared end
+        if kernel == "decode_attention" then return gpu.attention_shared end
+        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
+            return 0
+        end
+        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+    end
+    gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
+    return gpu
+end
+
 local plan = {}
 
 -- spec: complete and checked (spec.lua). Returns a plan, of plain data.
 function plan.make(spec)
-    local planes = spec.weight_dtype == "bf16x2" and 2 or 1
+    local formats = FORMATS[spec.weight_dtype]
     local streams = streams_of(spec)
     local max_streams = streams[#streams]
     local place = cursor(HEADER_BYTES)
     local p = {
-        spec = spec, streams = streams, max_streams = max_streams, planes = planes,
+        spec = spec, streams = streams, max_streams = max_streams,
+        formats = formats, planes = formats.adapter.planes,
+        quantized = formats.layers.columns == GROUP,
         header_bytes = HEADER_BYTES, layout_version = LAYOUT_VERSION,
         digest = plan_digest(spec), qkv = qkv_shape(spec),
         block_columns = math.max(BLOCK_COLUMNS, max_streams),
@@ -353,19 +436,19 @@ function plan.make(spec)
         attention_tokens = ATTENTION_TOKENS, attention_chunk = ATTENTION_CHUNK,
         decode_items = DECODE_ITEMS, head_tokens = HEAD_TOKENS,
     }
-    p.layer = layer_layout(spec, planes, p.qkv)
-    p.embedding = matrix(planes, spec.vocab_size, spec.hidden_size)
+    p.layer = layer_layout(spec, formats.layers, p.qkv)
+    p.embedding = matrix(formats.head, spec.vocab_size, spec.hidden_size)
     p.embedding.offset = place.place(p.embedding.bytes, SECTION_ALIGN)
     p.head = p.embedding
     if not spec.tie_word_embeddings then
-        p.head = matrix(planes, spec.vocab_size, spec.hidden_size)
+        p.head = matrix(formats.head, spec.vocab_size, spec.hidden_size)
         p.head.offset = place.place(p.head.bytes, SECTION_ALIGN)
     end
     p.final_norm = place.place(spec.hidden_size * 4, SECTION_ALIGN)
     p.layers_offset = place.place(p.layer.stride * spec.num_hidden_layers, SECTION_ALIGN)
     p.adapters = {}
     for i, n in ipairs(streams) do
-        p.adapters[i] = adapter_layout(spec, planes, n, place.place)
+        p.adapters[i] = adapter_layout(spec, formats.adapter, n, place.place)
     end
     p.weights_end = align(place.position(), SECTION_ALIGN) -- the tokenizer follows, if there is one
     p.placements = placements(spec, p)
@@ -373,6 +456,7 @@ function plan.make(spec)
     count_parameters(p)
     p.cache = cache_layout(spec, max_streams)
     p.buffers, p.scratch = buffer_tables(spec, p)
+    p.gpu = gpu_plan(spec, p)
     -- Bytes that one decode step reads, besides an adapter and the cache: every layer, the head,
     -- the final norm.
     p.bytes_per_token = p.head.bytes + p.layer.stride * spec.num_hidden_layers

@@ -88,8 +88,45 @@ local function memory_rows(p)
     return rows
 end
 
--- plan, digest of the backbone (backbone.lua; nil if its weights are random) -> text of report.md
-return function(p, backbone)
+local function gpu_memory_rows(p)
+    local rows = { { "weights, as in the pack", grouped(p.weights_end), "" } }
+    rows[#rows + 1] = { "KV cache, for the largest P", grouped(p.gpu.cache_bytes), "bf16" }
+    for _, b in ipairs(p.gpu.buffers) do
+        rows[#rows + 1] = { "activations: " .. b.name, grouped(b.bytes), b.shape }
+    end
+    rows[#rows + 1] = { "**activations**", grouped(p.gpu.bytes), "" }
+    return rows
+end
+
+-- What the assembler said of the kernels that were compiled.
+local function kernel_rows(p, compiled)
+    local rows = {}
+    for _, cubin in ipairs(compiled) do
+        for _, kernel in ipairs(cubin.kernels) do
+            rows[#rows + 1] = { ("sm_%d, P = %d: %s"):format(cubin.sm, cubin.streams, kernel.name),
+                kernel.registers, kernel.shared + p.gpu.shared_bytes(kernel.name, cubin.ring),
+                kernel.spilled }
+        end
+    end
+    return rows
+end
+
+local function gpu_text(p, compiled)
+    local text = "## On a GPU\n\nAll of it taken at start-up. A GPU that shares memory with the "
+        .. "host reads the weights in the mapped pack.\n\n"
+        .. markdown_table({ "memory", "bytes", "shape" }, gpu_memory_rows(p)) .. "\n\n"
+    if #compiled == 0 then
+        return text .. "`make model ... SM=\"90\"` compiles the kernels when the engine is "
+            .. "generated; their registers and spills are then told here."
+    end
+    return text .. "Kernels in this engine, as the assembler made them:\n\n"
+        .. markdown_table({ "kernel", "registers", "shared memory, bytes", "spilled bytes" },
+            kernel_rows(p, compiled))
+end
+
+-- plan, digest of the backbone (backbone.lua; nil if its weights are random), compiled kernels
+-- (cubins.lua) or nil -> text of report.md
+return function(p, backbone, compiled)
     local s = p.spec
     local n = s.context // 2
     local steps = step_rows(p, n)
@@ -116,5 +153,6 @@ return function(p, backbone)
         markdown_table({ "P", "bytes read", "GFLOP" }, steps),
         "The least time a step takes, were memory read at its published rate and all else free:",
         markdown_table(heads, device_rows(p, steps)),
+        compiled and gpu_text(p, compiled),
     }, "\n\n") .. "\n"
 end

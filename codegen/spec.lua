@@ -68,12 +68,17 @@ spec.schema = {
         default = function(s) return math.min(s.max_position_embeddings, 2048) end,
         default_doc = "max_position_embeddings, at most 2048",
         doc = "Positions that the caches hold; at most max_position_embeddings." },
-    { key = "weight_dtype", kind = "choice", choices = { "bf16", "bf16x2" }, ours = true,
+    { key = "weight_dtype", kind = "choice", choices = { "bf16", "bf16x2", "int8", "int4" },
+        ours = true,
         default = "bf16",
         default_doc = "bf16x2 for a float16 or float32 folder, else bf16",
-        doc = "bf16x2 keeps a weight as the sum of two bf16 numbers: exact for float16." },
+        doc = "bf16x2 keeps a weight as the sum of two bf16 numbers: exact for float16. int8 and "
+            .. "int4 quantise groups of 32 weights; a GGUF's Q8_0 and Q4_0 blocks (int8), Q4_0 and "
+            .. "Q4_1 blocks (int4) keep their values. Embedding and head are int8 in both." },
     { key = "backends", kind = "choice", choices = { "cpu", "cpu+cuda" }, ours = true,
-        default = "cpu", doc = "What the engine can run on; cpu+cuda adds the GPU part." },
+        default = function(s) return s.weight_dtype:find("^int") and "cpu" or "cpu+cuda" end,
+        default_doc = "cpu+cuda; cpu for int8 and int4",
+        doc = "What the engine can run on; cpu leaves the GPU part out, for the smallest engine." },
     { key = "cache_dtype", kind = "choice", choices = { "bf16" }, ours = true, default = "bf16",
         doc = "Type of the key/value caches." },
 }
@@ -207,6 +212,10 @@ local function check_relations(s, where)
         fail("%s: context: found %d, expected at most max_position_embeddings %d",
             where, s.context, s.max_position_embeddings)
     end
+    if s.backends == "cpu+cuda" and s.weight_dtype:find("^int") then
+        fail('%s: weight_dtype: found %s, expected "bf16" or "bf16x2" with backends "cpu+cuda"',
+            where, spec.show(s.weight_dtype))
+    end
     for _, id in ipairs(s.eos_token_id) do
         if id >= s.vocab_size then
             fail("%s: eos_token_id: found %d, expected less than vocab_size %d",
@@ -267,7 +276,7 @@ local function check_streams(there, wanted, base_where, overlay_where)
     if absent or extra then
         fail("%s: parscale_n: found %s, but %s has %s: %s", overlay_where, spec.show(wanted),
             base_where, spec.show(there), absent and ("no adapter for P = %d"):format(absent)
-            or ("P = %d is left out"):format(extra))
+            or ("the adapter for P = %d is left out"):format(extra))
     end
 end
 

@@ -274,6 +274,8 @@ static int bench_all(struct bench *bench) {
     if (json && code == EXIT_OK)
         printf("\n]\n");
     if (code == EXIT_OK)
+        session_device(session);
+    if (code == EXIT_OK)
         fprintf(stderr, "read bandwidth of this machine with %d threads: %.2f GB/s\n",
                 session->info->threads, bench->bandwidth * 1e-9);
     return code;

@@ -34,6 +34,10 @@ static const struct library_symbol DRIVER_SYMBOLS[] = {
     {"cuStreamCreate", offsetof(struct cuda_driver, stream_create)},
     {"cuStreamDestroy_v2", offsetof(struct cuda_driver, stream_destroy)},
     {"cuStreamSynchronize", offsetof(struct cuda_driver, stream_synchronize)},
+    {"cuEventCreate", offsetof(struct cuda_driver, event_create)},
+    {"cuEventDestroy_v2", offsetof(struct cuda_driver, event_destroy)},
+    {"cuEventRecord", offsetof(struct cuda_driver, event_record)},
+    {"cuEventSynchronize", offsetof(struct cuda_driver, event_synchronize)},
     {"cuModuleLoadData", offsetof(struct cuda_driver, module_load)},
     {"cuModuleUnload", offsetof(struct cuda_driver, module_unload)},
     {"cuModuleGetFunction", offsetof(struct cuda_driver, module_function)},
@@ -126,12 +130,20 @@ static void nvrtc_close(struct nvrtc *nvrtc) {
     nvrtc->library = NULL;
 }
 
+// What the compiler said, malloc'ed and terminated; NULL if there is no memory for it.
+static char *build_log(const struct nvrtc *nvrtc, void *program) {
+    size_t bytes = 0;
+    if (nvrtc->log_size(program, &bytes) != 0)
+        bytes = 0;
+    char *log = calloc(1, bytes + 1);
+    if (log && bytes > 0 && nvrtc->log(program, log) != 0)
+        log[0] = '\0';
+    return log;
+}
+
 // The compiler's first line, as an error.
 static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *error) {
-    size_t bytes = 0;
-    char *log = NULL;
-    if (nvrtc->log_size(program, &bytes) == 0 && bytes > 0 && (log = calloc(1, bytes + 1)))
-        (void)nvrtc->log(program, log);
+    char *log = build_log(nvrtc, program);
     int code = fail(error, EXIT_DEVICE, "NVRTC: %.*s", (int)(log ? strcspn(log, "\n") : 0),
                     log ? log : "");
     free(log);
@@ -139,7 +151,7 @@ static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *
 }
 
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
-                       const char *const *option, char **cubin, size_t *bytes,
+                       const char *const *option, char **cubin, size_t *bytes, char **log,
                        struct error *error) {
     void *program = NULL;
     *cubin = NULL;
@@ -153,6 +165,8 @@ static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int option
         code = fail(error, EXIT_MEMORY, "%zu bytes of kernels could not be had", *bytes);
     else if (nvrtc->cubin(program, *cubin) != 0)
         code = build_failed(nvrtc, program, error);
+    if (!code && log && !(*log = build_log(nvrtc, program)))
+        code = fail(error, EXIT_MEMORY, "no memory for the compiler's log");
     (void)nvrtc->destroy(&program);
     if (code) {
         free(*cubin);

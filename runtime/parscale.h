@@ -1,7 +1,7 @@
 // The C API: one model, one KV cache, one position. Compile engine.c with -DPARSCALE_NO_MAIN and
-// link it; every function below is then the whole interface. No function but parscale_open and
-// parscale_tokenize allocates; none writes to stdout or stderr. A handle is used by one thread at a
-// time.
+// link it; every function below is then the whole interface. No function but parscale_open,
+// parscale_tokenize, parscale_adapter and, on a GPU, parscale_set_streams allocates; none writes to
+// stdout or stderr. A handle is used by one thread at a time.
 //
 // Functions that can fail return 0 or an exit code (runtime/error.h; docs/engine.md lists them),
 // and parscale_error tells in one line what happened.
@@ -30,18 +30,23 @@ struct parscale_info {
     const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
     const char *isa;         // the path in use
     const char *device;      // cpu, or the GPU's name
-    const char *device_note; // why not the GPU, what was wrong with the kernel cache; or ""
+    const char *device_note; // why not the GPU, or how it was started; "" if there was no choice
+    const char *gpu_kernels; // none; by NVRTC at the first start; or the architectures embedded
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;
     int streams;       // P in use
     int prefix_tokens; // T, learned key/value positions per stream; they use no context
     int context;       // positions the cache holds
     int threads;
     bool has_tokenizer;
-    size_t pack_bytes;        // the file
-    size_t weight_bytes;      // read per decoded token, whatever P is
-    size_t adapter_bytes;     // read besides: prefixes and aggregation network of the P in use
-    size_t cache_bytes;       // KV cache, for the largest P
-    size_t activation_bytes;  // everything else taken at start-up
+    size_t pack_bytes;                            // the file
+    size_t weight_bytes;                          // read per decoded token, whatever P is
+    size_t adapter_bytes;                         // read besides: what belongs to the P in use
+    size_t cache_bytes;                           // KV cache, for the largest P
+    size_t activation_bytes;                      // everything else taken at start-up
+    size_t gpu_cache_bytes, gpu_activation_bytes; // the same on the GPU; 0 without one
+    double check_seconds;                         // that checking the pack took,
+    double kernel_seconds;                        // finding or compiling the GPU's kernels,
+    double upload_seconds;                        // and copying the weights to the GPU
     size_t kv_bytes_position; // cache bytes of one position: all layers, the streams in use
     int adapters;             // how many P there are to choose from
 };

@@ -262,7 +262,7 @@ static void combine_splits(const struct parscale *model, size_t column, struct s
     }
     for (size_t i = HEADS * HEAD_DIM; i < tiles_for(HEADS * HEAD_DIM) * TILE; i++)
         scratch->row[i] = 0.0f;
-    size_t stride = packed_stride(model->bulk, HEADS * HEAD_DIM);
-    pack_column(model->bulk, scratch->row, HEADS * HEAD_DIM,
-                model->buffers->input + column * stride);
+    size_t stride = input_bytes(model->bulk, HEADS * HEAD_DIM);
+    pack_input(model->bulk, scratch->row, HEADS * HEAD_DIM,
+               model->buffers->input + column * stride);
 }

@@ -35,6 +35,7 @@
 
 // The model.
 #include "model.h"
+#include "weights.c"
 #include "attention.c"
 #include "project.c"
 #include "head.c"

@@ -7,8 +7,10 @@
 #include "engine_dims.h"
 #include "error.h"
 #include "pack_file.h"
+#include "parscale.h"
 
-// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART: 1 and 0.
+// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART, 1 and 0, and GPU_KERNELS:
+// in words, which devices it has kernels for.
 struct gpu;
 struct block;
 
@@ -16,9 +18,10 @@ struct gpu_info {
     char name[96];   // of the device
     char note[256];  // one line on the kernel cache, or ""
     int sm;          // 10 * major + minor of its compute capability
-    bool compiled;   // the kernels were compiled now, not found in the cache
     bool integrated; // host and device share memory
-    size_t cache_bytes, activation_bytes;
+    const char *kernels;                   // embedded, cached, or compiled now
+    double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
+    size_t weight_bytes, cache_bytes, activation_bytes;
 };
 
 // Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
@@ -45,7 +48,9 @@ struct gpu_output {
 };
 static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error);
 
-// Waits: the best id of the logits last computed. The device has it as the next step's input.
-static int32_t gpu_choice(struct gpu *gpu, struct error *error);
+// Waits: the id that parscale_sample is to return; the device has it as the next step's input, and
+// goes on to choose so. -1: it failed, or the choice is beyond the device and is the caller's.
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error);
 
 #endif

@@ -4,6 +4,8 @@
 
 enum { GPU_PART = 0 };
 
+static const char GPU_KERNELS[] = "none";
+
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error) {
     (void)file, (void)adapter, (void)use_cache;
@@ -47,7 +49,9 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
     return gpu_compute(gpu, NULL, error);
 }
 
-static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error) {
+    (void)sampling;
     (void)gpu_compute(gpu, NULL, error);
-    return 0;
+    return -1;
 }

@@ -16,8 +16,8 @@ static void final_norms(struct parscale *model, int thread) {
         float *y = buffers->final + i * HIDDEN_SIZE;
         rms_norm(buffers->residual + column * HIDDEN_SIZE, pack_at(model, LAYOUT.final_norm), y);
         if (streams == 1) {
-            pack_column(model->isa, y, HIDDEN_SIZE,
-                        buffers->head_input + token * WEIGHT_PLANES * one);
+            pack_input(model->isa, y, HIDDEN_SIZE,
+                       buffers->head_input + token * input_bytes(model->isa, HIDDEN_SIZE));
             buffers->weights[token] = 1.0f;
             continue;
         }
@@ -36,8 +36,8 @@ static void mix_streams(struct parscale *model, int thread, struct scratch *scra
     size_t rows = (size_t)adapter->mix.row_tiles;
     for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
         size_t row = work.item;
-        multiply_row(model, model->isa, &adapter->mix, 0, row, model->buffers->streams, tokens,
-                     scratch->product, TILE);
+        multiply_bf16(model, model->isa, &adapter->mix, 0, row, model->buffers->streams, tokens,
+                      scratch->product, TILE);
         for (size_t t = 0; t < tokens; t++) {
             for (size_t r = 0; r < TILE; r++) {
                 float u = scratch->product[t * TILE + r] + bias[row * TILE + r];
@@ -53,12 +53,11 @@ static void weigh_streams(struct parscale *model, size_t token, struct scratch *
     const struct adapter *adapter = model->adapter;
     const float *bias = pack_at(model, adapter->weigh_bias);
     size_t streams = model->block.streams, stride = packed_stride(model->isa, HIDDEN_SIZE);
-    char *out = model->buffers->head_input + token * stride;
+    char *mixed = model->buffers->streams + token * streams * stride; // its columns are used up
     float *weights = model->buffers->weights + token * streams;
 
-    // head_input serves as the small product's input before it takes the sum.
-    pack_column(model->isa, model->buffers->mixed + token * HIDDEN_SIZE, HIDDEN_SIZE, out);
-    multiply_row(model, model->isa, &adapter->weigh, 0, 0, out, 1, scratch->product, TILE);
+    pack_column(model->isa, model->buffers->mixed + token * HIDDEN_SIZE, HIDDEN_SIZE, mixed);
+    multiply_bf16(model, model->isa, &adapter->weigh, 0, 0, mixed, 1, scratch->product, TILE);
     float max = -INFINITY, total = 0;
     for (size_t p = 0; p < streams; p++) {
         weights[p] = scratch->product[p] + bias[p];
@@ -76,7 +75,8 @@ static void weigh_streams(struct parscale *model, size_t token, struct scratch *
         for (size_t i = 0; i < HIDDEN_SIZE; i++)
             scratch->row[i] += weights[p] * y[i];
     }
-    pack_column(model->isa, scratch->row, HIDDEN_SIZE, out);
+    pack_input(model->isa, scratch->row, HIDDEN_SIZE,
+               model->buffers->head_input + token * input_bytes(model->isa, HIDDEN_SIZE));
 }
 
 static void project_logits(struct parscale *model, int thread, struct scratch *scratch) {

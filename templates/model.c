@@ -3,7 +3,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <stdio.h>
 #include <unistd.h>
+#include "clock.h"
 #include "model.h"
 
 static const struct adapter *find_adapter(int streams) {
@@ -99,7 +101,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->pack_bytes = model->file.bytes;
     info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
                          (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
-                             WEIGHT_PLANES * TILE_BYTES;
+                             WEIGHT_PLANES * (size_t)LAYOUT.head.tile_bytes;
     use_adapter(model, model->adapter);
 }
 
@@ -125,6 +127,7 @@ static int open_device(struct parscale *model, const struct parscale_options *op
     bool automatic = strcmp(wanted, "auto") == 0;
     model->info.device = "cpu";
     model->info.device_note = model->device_note;
+    model->info.gpu_kernels = GPU_KERNELS;
     if (strcmp(wanted, "cpu") == 0 || (automatic && !GPU_PART))
         return EXIT_OK;
     if (!automatic && strcmp(wanted, "cuda") != 0)
@@ -140,9 +143,14 @@ static int open_device(struct parscale *model, const struct parscale_options *op
         return code;
     const struct gpu_info *info = gpu_information(model->gpu);
     model->info.device = info->name;
-    memcpy(model->device_note, info->note, sizeof info->note);
-    model->info.cache_bytes = info->cache_bytes;
-    model->info.activation_bytes += info->activation_bytes;
+    snprintf(model->device_note, sizeof model->device_note,
+             "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", info->sm, info->kernels,
+             info->kernel_seconds, info->weight_bytes ? "uploaded" : "read in place",
+             info->upload_seconds, info->note[0] ? "; " : "", info->note);
+    model->info.gpu_cache_bytes = info->cache_bytes;
+    model->info.gpu_activation_bytes = info->activation_bytes;
+    model->info.kernel_seconds = info->kernel_seconds;
+    model->info.upload_seconds = info->upload_seconds;
     return EXIT_OK;
 }
 
@@ -155,10 +163,12 @@ static int open_model(struct parscale *model, const struct parscale_options *opt
     int code = choose_paths(model, options);
     if (!code)
         code = pool_start(&model->pool, threads, &model->error);
+    double start = clock_seconds();
     if (!code)
         code = pack_open(&model->file, options->pack, &expected, model->pool, &model->error);
     if (code)
         return code;
+    model->info.check_seconds = clock_seconds() - start;
     fill_info(model, threads);
     if (model->info.has_tokenizer)
         code = open_tokenizer(model, options->pack);
@@ -185,7 +195,7 @@ void parscale_close(struct parscale *model) {
     if (model->scratch)
         munmap(model->scratch, threads * sizeof(struct scratch));
     if (model->cache)
-        munmap(model->cache, model->info.cache_bytes);
+        munmap(model->cache, cache_bytes(model->isa));
     free(model->system_prompt);
     free(model);
 }
@@ -356,8 +366,11 @@ const float *parscale_stream_weights(const struct parscale *model) {
 }
 
 int32_t parscale_sample(struct parscale *model, const struct parscale_sampling *sampling) {
-    if (model->gpu && !(sampling->temperature > 0) && sampling->repeat_penalty == 1.0f)
-        return gpu_choice(model->gpu, &model->error);
+    if (model->gpu) {
+        int32_t id = gpu_choice(model->gpu, sampling, &model->error);
+        if (id >= 0 || model->error.code)
+            return id < 0 ? 0 : id;
+    }
     struct sample_scratch scratch = {model->buffers->candidates, model->buffers->penalized};
     return sample(parscale_logits(model), VOCAB_SIZE, model->buffers->history, (int)model->position,
                   sampling, model->position, &scratch);

@@ -54,7 +54,7 @@ static inline const void *pack_at(const struct parscale *model, size_t offset) {
     return model->file.base + offset;
 }
 
-// Bytes of n packed activations, and of all their planes.
+// Bytes of n packed activations for bf16 tiles, and of all their planes.
 static inline size_t packed_bytes(const struct isa *isa, size_t n) {
     return tiles_for(n) * isa->packed_bytes;
 }
@@ -63,11 +63,21 @@ static inline size_t packed_stride(const struct isa *isa, size_t n) {
     return WEIGHT_PLANES * packed_bytes(isa, n);
 }
 
-// Packs x [n] for a product: once for each plane of the weights. Elements of x from n up to the
-// next multiple of 16 must be 0.
+// Packs x [n] for a product with bf16 tiles: once for each of their planes. Elements of x from n up
+// to the next multiple of 16 must be 0.
 static inline void pack_column(const struct isa *isa, const float *x, size_t n, char *packed) {
     for (size_t plane = 0; plane < WEIGHT_PLANES; plane++)
         isa->pack(x, tiles_for(n) * TILE, packed + plane * packed_bytes(isa, n));
+}
+
+// Row of tiles `row_tile` of matrix W, bf16, at `base` + w->offset of the pack, times the packed
+// columns x: y[c * y_stride + r], r in 0..15.
+static inline void multiply_bf16(const struct parscale *model, const struct isa *isa,
+                                 const struct matrix *w, size_t base, size_t row_tile,
+                                 const char *x, size_t columns, float *y, size_t y_stride) {
+    size_t tiles = (size_t)w->column_tiles * WEIGHT_PLANES;
+    const char *row = pack_at(model, base + w->offset + row_tile * tiles * TILE_BYTES);
+    isa->product(row, tiles, TILE_BYTES, x, tiles * isa->packed_bytes, columns, y, y_stride);
 }
 
 #endif

@@ -38,8 +38,8 @@ static void pack_tensor(struct packing *packing, size_t index, float *row, char 
         .deviation = tensor->deviation,
         .buffer = stored,
     };
-    place_tensor(tensor->placement, tensor->layer, &source, tensor->interleaved, packing->pack, row,
-                 error);
+    tensor->placement->place(tensor->placement, tensor->layer, &source, tensor->interleaved,
+                             packing->pack, row, error);
 }
 
 // Compares a copy of a tensor with the tensor; row and stored have room for `room` bytes each.

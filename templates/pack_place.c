@@ -1,7 +1,8 @@
-// Where weights go: the plan's table of placements, and the move of one tensor into the pack.
+// Where weights go: what a placement says, and the move of one tensor into the pack.
 
-// Tiles hold [rows, columns]; a transposed tensor is stored [columns, rows]; a vector as fp32.
-enum tensor_kind { TENSOR_MATRIX, TENSOR_TRANSPOSED, TENSOR_VECTOR };
+// Tiles hold [rows, columns], of bf16 or of quants; a transposed tensor is stored [columns, rows];
+// a vector as fp32.
+enum tensor_kind { TENSOR_MATRIX, TENSOR_INT8, TENSOR_INT4, TENSOR_TRANSPOSED, TENSOR_VECTOR };
 
 // Which row of the pack's matrix a tensor's row becomes.
 enum row_map {
@@ -21,6 +22,9 @@ enum column_map {
 // apart in the pack, each of `blocks` matrices [rows, columns], block_stride bytes apart.
 struct placement {
     const char *name;
+    // Moves one tensor of a layer from its source to the pack; row: room for [columns].
+    int (*place)(const struct placement *placement, int layer, struct source *source,
+                 bool interleaved, char *pack, float *row, struct error *error);
     enum tensor_kind kind;
     int count;
     size_t stride, offset;
@@ -35,10 +39,6 @@ struct placement {
     int streams;
     float mean, deviation; // of random weights
 };
-#include "placements.h"
-
-enum { PLACEMENT_COUNT = sizeof PLACEMENTS / sizeof *PLACEMENTS };
-
 static size_t placed_row(const struct placement *placement, size_t row) {
     const size_t half = HEAD_DIM / 2;
     size_t pair = row, lower = placement->row_map == ROWS_LOWER;
@@ -73,7 +73,7 @@ static size_t undo_interleaving(size_t row) {
 _Static_assert(HEAD_DIM % 2 == 0, "rotary pairs");
 
 static float stored_vector_value(float value) {
-    return WEIGHT_PLANES == 1 ? bf16_to_float(float_to_bf16(value)) : value;
+    return VECTORS_ROUNDED ? bf16_to_float(float_to_bf16(value)) : value;
 }
 
 // Stores one source row of `row` in block `base`.
@@ -101,7 +101,7 @@ static void place_row(const struct placement *placement, char *base, size_t row,
     }
 }
 
-// Moves one tensor from its source to the pack at `pack`. row_buffer: [columns].
+// Places a tensor as fp32 or in bf16 tiles.
 static int place_tensor(const struct placement *placement, int layer, struct source *source,
                         bool interleaved, char *pack, float *row_buffer, struct error *error) {
     char *base = pack + placement->offset + (size_t)layer * placement->stride;
@@ -118,3 +118,7 @@ static int place_tensor(const struct placement *placement, int layer, struct sou
     }
     return EXIT_OK;
 }
+
+#include "placements.h"
+
+enum { PLACEMENT_COUNT = sizeof PLACEMENTS / sizeof *PLACEMENTS };

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdbool.h>
 #include <unistd.h>
+#include "bf16.h"
+#include "f16.h"
 
 enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_COUNT };
 
@@ -28,14 +30,6 @@ struct source {
     float mean, deviation;
     char *buffer; // one row, as stored
 };
-
-static float f16_to_float(uint16_t half) {
-    int exponent = half >> 10 & 31, fraction = half & 1023;
-    float magnitude = exponent == 0    ? ldexpf((float)fraction, -24)
-                      : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                       : ldexpf((float)(fraction + 1024), exponent - 25);
-    return half & 0x8000 ? -magnitude : magnitude;
-}
 
 static uint16_t load_u16(const void *at) {
     uint16_t value;

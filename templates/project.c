@@ -3,33 +3,6 @@
 #include <math.h>
 #include "model.h"
 
-// Rows of tiles [share.begin, share.end) of matrix W times the packed columns x: the product of one
-// row of tiles lands in scratch->product [columns, TILE].
-static void multiply_row(const struct parscale *model, const struct isa *isa,
-                         const struct matrix *w, size_t base, size_t row_tile, const char *x,
-                         size_t columns, float *y, size_t y_stride) {
-    size_t row_bytes = (size_t)w->column_tiles * WEIGHT_PLANES * TILE_BYTES;
-    const char *row = (const char *)pack_at(model, base + w->offset) + row_tile * row_bytes;
-    size_t x_stride = (size_t)w->column_tiles * WEIGHT_PLANES * isa->packed_bytes;
-    isa->product(row, (size_t)w->column_tiles * WEIGHT_PLANES, TILE_BYTES, x, x_stride, columns, y,
-                 y_stride);
-}
-
-// Row `id` of the embedding, gathered from its tiles: out [hidden].
-static void embed(const struct parscale *model, int32_t id, float *out) {
-    const struct matrix *w = &LAYOUT.embedding;
-    size_t row_bytes = (size_t)w->column_tiles * WEIGHT_PLANES * TILE_BYTES;
-    const char *row = (const char *)pack_at(model, w->offset) + (size_t)id / TILE * row_bytes;
-    const uint16_t *tiles = (const uint16_t *)row;
-    for (size_t i = 0; i < HIDDEN_SIZE; i++) {
-        size_t element = i / TILE * TILE_ELEMENTS + tile_index((size_t)id % TILE, i % TILE);
-        out[i] = 0;
-        for (size_t plane = 0; plane < WEIGHT_PLANES; plane++)
-            out[i] +=
-                bf16_to_float(tiles[plane * (size_t)w->column_tiles * TILE_ELEMENTS + element]);
-    }
-}
-
 // out = x / sqrt(mean(x^2) + eps) * weight, all [hidden]. Sixteen partial sums in a fixed order.
 static void rms_norm(const float *x, const float *weight, float *out) {
     float sums[16] = {0};
@@ -68,11 +41,11 @@ static void begin_block(struct parscale *model, int thread) {
 static void normalize(struct parscale *model, const struct isa *isa, size_t weight_offset,
                       size_t columns, int thread, struct scratch *scratch) {
     const float *weight = pack_at(model, weight_offset);
-    size_t stride = packed_stride(isa, HIDDEN_SIZE);
+    size_t stride = input_bytes(isa, HIDDEN_SIZE);
     for (struct work work = pool_work(model->pool, thread, columns); pool_next(&work);) {
         size_t c = work.item;
         rms_norm(model->buffers->residual + c * HIDDEN_SIZE, weight, scratch->row);
-        pack_column(isa, scratch->row, HIDDEN_SIZE, model->buffers->input + c * stride);
+        pack_input(isa, scratch->row, HIDDEN_SIZE, model->buffers->input + c * stride);
     }
 }
 
@@ -201,25 +174,25 @@ static void project_residual(struct parscale *model, const struct matrix *w, siz
     }
 }
 
-// input -> activation = silu(gate) * up. A row of tiles holds 8 gates and their 8 ups; two rows
-// make the 16 channels that are packed together.
+// input -> activation = silu(gate) * up. A row of tiles holds 8 gates and their 8 ups; as many rows
+// are multiplied together as make a group of channels that is packed together.
 static void project_gate_up(struct parscale *model, size_t layer, size_t columns, int thread,
                             struct scratch *scratch) {
     const struct isa *isa = model->bulk;
+    const size_t rows = 2 * INPUT_GROUP / TILE; // of tiles, in a group
     size_t base = LAYOUT.layers + layer * LAYOUT.layer_stride;
-    size_t stride = packed_stride(isa, INTERMEDIATE_SIZE);
-    size_t row_pairs = (size_t)LAYOUT.gate_up.row_tiles / 2;
-    for (struct work work = pool_work(model->pool, thread, row_pairs); pool_next(&work);) {
+    size_t stride = input_bytes(isa, INTERMEDIATE_SIZE);
+    size_t groups = (size_t)LAYOUT.gate_up.row_tiles / rows;
+    for (struct work work = pool_work(model->pool, thread, groups); pool_next(&work);) {
         size_t i = work.item;
-        for (size_t half = 0; half < 2; half++)
-            multiply_row(model, isa, &LAYOUT.gate_up, base, 2 * i + half, model->buffers->input,
-                         columns, scratch->product + half * TILE, 2 * TILE);
+        for (size_t row = 0; row < rows; row++)
+            multiply_row(model, isa, &LAYOUT.gate_up, base, rows * i + row, model->buffers->input,
+                         columns, scratch->product + row * TILE, rows * TILE);
         for (size_t c = 0; c < columns; c++) {
-            float channels[TILE];
-            isa->swiglu(scratch->product + c * 2 * TILE, TILE, channels);
-            char *out = model->buffers->activation + c * stride + i * isa->packed_bytes;
-            for (size_t plane = 0; plane < WEIGHT_PLANES; plane++)
-                isa->pack(channels, TILE, out + plane * packed_bytes(isa, INTERMEDIATE_SIZE));
+            float channels[INPUT_GROUP];
+            isa->swiglu(scratch->product + c * rows * TILE, INPUT_GROUP, channels);
+            pack_input_group(isa, channels, i, INTERMEDIATE_SIZE,
+                             model->buffers->activation + c * stride);
         }
     }
 }

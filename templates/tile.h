@@ -31,13 +31,6 @@ static inline size_t tile_index(size_t row, size_t column) {
     return (chunk * 4 + word) * 2 + column % 2;
 }
 
-static inline float bf16_to_float(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 // Rounds to nearest, ties to even; a NaN stays a NaN.
 static inline uint16_t float_to_bf16(float value) {
     uint32_t bits;

@@ -151,7 +151,7 @@ local tiny = build.write("tiny.lua", [[return { name = "tiny", model_type = "qwe
     num_key_value_heads = 2, vocab_size = 300, rms_norm_eps = 1e-6, rope_theta = 10000,
     tie_word_embeddings = true, max_position_embeddings = 2048 }]])
 local folder = build.path("measured")
-build.must("cd '%s' && tests/cost_prepare.sh '%s' '%s' cpu+cuda", build.root, folder, tiny)
+build.must("cd '%s' && tests/cost_prepare.sh '%s' '%s'", build.root, folder, tiny)
 local NAMES = { "streams-1", "streams-2", "grown-2", "streams-4", "grown-4", "streams-8",
     "grown-8" }
 for _, name in ipairs(NAMES) do

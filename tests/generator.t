@@ -87,6 +87,8 @@ end
 local largest = info("-t 1")
 tap.is(largest.plan_digest, code:match("\n// plan (%x+)\n"),
     "engine.c starts with the plan's digest")
+tap.ok(not code:find("INT[48]_TILE") and not build.read(folder .. "/pack.c"):find("INT[48]_TILE"),
+    "an engine of bf16 weights has no quantised code")
 tap.is(largest.pack_bytes, lfs.attributes(folder .. "/model.psc", "size"), "the size of the pack")
 tap.is(largest.parscale_n, 3, "the largest P is the default")
 tap.is(info("--streams 2").parscale_n, 2, "another P can be chosen")
@@ -117,6 +119,18 @@ for _, more in ipairs({ "parscale_n = { 1, 2, 4 }", "parscale_n = 3",
     "parscale_n = { 1, 2, 3 }, attention_bias = false" }) do
     tap.ok(digest("c", more) ~= largest.plan_digest, "another digest with " .. more)
 end
+
+-- ---- backends ---------------------------------------------------------------------------------
+
+tap.ok(lfs.attributes(folder .. "/engine.cu"), "the GPU part is there unless the spec says cpu")
+tap.ok(info("--device auto").device_note:find("CUDA", 1, true), "info tells why not the GPU")
+local minimal = build.write("a.lua", spec_text("a", MORE .. ", backends = 'cpu'"))
+build.generate("--from random --spec " .. build.quote(minimal))
+tap.ok(not lfs.attributes(folder .. "/engine.cu"), "without the GPU part no engine.cu is left")
+engine = build.engine(folder, "-std=c11 -O1")
+tap.is(info("--device auto").device_note, "none", "an engine without it takes the CPU")
+build.fails(7, "and refuses --device cuda", ("'%s' info --device cuda"):format(engine), "--device",
+    "cpu+cuda")
 
 -- ---- texts -------------------------------------------------------------------------------------
 

@@ -2,23 +2,20 @@
 //
 //     gpu_harness compare PACK STREAMS TOKENS        against the CPU: mean KL of prefill and decode
 //     gpu_harness repeat PACK STREAMS TOKENS         greedy tokens twice, bit for bit
+//     gpu_harness fill PACK STREAMS PIECE            a prompt of context - 1 tokens: mean KL of
+//     what
+//                                                    follows to the same prompt in pieces
 //     gpu_harness speed PACK STREAMS CONTEXT PROMPT  ms a step behind CONTEXT, ms a prompt
-//     gpu_harness start PACK STREAMS cache|nocache   seconds to open
+//     gpu_harness start PACK STREAMS cache|nocache   seconds to open, and their parts
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "../runtime/clock.h"
 #include "../runtime/parscale.h"
 
 enum { DECODE_STEPS = 200, PROMPTS = 7 };
-
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache) {
     struct parscale *model = NULL;
@@ -166,28 +163,74 @@ static void speed(const char *pack, int streams, size_t context, size_t prompt) 
     double steps[DECODE_STEPS], prompts[PROMPTS];
     for (int i = -1; i < PROMPTS; i++) { // once to warm up
         must(parscale_rewind(model, 0), model);
-        double start = seconds();
+        double start = clock_seconds();
         must(parscale_prefill(model, ids, prompt), model);
         (void)parscale_sample(model, &greedy);
         if (i >= 0)
-            prompts[i] = seconds() - start;
+            prompts[i] = clock_seconds() - start;
     }
     must(parscale_rewind(model, 0), model);
     must(parscale_prefill(model, ids, context), model);
     int32_t id = parscale_sample(model, &greedy);
     for (int i = -20; i < DECODE_STEPS; i++) {
-        double start = seconds();
+        double start = clock_seconds();
         must(parscale_decode(model, id), model);
         id = parscale_sample(model, &greedy);
         if (i >= 0)
-            steps[i] = seconds() - start;
+            steps[i] = clock_seconds() - start;
     }
     printf("speed streams=%d context=%zu decode_ms=%.4f prompt=%zu prefill_ms=%.2f "
-           "activation_bytes=%zu\n",
+           "gpu_activation_bytes=%zu\n",
            streams, context, 1e3 * median(steps, DECODE_STEPS), prompt,
-           1e3 * median(prompts, PROMPTS), parscale_info(model)->activation_bytes);
+           1e3 * median(prompts, PROMPTS), parscale_info(model)->gpu_activation_bytes);
     parscale_close(model);
     free(ids);
+}
+
+// Logits behind a full prompt and one more token, as [2, vocab].
+static void fill_context(struct parscale *model, const int32_t *ids, size_t piece, float *logits) {
+    size_t context = (size_t)parscale_info(model)->context;
+    size_t vocab = (size_t)parscale_info(model)->vocab_size;
+    must(parscale_rewind(model, 0), model);
+    for (size_t done = 0; done < context - 1; done += piece) {
+        size_t left = context - 1 - done;
+        must(parscale_prefill(model, ids + done, left < piece ? left : piece), model);
+    }
+    memcpy(logits, parscale_logits(model), vocab * sizeof *logits);
+    must(parscale_decode(model, ids[context - 1]), model);
+    memcpy(logits + vocab, parscale_logits(model), vocab * sizeof *logits);
+}
+
+static void fill(const char *pack, int streams, size_t piece) {
+    struct parscale *model = open_on("cuda", pack, streams, false);
+    size_t context = (size_t)parscale_info(model)->context;
+    size_t vocab = (size_t)parscale_info(model)->vocab_size;
+    int32_t *ids = some_ids(context, (int)vocab);
+    float *whole = malloc(2 * vocab * sizeof *whole), *pieces = malloc(2 * vocab * sizeof *pieces);
+    if (!ids || !whole || !pieces)
+        exit(1);
+    fill_context(model, ids, context - 1, whole);
+    fill_context(model, ids, piece, pieces);
+    double kl = divergence(pieces, whole, vocab) + divergence(pieces + vocab, whole + vocab, vocab);
+    printf("fill streams=%d tokens=%zu position=%d kl=%.3g\n", streams, context - 1,
+           parscale_position(model), kl / 2);
+    parscale_close(model);
+    free(ids);
+    free(whole);
+    free(pieces);
+}
+
+// Seconds to open a model, without the upload first.
+static void start(const char *pack, int streams, bool no_cache) {
+    double began = clock_seconds();
+    struct parscale *model = open_on("cuda", pack, streams, no_cache);
+    const struct parscale_info *info = parscale_info(model);
+    double all = clock_seconds() - began;
+    printf(
+        "start streams=%d without_upload=%.3f seconds=%.3f check=%.3f kernels=%.3f upload=%.3f\n",
+        streams, all - info->upload_seconds, all, info->check_seconds, info->kernel_seconds,
+        info->upload_seconds);
+    parscale_close(model);
 }
 
 int main(int argc, char **argv) {
@@ -200,12 +243,11 @@ int main(int argc, char **argv) {
         repeat(argv[2], streams, strtoul(argv[4], NULL, 10));
     else if (strcmp(argv[1], "speed") == 0 && argc == 6)
         speed(argv[2], streams, strtoul(argv[4], NULL, 10), strtoul(argv[5], NULL, 10));
-    else if (strcmp(argv[1], "start") == 0) {
-        double start = seconds();
-        parscale_close(open_on("cuda", argv[2], streams, strcmp(argv[4], "nocache") == 0));
-        printf("start streams=%d %s seconds=%.3f\n", streams, argv[4], seconds() - start);
-    } else {
+    else if (strcmp(argv[1], "fill") == 0)
+        fill(argv[2], streams, strtoul(argv[4], NULL, 10));
+    else if (strcmp(argv[1], "start") == 0)
+        start(argv[2], streams, strcmp(argv[4], "nocache") == 0);
+    else
         return 2;
-    }
     return 0;
 }

@@ -96,7 +96,7 @@ local HOSTILE_SPECS = {
     { "smoothing 1.1", "return { parscale_attn_smooth = 1.1 }", "parscale_attn_smooth: found 1.1" },
     { "another activation", "return { hidden_act = 'gelu' }", 'hidden_act: found "gelu"' },
     { "another family", "return { model_type = 'mistral' }", 'model_type: found "mistral"' },
-    { "another dtype", "return { weight_dtype = 'int4' }", 'weight_dtype: found "int4"' },
+    { "another dtype", "return { weight_dtype = 'int2' }", 'weight_dtype: found "int2"' },
     { "1 for true", "return { tie_word_embeddings = 1 }", "tie_word_embeddings: found 1" },
     { "65 stop ids", "return { eos_token_id = {" .. ("1,"):rep(65) .. "} }",
         "eos_token_id: found" },
@@ -130,6 +130,10 @@ refused("a stop id past the vocabulary", { "s.lua: eos_token_id: found 1000" }, 
     "eos_token_id", { 5, 1000 })
 do
     local s = load_text(good_spec)
+    s.backends, s.weight_dtype = "cpu+cuda", "int8"
+    refused("quantised weights on a GPU", { 's.lua: weight_dtype: found "int8"', "bf16" },
+        spec.complete, s, "s.lua")
+    s = load_text(good_spec)
     s.head_dim, s.num_attention_heads = nil, 6
     refused("a head_dim that is not whole", { "s.lua: head_dim: found 10.6" }, spec.complete, s,
         "s.lua")
@@ -153,9 +157,11 @@ refused("another hidden_size", { "s.lua: hidden_size: found 80, but config.json 
     { hidden_size = 64 }, { hidden_size = 80 })
 refused("another smoothing", { "s.lua: parscale_attn_smooth: found 0.5", "0.1" }, merged,
     { parscale_attn_smooth = 0.1 }, { parscale_attn_smooth = 0.5 })
-refused("a P without adapter", { "s.lua: parscale_n: found {1, 4, 8}", "config.json has {4}" },
-    merged, { parscale_n = 4 }, { parscale_n = { 1, 4, 8 } })
-refused("a P left out", { "s.lua: parscale_n: found {4}", "config.json has {4, 8}" }, merged,
+refused("a P without adapter", { "s.lua: parscale_n: found {1, 4, 8}",
+    "config.json has {4}: no adapter for P = 8" }, merged, { parscale_n = 4 },
+    { parscale_n = { 1, 4, 8 } })
+refused("an adapter for a P that is not in the list", { "s.lua: parscale_n: found {4}",
+    "config.json has {4, 8}: the adapter for P = 8 is left out" }, merged,
     { parscale_n = { 4, 8 } }, { parscale_n = 4 })
 
 hostile.finish()
