@@ -5,8 +5,8 @@
 #
 #     cost_measured.sh FOLDER
 #
-# ROUNDS (3), THREADS (0: all), DEVICE (cpu or cuda), LENGTHS (64 128 256 512: input and output tokens
-# of a request), TOKENS (16: decoded in the middle of a request's output to time it).
+# ROUNDS (3), THREADS (0: all), DEVICE (cpu or cuda), LENGTHS (64 128 256 512: input and output
+# tokens of a request), TOKENS (16: decoded in the middle of a request's output to time it).
 # Prints the medians; FOLDER/samples.csv has every sample.
 set -eu
 folder=$1
@@ -90,6 +90,11 @@ awk -F, -v rounds="$rounds" -v lengths="$lengths" '
         spread = list[n] / list[1] > spread ? list[n] / list[1] : spread
         return n % 2 ? list[(n + 1) / 2] : (list[n / 2] + list[n / 2 + 1]) / 2
     }
+    # What streams and the larger model add to `one`, and the ratio if noise leaves one.
+    function added(format, streams, grown, one) {
+        return sprintf(format, streams - one, grown - one,
+            streams > one ? sprintf("%.2f", (grown - one) / (streams - one)) : "-")
+    }
     FILENAME ~ /shapes.csv$/ {
         if (FNR > 1) {
             names[++shapes] = $1; way[$1] = $2; P[$1] = $3; N[$1] = $4; h[$1] = $5; I[$1] = $6
@@ -124,13 +129,10 @@ awk -F, -v rounds="$rounds" -v lengths="$lengths" '
         print " P    streams   grown ratio  streams  grown ratio  streams  grown ratio"
         for (p = 2; p <= 8; p *= 2) {
             a = "streams-" p; b = "grown-" p
-            printf " %d %10.1f %7.1f %5.1f  %7.3f %6.3f %5.2f  %7.3f %6.3f %5.2f\n", p,
-                memory[a] - memory[one], memory[b] - memory[one],
-                (memory[b] - memory[one]) / (memory[a] - memory[one]),
-                decode[a] - decode[one], decode[b] - decode[one],
-                (decode[b] - decode[one]) / (decode[a] - decode[one]),
-                request[a] - request[one], request[b] - request[one],
-                (request[b] - request[one]) / (request[a] - request[one])
+            printf " %d %s  %s  %s\n", p,
+                added("%10.1f %7.1f %5s", memory[a], memory[b], memory[one]),
+                added("%7.3f %6.3f %5s", decode[a], decode[b], decode[one]),
+                added("%7.3f %6.3f %5s", request[a], request[b], request[one])
         }
         printf "\nlargest sample over smallest of the same thing: %.2f at most\n", spread
     }' "$folder/shapes.csv" "$samples"

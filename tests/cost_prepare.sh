@@ -1,6 +1,6 @@
 #!/bin/sh
 # Prepares what tests/cost_measured.sh needs in FOLDER: for MODEL (a spec's name or path) an engine
-# and its packer for each P, and for the larger model of one stream whose predicted loss is the same.
+# and its packer for each P, and for the larger models of one stream that lose as little.
 #
 #     cost_prepare.sh FOLDER MODEL
 #
