@@ -18,8 +18,8 @@ struct sample_scratch {
 };
 
 // Chooses an id from logits [vocab_size]. recent [recent_count]: the ids so far, newest last; only
-// the last SAMPLE_PENALTY_WINDOW (sample_arithmetic.h) count. position: where the chosen id will stand; with the seed it
-// determines the random number.
+// the last SAMPLE_PENALTY_WINDOW (sample_arithmetic.h) count. position: where the chosen id will
+// stand; with the seed it determines the random number.
 //
 // The chain is llama.cpp's: repeat penalty, top-k, top-p (of what top-k left), min-p, temperature,
 // draw. Temperature 0 takes the best, the lowest id of equals. NaN logits are never chosen; if all

@@ -114,7 +114,7 @@ static __device__ inline struct gpu_best warp_best(struct gpu_best best) {
     return best;
 }
 
-// Thread 0's result is the best of the block; found: [WARPS] in shared memory.
+// The best of the block; found: [WARPS] in shared memory, used for nothing else.
 static __device__ inline struct gpu_best block_best(struct gpu_best best, struct gpu_best *found) {
     best = warp_best(best);
     if (lane_id() == 0)
@@ -122,7 +122,6 @@ static __device__ inline struct gpu_best block_best(struct gpu_best best, struct
     __syncthreads();
     for (int warp = 0; warp < WARPS; warp++)
         best = better(best, found[warp]);
-    __syncthreads();
     return best;
 }
 

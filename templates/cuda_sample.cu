@@ -51,6 +51,7 @@ static __device__ __forceinline__ int sum_runs(struct sample_space &space, const
                                                float most, float temperature) {
     int length = sample_run_length(VOCAB_SIZE), first = threadIdx.x * length;
     double sum = 0;
+#pragma unroll 1
     for (int i = first; i < VOCAB_SIZE && i < first + length; i++)
         sum += (double)sample_weight(logits[i], most, temperature);
     space.sums[threadIdx.x] = sum; // 0 behind the end
@@ -102,6 +103,7 @@ static __device__ __forceinline__ int list_candidates(struct sample_space &space
     if (threadIdx.x == 0)
         space.count = 0;
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < VOCAB_SIZE; i += SAMPLE_THREADS) {
         unsigned long long key = sample_key(logits[i], i);
         if (key >= least) {
@@ -220,7 +222,7 @@ static __device__ inline int recent_id(const struct gpu_task &task, int position
 
 // state: the choice, and the next position. Grid: 1. The penalty changes the logits in place, for
 // as long as this kernel runs.
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     sample_token(const struct gpu_task task) {
     wait_for_previous_kernel();
     struct sample_space &space = *(struct sample_space *)shared_memory();

@@ -239,6 +239,17 @@ static int forward_head(struct gpu *gpu, struct error *error) {
     return code ? code : launch_choice(gpu, error);
 }
 
+static int make_graph(struct gpu *gpu, struct step_graph *step, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    size_t unused = 0, total = 0;
+    (void)driver->memory_info(&unused, &total);
+    cuda_result result = driver->graph_instantiate(&step->executable, step->graph, 0);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY)
+        return fail(error, EXIT_MEMORY, "GPU memory, decode graph: %zu of %zu bytes are free",
+                    unused, total);
+    return cuda_check(driver, result, "making the decode graph", error);
+}
+
 // A decode step as a graph, which ends with the kernel `choice`: token and position are read from
 // device memory.
 static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph *step,
@@ -260,10 +271,7 @@ static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph
     gpu->task.ids = ids;
     if (!code)
         code = cuda_check(driver, ended, "capturing a decode step", error);
-    if (!code)
-        code = cuda_check(driver, driver->graph_instantiate(&step->executable, step->graph, 0),
-                          "making the decode graph", error);
-    return code;
+    return code ? code : make_graph(gpu, step, error);
 }
 
 static int capture_steps(struct gpu *gpu, struct error *error) {

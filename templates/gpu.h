@@ -15,10 +15,10 @@ struct gpu;
 struct block;
 
 struct gpu_info {
-    char name[96];   // of the device
-    char note[256];  // one line on the kernel cache, or ""
-    int sm;          // 10 * major + minor of its compute capability
-    bool integrated; // host and device share memory
+    char name[96];                         // of the device
+    char note[256];                        // one line on the kernel cache, or ""
+    int sm;                                // 10 * major + minor of its compute capability
+    bool integrated;                       // host and device share memory
     const char *kernels;                   // embedded, cached, or compiled now
     double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
     size_t weight_bytes, cache_bytes, activation_bytes;

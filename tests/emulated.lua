@@ -59,12 +59,13 @@ function M.other_streams(folder, streams)
         folder, streams, object, folder)
 end
 
--- Engine, pack, emulator and expected values of a golden folder; `arguments`: for the generator.
-function M.golden(path, arguments)
+-- Engine, pack, emulator and expected values of a golden folder. `arguments`: for the generator,
+-- `defines`: for the kernels.
+function M.golden(path, arguments, defines)
     local model = { out = build.generate(("--from '%s' %s"):format(path, arguments or "")),
                     streams = streams_of(path) }
     build.pack(model.out)
-    M.emulator(model.out, model.streams)
+    M.emulator(model.out, model.streams, defines)
     model.expected = model.out .. "/expected"
     local file = assert(io.open(model.expected, "wb"))
     file:write(golden.expected_bytes(path))

@@ -19,6 +19,7 @@ struct golden {
 struct distance {
     double logits, weights; // the largest
     double kl;              // the sum
+    int positions;          //
     int agree;              // positions with the same best id
 };
 
@@ -55,6 +56,7 @@ static void add_logits(const struct golden *golden, struct distance *d, size_t i
     for (size_t v = 0; v < vocab; v++)
         d->logits = worse(d->logits, fabs((double)ours[v] - expected[v]));
     d->kl += divergence(expected, ours, vocab);
+    d->positions++;
     d->agree += best_id(expected, vocab) == best_id(ours, vocab);
 }
 
@@ -120,6 +122,13 @@ static void compare_greedy(struct golden *golden, int *equal, int *wrong) {
     }
 }
 
+// The mean of the worse way to prefill; of all positions seen where there are but a few prefills.
+static double prefill_divergence(const struct distance *blocks, const struct distance *prefill) {
+    if (prefill->positions < blocks->positions)
+        return (blocks->kl + prefill->kl) / (blocks->positions + prefill->positions);
+    return worse(blocks->kl, prefill->kl) / blocks->positions;
+}
+
 int main(int argc, char **argv) {
     struct golden golden = {0};
     struct distance blocks = {0}, prefill = {0}, decode = {0};
@@ -136,8 +145,8 @@ int main(int argc, char **argv) {
     printf("logits=%.3g weights=%.3g kl=%.3g decodekl=%.3g greedy=%d wrong=%d tokens=%d agree=%d "
            "decodeagree=%d steps=%d\n",
            worse(worse(blocks.logits, prefill.logits), decode.logits),
-           worse(prefill.weights, decode.weights), worse(blocks.kl, prefill.kl) / golden.tokens,
-           decode.kl / golden.tokens, equal, wrong, golden.tokens,
+           worse(prefill.weights, decode.weights), prefill_divergence(&blocks, &prefill),
+           decode.kl / decode.positions, equal, wrong, golden.tokens,
            blocks.agree < prefill.agree ? blocks.agree : prefill.agree, decode.agree, golden.steps);
     parscale_close(golden.model);
     free(golden.ids);

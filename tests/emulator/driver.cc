@@ -1,7 +1,8 @@
 // The CUDA driver and NVRTC as the engine sees them, on top of the emulator: linked with one
 // engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
 // driver allows, when something waits for it, that of others at once: who does not wait reads what
-// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail,
+// with EMULATOR_FULL=1 for want of memory.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -48,7 +49,8 @@ static int failing(const char *function) {
     const char *name = getenv("EMULATOR_FAIL");
     if (!name || strcmp(name, function) != 0)
         return SUCCESS;
-    return strcmp(function, "cuMemAlloc_v2") == 0 ? OUT_OF_MEMORY : INVALID_VALUE;
+    bool memory = strcmp(function, "cuMemAlloc_v2") == 0 || getenv("EMULATOR_FULL");
+    return memory ? OUT_OF_MEMORY : INVALID_VALUE;
 }
 
 static int number(const char *variable, int otherwise) {
