@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fetches the Python text that tests/quality.lua scores: the sources of meld (GPL-2+), a GTK program
-# which is in Debian but is no Python package. Nothing of it is installed or run.
+# of Debian. Nothing of it is installed or run.
 #
 #     fetch_heldout.sh FOLDER
 set -e
