@@ -40,7 +40,6 @@ help:
 	@echo '              NVIDIA GPU, and PyTorch where it is; write the tables of docs/performance.md'
 	@echo 'make bench-gpu-folder make the folder from which that runs elsewhere'
 	@echo 'make bench-gpu-tables CSV=FILE  write the tables from what was measured elsewhere'
-
 	@echo 'make cost     [MODEL=NAME|FILE] [GPU=a100|...|cpu] [CORPUS=python|pile]'
 	@echo '              memory and latency of P streams against a larger model; CSV and SVG'
 	@echo 'make cost-measured [MODEL=NAME|FILE]   the same measured here, with random weights'
