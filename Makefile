@@ -10,15 +10,16 @@ GENERATE_PACKAGES = gcc libc6-dev lua5.4 lua-argparse lua-cjson lua-filesystem u
 FETCH_PACKAGES = ca-certificates python3-pip xz-utils
 TEST_PACKAGES = binutils bzip2 clang clang-format clang-tidy g++ gcc-aarch64-linux-gnu \
     libc6-dev-arm64-cross lua-check perl qemu-user shellcheck
+COST_PACKAGES = gnuplot-nox python3-scipy
 
-DATA = out/data
-GGUF = $(DATA)/SmolLM2-135M-Instruct.Q4_1.gguf
-ADAPTERS = $(foreach p,2 4 8,$(DATA)/adapter_p$(p).safetensors)
+FETCHED = out/data
+GGUF = $(FETCHED)/SmolLM2-135M-Instruct.Q4_1.gguf
+ADAPTERS = $(foreach p,2 4 8,$(FETCHED)/adapter_p$(p).safetensors)
 CUBIN = out/tools/cubin
 NVRTC = out/nvrtc
 DEMO = out/smollm2-135m
 
-.PHONY: help setup demo model specs test lint bench clean
+.PHONY: help setup demo model specs test lint bench cost cost-measured law choose quality clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -35,16 +36,29 @@ help:
 	@echo 'make test-gpu-folder  make the folder from which they run elsewhere'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
+	@echo 'make bench-gpu        measure the engines of SIZES ("0.7B 1.8B 4.7B") and DTYPES ("bf16") on an'
+	@echo '              NVIDIA GPU, and PyTorch where it is; write the tables of docs/performance.md'
+	@echo 'make bench-gpu-folder make the folder from which that runs elsewhere'
+	@echo 'make bench-gpu-tables CSV=FILE  write the tables from what was measured elsewhere'
+	@echo 'make cost     [MODEL=NAME|FILE] [GPU=a100|...|cpu] [CORPUS=python|pile]'
+	@echo '              memory and latency of P streams against a larger model; CSV and SVG'
+	@echo 'make cost-measured [MODEL=NAME|FILE]   the same measured here, with random weights'
+	@echo 'make law      [DATA=CSV] [N=N P=P]     fit the scaling law to losses, predict one'
+	@echo 'make choose   LOSS=LOSS GPU=... [MEMORY=GB] [BATCH=N] [CORPUS=python|pile]'
+	@echo '              the published model that meets a loss at least memory, least latency'
+	@echo 'make quality  nats a token on held-out Python, SmolLM2 with P = 1, 2, 4, 8'
 	@echo 'make setup    install the Debian packages that any of these needs'
 	@echo 'make clean    remove out/'
 
 # ---- what is installed ---------------------------------------------------------------------------
 
-setup: ; @codegen/install.sh $(GENERATE_PACKAGES) $(FETCH_PACKAGES) $(TEST_PACKAGES)
+setup:
+	@codegen/install.sh $(GENERATE_PACKAGES) $(FETCH_PACKAGES) $(TEST_PACKAGES) $(COST_PACKAGES)
 
-.PHONY: setup-generate setup-fetch
+.PHONY: setup-generate setup-fetch setup-cost
 setup-generate: ; @codegen/install.sh $(GENERATE_PACKAGES)
 setup-fetch: ; @codegen/install.sh $(GENERATE_PACKAGES) $(FETCH_PACKAGES)
+setup-cost: ; @codegen/install.sh $(GENERATE_PACKAGES) $(COST_PACKAGES)
 
 # ---- from a checkpoint to a model ----------------------------------------------------------------
 
@@ -93,8 +107,8 @@ specs: setup-generate
 $(GGUF):
 	@codegen/fetch_smollm2.sh $@
 
-$(DATA)/%.safetensors: tests/data/smollm2/%.safetensors.xz
-	@mkdir -p $(DATA)
+$(FETCHED)/%.safetensors: tests/data/smollm2/%.safetensors.xz
+	@mkdir -p $(FETCHED)
 	@xz -dc $< >$@
 
 .PHONY: demo-model
@@ -157,6 +171,60 @@ bench: demo-model
 	@$(if $(LLAMA),codegen/install.sh cmake g++ make && tests/build_llama.sh out/llama)
 	@LLAMA_BIN=$(or $(LLAMA_BIN),$(if $(LLAMA),out/llama/bin)) \
 	    $(LUA) tests/bench.lua $(DEMO) $(GGUF)
+
+# Measured on the machine where it runs: every P of every size and dtype, to one CSV.
+SIZES = 0.7B 1.8B 4.7B
+DTYPES = bf16
+CSV = $(GPU_FOLDER)/results/bench.csv
+.PHONY: bench-gpu bench-gpu-folder bench-gpu-tables
+bench-gpu-folder: setup-generate
+	@$(LUA) tests/gpu_bench_prepare.lua $(GPU_FOLDER) '$(SIZES)' '$(DTYPES)'
+	@echo 'made $(GPU_FOLDER): there, sh tests/gpu_bench.sh RESULTS'
+
+bench-gpu: bench-gpu-folder
+	@cd $(GPU_FOLDER) && sh tests/gpu_bench.sh results || echo 'some of it could not be measured' >&2
+	@$(MAKE) --no-print-directory bench-gpu-tables
+
+bench-gpu-tables:
+	@codegen/install.sh lua5.4 gnuplot-nox
+	@$(LUA) tests/gpu_tables.lua docs/performance.md docs/gpu.svg '$(CSV)' tests/data/gpu_earlier.csv
+
+# ---- what streams cost, and what they bring ------------------------------------------------------
+
+cost: MODEL = ParScale-1.8B-P1
+cost-measured: MODEL = SmolLM2-135M
+GPU_OPTION = $(if $(GPU),--gpu '$(GPU)') $(if $(filter cpu,$(GPU)),--engine $(DEMO)/engine)
+CORPUS_OPTION = $(CORPUS:%=--corpus '%')
+# Of a spec's path, the file's name without .lua.
+COST = out/cost/$(patsubst %.lua,%,$(notdir $(MODEL)))
+
+# The plot shows one device.
+cost: setup-cost $(if $(filter cpu,$(GPU)),demo-model)
+	@mkdir -p out/cost
+	@$(LUA) codegen/cost_main.lua cost --model '$(MODEL)' $(GPU_OPTION) $(CORPUS_OPTION) \
+	    --csv '$(COST).csv'
+	@gnuplot -e "csv='$(COST).csv'; svg='$(COST).svg'; device='$(or $(GPU),a100)'" \
+	    -e "title='$(notdir $(COST)) on $(or $(GPU),a100), one request'" codegen/cost.gp
+	@echo 'wrote $(COST).csv $(COST).svg'
+
+# ROUNDS, THREADS, LENGTHS and TOKENS as in tests/cost_measured.sh.
+cost-measured: setup-generate
+	@tests/cost_prepare.sh '$(COST)' '$(MODEL)'
+	@tests/cost_measured.sh '$(COST)'
+
+law: setup-cost
+	@codegen/fit_law.py $(or $(DATA),model_specs/losses.csv) $(if $(N),--predict $(N) $(or $(P),1))
+
+choose: setup-generate $(if $(filter cpu,$(GPU)),demo-model)
+	@test -n '$(LOSS)' -a -n '$(GPU)' || { echo 'make choose: LOSS or GPU is missing' >&2; exit 2; }
+	@$(LUA) codegen/cost_main.lua choose --loss '$(LOSS)' $(GPU_OPTION) $(CORPUS_OPTION) \
+	    $(if $(MEMORY),--memory '$(MEMORY)') $(if $(BATCH),--batch '$(BATCH)')
+
+$(FETCHED)/meld:
+	@codegen/fetch_heldout.sh $@
+
+quality: demo-model $(FETCHED)/meld
+	@$(LUA) tests/quality.lua $(DEMO) $(FETCHED)/meld
 
 clean:
 	rm -rf out

@@ -1,12 +1,7 @@
 -- report.md: what a plan takes, before anything runs: parameters, the pack byte by byte, memory,
 -- bytes and operations of a decode step, and the time that a device's memory allows for it.
 
--- Published memory bandwidth, GB/s. A decode step cannot be faster than its bytes over this.
-local DEVICES = {
-    { "NVIDIA H200", 4800 }, { "NVIDIA H100 SXM", 3350 }, { "NVIDIA A100 80GB SXM", 2039 },
-    { "Jetson Thor", 273 }, { "Jetson AGX Orin", 204.8 }, { "Jetson Orin NX 16GB", 102.4 },
-    { "Jetson Orin Nano 8GB", 68 }, { "two-channel DDR5-5600", 89.6 },
-}
+local devices = require("codegen.devices")
 
 local function grouped(n)
     local text = ("%d"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse()
@@ -66,12 +61,13 @@ local function step_rows(p, n)
     return rows
 end
 
+-- A decode step cannot be faster than its bytes over the bandwidth.
 local function device_rows(p, steps)
     local rows = {}
-    for _, device in ipairs(DEVICES) do
-        local row = { device[1], ("%g"):format(device[2]) }
+    for _, device in ipairs(devices) do
+        local row = { device.name, ("%g"):format(device.bandwidth) }
         for i = 1, #p.adapters do
-            row[#row + 1] = ("%.3f"):format(steps[i].bytes / device[2] / 1e6)
+            row[#row + 1] = ("%.3f"):format(steps[i].bytes / device.bandwidth / 1e6)
         end
         rows[#rows + 1] = row
     end

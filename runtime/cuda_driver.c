@@ -19,6 +19,7 @@ static const struct library_symbol DRIVER_SYMBOLS[] = {
     {"cuDeviceGetCount", offsetof(struct cuda_driver, device_count)},
     {"cuDeviceGet", offsetof(struct cuda_driver, device)},
     {"cuDeviceGetName", offsetof(struct cuda_driver, device_name)},
+    {"cuDeviceGetUuid_v2", offsetof(struct cuda_driver, device_uuid)},
     {"cuDeviceGetAttribute", offsetof(struct cuda_driver, device_attribute)},
     {"cuDevicePrimaryCtxRetain", offsetof(struct cuda_driver, context_retain)},
     {"cuDevicePrimaryCtxRelease_v2", offsetof(struct cuda_driver, context_release)},

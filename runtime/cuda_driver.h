@@ -60,6 +60,7 @@ struct cuda_driver {
     cuda_result (*device_count)(int *count);
     cuda_result (*device)(int *device, int ordinal);
     cuda_result (*device_name)(char *name, int size, int device);
+    cuda_result (*device_uuid)(unsigned char uuid[16], int device);
     cuda_result (*device_attribute)(int *value, int attribute, int device);
     cuda_result (*context_retain)(void **context, int device);
     cuda_result (*context_release)(int device);

@@ -123,4 +123,16 @@ const char *parscale_chat_template(const struct parscale *handle);
 // without.
 const char *parscale_system_prompt(const struct parscale *handle);
 
+// For measurements, of the GPU in use. Bytes a second that it reads, measured now on up to 4 GiB of
+// its free memory; 0 if it could not be measured, or without a GPU.
+double parscale_read_bandwidth(struct parscale *handle);
+
+struct parscale_energy {
+    double joules;      // that the whole GPU has used since an arbitrary moment
+    double power_limit; // watts; 0: unknown
+};
+// Whether the GPU's driver tells it. Its counter moves about ten times a second; where it has none,
+// the power is summed up over the calls, which should then be frequent.
+bool parscale_energy(struct parscale *handle, struct parscale_energy *energy);
+
 #endif

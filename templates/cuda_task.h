@@ -45,6 +45,7 @@ struct gpu_task {
     struct gpu_best *best;   // [2, blocks of the head]
     const struct gpu_sampling *sampling;
     struct gpu_state *chosen; // [2]: state, in the host's memory
+    unsigned *sums;           // read_memory: [blocks, WARPS]
     int layer;                //
     int tokens;               // of the block; 1 in a decode step
     int position;             // of the first token; a decode step takes state->position

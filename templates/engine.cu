@@ -12,3 +12,4 @@
 #include "sample_arithmetic.h"
 #include "cuda_sample.cu"
 #include "cuda_prefill.cu"
+#include "cuda_measure.cu"

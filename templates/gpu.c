@@ -8,6 +8,8 @@
 #include "cuda_driver.c"
 #include "cubin_cache.h"
 #include "cubin_cache.c"
+#include "nvml.h"
+#include "nvml.c"
 #include "cuda_task.h"
 #include "gpu.h"
 #include "model.h"
@@ -39,6 +41,7 @@ enum kernel {
     KERNEL_HEAD,
     KERNEL_CHOOSE,
     KERNEL_SAMPLE,
+    KERNEL_READ_MEMORY,
     KERNELS,
 };
 
@@ -62,6 +65,7 @@ static const char *const KERNEL_NAMES[KERNELS] = {
     "head",
     "choose",
     "sample_token",
+    "read_memory",
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -113,8 +117,9 @@ struct gpu {
     enum kernel choice; // what chooses a token: KERNEL_CHOOSE or KERNEL_SAMPLE
     size_t position;    // behind which the last logits stand, if has_logits
     bool has_logits;
-    bool follows; // the host takes what the device chooses
-    bool ahead;   // the step behind `position` was launched
+    bool follows;     // the host takes what the device chooses
+    bool ahead;       // the step behind `position` was launched
+    struct nvml nvml; // opened when energy is asked for
 };
 
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
@@ -463,6 +468,60 @@ static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampl
     return token;
 }
 
+// ---- Measuring ----
+
+enum { GPU_READ_BLOCK = GPU_THREADS * 16 * 16 }; // bytes: READ_BLOCK_BYTES of cuda_measure.cu
+
+// Seconds in which the device reads `blocks` blocks at task.weights: the best of some rounds of
+// some passes each, which take milliseconds. 0 if it cannot.
+static double time_reading(struct gpu *gpu, unsigned blocks) {
+    enum { ROUNDS = 5, PASSES = 4 };
+    struct error unused = {0};
+    double best = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        int code = gpu_finish(gpu, &unused);
+        double start = clock_seconds();
+        for (int pass = 0; pass < PASSES && !code; pass++)
+            code = gpu_launch(gpu, KERNEL_READ_MEMORY, blocks, 1, 1, GPU_THREADS, 0, &unused);
+        if (code || gpu_finish(gpu, &unused))
+            return 0;
+        double seconds = (clock_seconds() - start) / PASSES;
+        best = round == 0 || seconds < best ? seconds : best;
+    }
+    return best;
+}
+
+static double gpu_read_bandwidth(struct gpu *gpu) {
+    const struct cuda_driver *driver = &gpu->driver;
+    const struct gpu_task task = gpu->task;
+    const size_t most = (size_t)4 << 30, sums = GPU_WARPS * sizeof *task.sums; // of a block
+    size_t available = 0, total = 0;
+    cuda_pointer memory = 0;
+    (void)driver->memory_info(&available, &total);
+    size_t wanted = available / 2 < most ? available / 2 : most;
+    unsigned blocks = (unsigned)(wanted / (GPU_READ_BLOCK + sums));
+    size_t bytes = blocks * (size_t)GPU_READ_BLOCK;
+    if (blocks == 0 || driver->allocate(&memory, bytes + blocks * sums) != CUDA_SUCCESS)
+        return 0;
+    gpu->task.weights = (const char *)(uintptr_t)memory;
+    gpu->task.sums = (unsigned *)(uintptr_t)(memory + bytes);
+    double seconds = 0;
+    if (driver->fill(memory, 1, bytes, gpu->stream) == CUDA_SUCCESS)
+        seconds = time_reading(gpu, blocks);
+    gpu->task = task;
+    (void)driver->release(memory);
+    return seconds > 0 ? (double)bytes / seconds : 0;
+}
+
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy) {
+    unsigned char uuid[GPU_UUID_BYTES];
+    if (!gpu->nvml.library && (gpu->driver.device_uuid(uuid, gpu->device) != CUDA_SUCCESS ||
+                               !nvml_open(&gpu->nvml, uuid)))
+        return false;
+    energy->power_limit = nvml_power_limit(&gpu->nvml);
+    return nvml_energy(&gpu->nvml, &energy->joules);
+}
+
 // ---- Starting up ----
 
 static int find_device(struct gpu *gpu, struct error *error) {
@@ -591,7 +650,7 @@ static int load_kernels(struct gpu *gpu, struct error *error) {
 static int divide_memory(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (int k = 0; k < KERNELS && !code; k++)
-        if (k <= KERNEL_DECODE_DOWN || k >= KERNEL_FINAL_NORM)
+        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE))
             code = cuda_check(
                 &gpu->driver,
                 gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
@@ -848,6 +907,7 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->stream_destroy(gpu->stream);
     if (gpu->context)
         (void)driver->context_release(gpu->device);
+    nvml_close(&gpu->nvml);
     cuda_driver_close(&gpu->driver);
     free(gpu);
 }

@@ -53,4 +53,8 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
 static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
                           struct error *error);
 
+// parscale_read_bandwidth and parscale_energy.
+static double gpu_read_bandwidth(struct gpu *gpu);
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy);
+
 #endif

@@ -55,3 +55,13 @@ static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampl
     (void)gpu_compute(gpu, NULL, error);
     return -1;
 }
+
+static double gpu_read_bandwidth(struct gpu *gpu) {
+    (void)gpu;
+    return 0;
+}
+
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy) {
+    (void)gpu, (void)energy;
+    return false;
+}

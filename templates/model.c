@@ -43,7 +43,8 @@ static void use_adapter(struct parscale *model, const struct adapter *adapter) {
     info->streams = adapter->streams;
     info->prefix_tokens = adapter->prefix_tokens;
     info->adapter_bytes = adapter->bytes;
-    info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
+    size_t element = model->gpu ? sizeof(uint16_t) : model->isa->cache_bytes;
+    info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * element;
 }
 
 static size_t cache_bytes(const struct isa *isa) {
@@ -147,6 +148,7 @@ static int open_device(struct parscale *model, const struct parscale_options *op
              "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", info->sm, info->kernels,
              info->kernel_seconds, info->weight_bytes ? "uploaded" : "read in place",
              info->upload_seconds, info->note[0] ? "; " : "", info->note);
+    use_adapter(model, model->adapter); // a GPU's cache has another type
     model->info.gpu_cache_bytes = info->cache_bytes;
     model->info.gpu_activation_bytes = info->activation_bytes;
     model->info.kernel_seconds = info->kernel_seconds;
@@ -399,4 +401,12 @@ const char *parscale_chat_template(const struct parscale *model) {
 
 const char *parscale_system_prompt(const struct parscale *model) {
     return model->system_prompt;
+}
+
+double parscale_read_bandwidth(struct parscale *model) {
+    return model->gpu ? gpu_read_bandwidth(model->gpu) : 0;
+}
+
+bool parscale_energy(struct parscale *model, struct parscale_energy *energy) {
+    return model->gpu && gpu_energy(model->gpu, energy);
 }

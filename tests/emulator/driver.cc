@@ -2,7 +2,8 @@
 // engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
 // driver allows, when something waits for it, that of others at once: who does not wait reads what
 // is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail,
-// with EMULATOR_FULL=1 for want of memory.
+// with EMULATOR_FULL=1 for want of memory. It is NVML too, libnvidia-ml.so.1: a graph that is
+// launched takes EMULATOR_MILLIJOULES.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -44,6 +45,7 @@ static std::vector<std::function<void()>> queue; // of the first stream
 static size_t done;                              // of the queue
 static std::map<char *, size_t> pinned; // memory of the host that copies are made from late
 static int streams;
+static unsigned long long graphs; // launched
 
 static int failing(const char *function) {
     const char *name = getenv("EMULATOR_FAIL");
@@ -152,6 +154,12 @@ int cuDeviceGetName(char *name, int size, int) {
     return SUCCESS;
 }
 
+int cuDeviceGetUuid_v2(unsigned char uuid[16], int) {
+    for (int i = 0; i < 16; i++)
+        uuid[i] = (unsigned char)(0x11 * i);
+    return failing("cuDeviceGetUuid_v2");
+}
+
 int cuDeviceGetAttribute(int *value, int attribute, int) {
     int sm = number("EMULATOR_SM", 90);
     switch (attribute) {
@@ -189,8 +197,10 @@ int cuCtxSetCurrent(void *) {
     return SUCCESS;
 }
 
+// Little, as what takes half of it is slow here.
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
-    *free = *total = (size_t)1 << 34;
+    *free = (size_t)2 << 20;
+    *total = (size_t)1 << 34;
     return SUCCESS;
 }
 
@@ -368,6 +378,7 @@ int cuGraphLaunch(void *executable, void *) {
         }
         behind_kernel = false;
     });
+    graphs++;
     return failing("cuGraphLaunch");
 }
 
@@ -431,6 +442,37 @@ int nvrtcGetProgramLogSize(void *, size_t *bytes) {
 
 int nvrtcGetProgramLog(void *, char *log) {
     strcpy(log, "engine.cu(1): error: emulated");
+    return SUCCESS;
+}
+
+int nvmlInit_v2() {
+    return failing("nvmlInit_v2");
+}
+
+int nvmlShutdown() {
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    *device = &graphs;
+    return strcmp(uuid, "GPU-00112233-4455-6677-8899-aabbccddeeff") == 0
+               ? failing("nvmlDeviceGetHandleByUUID")
+               : INVALID_VALUE;
+}
+
+// EMULATOR_MILLIWATTS: a GPU that tells its power alone.
+int nvmlDeviceGetTotalEnergyConsumption(void *, unsigned long long *millijoules) {
+    *millijoules = 5000000 + graphs * (unsigned long long)number("EMULATOR_MILLIJOULES", 0);
+    return getenv("EMULATOR_MILLIWATTS") ? NOT_FOUND : SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(void *, unsigned *milliwatts) {
+    *milliwatts = (unsigned)number("EMULATOR_MILLIWATTS", 0);
+    return failing("nvmlDeviceGetPowerUsage");
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(void *, unsigned *milliwatts) {
+    *milliwatts = 700000;
     return SUCCESS;
 }
 }
