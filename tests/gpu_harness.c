@@ -270,7 +270,7 @@ static void start_rows(const struct table *table) {
     static const char *const NAMES[] = {"first_start_s", NULL, "later_start_s"};
     for (int i = 0; i < 3; i++) { // without the kernel cache; to fill it; with it
         double began = clock_seconds();
-        struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0);
+        struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0, NULL);
         double upload = parscale_info(model)->upload_seconds;
         if (NAMES[i])
             row(table, NAMES[i], 0, clock_seconds() - began - upload);
