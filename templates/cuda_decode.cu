@@ -34,7 +34,7 @@ enum { // shared memory of the decode kernels, in bytes: ring, sums of finish_sp
 
 // normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input. With
 // quantised weights it takes more registers than the compiler would give it, so one block is asked
-// for.
+// for; 0 leaves it to the compiler.
 extern "C" __global__ void __launch_bounds__(THREADS, INPUT_TILES - 1)
     decode_qkv(const struct gpu_task task) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
