@@ -16,6 +16,7 @@ GGUF = $(DATA)/SmolLM2-135M-Instruct.Q4_1.gguf
 ADAPTERS = $(foreach p,2 4 8,$(DATA)/adapter_p$(p).safetensors)
 DEMO = out/smollm2-135m-p4
 DEMO_ALL = out/smollm2-135m
+DEMO_INT4 = out/smollm2-135m-int4
 
 .PHONY: help setup demo model demo-all test lint bench clean
 .DELETE_ON_ERROR:
@@ -92,6 +93,12 @@ demo-all: setup-fetch $(GGUF) $(ADAPTERS)
 	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
 	    SPEC=model_specs/smollm2-135m-streams.lua NAME=$(notdir $(DEMO_ALL))
 
+# And that one with the GGUF's blocks of 4 bits as they are: for measurements.
+.PHONY: demo-int4
+demo-int4: setup-fetch $(GGUF) $(ADAPTERS)
+	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
+	    SPEC=model_specs/smollm2-135m-int4.lua NAME=$(notdir $(DEMO_INT4))
+
 # ---- tests ---------------------------------------------------------------------------------------
 
 test: setup demo-model demo-all
@@ -120,10 +127,10 @@ lint-shell:
 
 # LLAMA=1 builds llama.cpp once and measures it in turns with the engine; LLAMA_BIN names a folder
 # with its programs where they are.
-bench: demo-all
+bench: demo-all demo-int4
 	@$(if $(LLAMA),codegen/install.sh cmake g++ make && tests/build_llama.sh out/llama)
 	@LLAMA_BIN=$(or $(LLAMA_BIN),$(if $(LLAMA),out/llama/bin)) \
-	    $(LUA) tests/bench.lua $(DEMO_ALL) $(GGUF)
+	    $(LUA) tests/bench.lua $(DEMO_ALL) $(DEMO_INT4) $(GGUF)
 
 clean:
 	rm -rf out
