@@ -1,6 +1,6 @@
 -- Measures what engines of SmolLM2 with P = 1, 2, 4, 8, in bf16 and int4, are held to: decode,
--- prefill and start; and llama.cpp, with the same weights, in turns with them if LLAMA_BIN names the
--- folder of its programs. Prints medians.
+-- prefill and start; and llama.cpp, with the same weights, in turns with them if LLAMA_BIN names
+-- the folder of its programs. Prints medians.
 --
 --     lua5.4 tests/bench.lua BF16_FOLDER INT4_FOLDER GGUF
 --
