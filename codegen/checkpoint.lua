@@ -3,6 +3,7 @@
 -- Relies on lua-filesystem.
 
 local lfs = require("lfs")
+local backbone = require("codegen.backbone")
 local failure = require("codegen.fail")
 local gguf = require("codegen.gguf")
 local json = require("codegen.json")
@@ -148,47 +149,73 @@ local function adapter_shape(tensors, path)
     return shape[1], shape[3]
 end
 
--- Adds the tensors of one adapter; returns its P and T.
-local function add_adapter(checkpoint, path)
-    local tensors = safetensors.open(path).tensors
-    local streams, tokens = adapter_shape(tensors, path)
+-- What two checkpoints of one backbone may differ in.
+local FREE_KEYS = { "parscale_n", "eos_token_id", "max_position_embeddings", "weight_dtype",
+    "model_type" }
+
+-- An adapter is a safetensors file, or the folder of a whole checkpoint, whose config.json must
+-- then agree with the backbone's. Returns { tensors, metadata }, the path of the weights.
+local function open_adapter(checkpoint, path)
+    if lfs.attributes(path, "mode") ~= "directory" then
+        return safetensors.open(path), path
+    end
+    local keys = read_config(path)
+    for _, key in ipairs(FREE_KEYS) do
+        keys[key] = nil
+    end
+    checkpoint.spec = spec.merge(checkpoint.spec, keys, checkpoint.where, path .. "/config.json")
+    local weights = weights_file(path)
+    return safetensors.open(weights), weights
+end
+
+-- Adds the tensors of one adapter. What it carries of a backbone is kept to be compared with ours.
+-- Returns its P and T.
+local function add_adapter(checkpoint, given_path)
+    local adapter, path = open_adapter(checkpoint, given_path)
+    local streams, tokens = adapter_shape(adapter.tensors, path)
     if checkpoint.sources[streams] then
         fail("%s: found an adapter for P = %d, which %s already is", path, streams,
             checkpoint.sources[streams])
     end
     checkpoint.sources[streams] = path
-    for name, tensor in pairs(tensors) do
-        if not is_adapter_tensor(name) then
-            fail("%s: %s: not a tensor of an adapter, expected prefix_k, prefix_v, aggregate_layer",
-                path, quote(name))
+    backbone.check(adapter, path, checkpoint.tensors, checkpoint.sources[1])
+    for name, tensor in pairs(adapter.tensors) do
+        if is_adapter_tensor(name) then
+            add_tensor(checkpoint.tensors, ("p%d:%s"):format(streams, name), tensor, false)
+        else
+            checkpoint.copies[#checkpoint.copies + 1] = { name = name, tensor = tensor }
         end
-        add_tensor(checkpoint.tensors, ("p%d:%s"):format(streams, name), tensor, false)
     end
     return streams, tokens
 end
 
 local function add_adapters(checkpoint, paths)
-    local keys = checkpoint.spec
-    local own = keys.parscale_n and keys.parscale_n[1] or 1
+    local own = checkpoint.spec.parscale_n and checkpoint.spec.parscale_n[1] or 1
     local list = own > 1 and { own } or {}
+    checkpoint.copies = {}
     for _, path in ipairs(paths) do
         local streams, tokens = add_adapter(checkpoint, path)
         if #list == 0 then
-            keys.parscale_n_tokens = tokens
+            checkpoint.spec.parscale_n_tokens = tokens
         end
         list[#list + 1] = streams
     end
     table.sort(list)
-    keys.parscale_n = #list > 0 and list or { 1 }
+    table.sort(checkpoint.copies, function(a, b)
+        return a.tensor.file < b.tensor.file or a.tensor.file == b.tensor.file and a.name < b.name
+    end)
+    checkpoint.spec.parscale_n = #list > 0 and list or { 1 }
 end
 
--- from: a Hugging Face folder or a GGUF file; adapters: list of safetensors paths, may be nil.
+-- from: a Hugging Face folder or a GGUF file; adapters: list of safetensors files and checkpoints'
+-- folders, may be nil.
 -- Returns
 --   spec       keys as spec.merge and spec.complete take them, with a name made from the path
 --   where      the file they come from, for messages
 --   tensors    published name -> { file, offset, bytes, dtype, shape, rope }; the prefixes and the
 --              aggregation network of P streams are "pP:NAME"
 --   sources    P -> the file that has, or should have, the tensors of P; 1 is the backbone
+--   copies     { name, tensor }, sorted: what adapters carry of their backbone
 --   tokenizer  { kind = "json", path } or { kind = "gguf", path, metadata } or nil
 --   eos        list of the ids that end a text
 -- parscale_n is what the tensors give: P = 1, the backbone alone, is in it only if nothing else is.

@@ -64,9 +64,10 @@ end
 local function adapter_table(p)
     local out = {}
     for _, a in ipairs(p.adapters) do
-        out[#out + 1] = ("    { %d, %d, %d, %d, %d, %s, %s, %d, %d },"):format(a.streams,
-            a.prefix_tokens, a.prefix_k, a.prefix_v, a.prefix_block, c_matrix(a.mix),
-            c_matrix(a.weigh), a.mix_bias or 0, a.weigh_bias or 0)
+        local row = "    { %d, %d, %d, %d, %d, %d, %d, %s, %s, %d, %d },"
+        out[#out + 1] = row:format(a.streams, a.prefix_tokens, a.offset, a.bytes, a.prefix_k,
+            a.prefix_v, a.prefix_block, c_matrix(a.mix), c_matrix(a.weigh), a.mix_bias or 0,
+            a.weigh_bias or 0)
     end
     return table.concat(out, "\n")
 end
@@ -129,10 +130,12 @@ static const float RMS_NORM_EPS = %s;
 static const float ROPE_THETA = %s;
 static const float STREAM_SMOOTHING = %s; // parscale_attn_smooth
 
-// What belongs to one P: a prefix for each layer, stream and kv head (prefix_k [T, head_dim] and
-// prefix_v [head_dim, T], prefix_block bytes each), and the aggregation network.
+// What belongs to one P, in the pack from offset on: a prefix for each layer, stream and kv head
+// (prefix_k [T, head_dim] and prefix_v [head_dim, T], prefix_block bytes each), and the aggregation
+// network. The plain backbone, P = 1, has neither.
 static const struct adapter {
     int streams, prefix_tokens;
+    size_t offset, bytes;
     size_t prefix_k, prefix_v, prefix_block;
     struct matrix mix;   // aggregate_layer.0 [hidden, P * hidden], columns stream by stream
     struct matrix weigh; // aggregate_layer.2 [P, hidden]
@@ -198,6 +201,39 @@ function emit.placements(p)
     end
     out[#out + 1] = "};\n"
     return table.concat(out, "\n")
+end
+
+local GPU_DIMS = [[
+// What the GPU's host side needs of the plan: the memory that is taken beside the pack and the
+// cache, and the shared memory of the kernels.
+%s
+
+// Buffers of activations: bytes, and the place of their pointers.
+static const struct gpu_buffer {
+    size_t bytes, place;
+} GPU_BUFFERS[] = {
+%s
+};
+]]
+
+function emit.gpu_dims(p)
+    local g, rows = p.gpu, {}
+    for i, b in ipairs(g.buffers) do
+        rows[i] = ("    { %d, offsetof(struct gpu_task, %s) }, // %s"):format(b.bytes, b.name,
+            b.shape)
+    end
+    return GPU_DIMS:format(enum({
+        { "GPU_HEAD_GROUPS", g.head_groups, "groups of 8 query heads of a kv head" },
+        { "GPU_MOST_SPLITS", g.most_splits, "parts of one decode attention" },
+        { "GPU_LARGE_RING", g.large_ring, "bytes that a warp of a decode kernel copies ahead" },
+        { "GPU_SMALL_RING", g.small_ring, "the same where there is little shared memory" },
+        { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
+        { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
+        { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
+        { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
+        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
+        { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
+    }), table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[

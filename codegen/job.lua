@@ -48,19 +48,43 @@ end
 
 -- Tensors that a checkpoint may have and the engine does not need: tables of angles in old
 -- checkpoints, and a copy of the embedding where the head is tied to it.
-local function is_harmless(name, checkpoint)
+local function is_harmless(name, checkpoint, tensor)
     if name:find("rotary_emb%.inv_freq$") then
         return true
     end
     local embedding = checkpoint.tensors["model.embed_tokens.weight"]
     return name == "lm_head.weight"
-        and same_shape(checkpoint.tensors[name].shape, embedding.shape)
+        and same_shape(tensor.shape, embedding.shape)
+end
+
+-- What an adapter carries of a backbone must be our backbone, stored in the same way: the packer
+-- compares the bytes. Returns a line for each.
+local function same_lines(wanted, checkpoint, number)
+    local lines = {}
+    for _, copy in ipairs(checkpoint.copies) do
+        local ours, other = checkpoint.tensors[copy.name], copy.tensor
+        if ours and wanted[copy.name] then
+            local found = other.dtype .. " " .. shape_text(other.shape)
+            local expected = ours.dtype .. " " .. shape_text(ours.shape)
+            if found ~= expected or ours.rope then
+                fail("%s: %s: found %s, but the backbone in %s has %s%s", other.file,
+                    quote(copy.name), found, ours.file, expected,
+                    ours.rope and " in another order" or "")
+            end
+            lines[#lines + 1] = ("same %s %d %d"):format(copy.name, number(other.file),
+                other.offset)
+        elseif not is_harmless(copy.name, checkpoint, other) then
+            fail("%s: %s: found neither in an adapter nor in the backbone", other.file,
+                quote(copy.name))
+        end
+    end
+    return lines
 end
 
 local function check_extra(wanted, checkpoint)
     local extra = {}
-    for name in pairs(checkpoint.tensors) do
-        if not wanted[name] and not is_harmless(name, checkpoint) then
+    for name, tensor in pairs(checkpoint.tensors) do
+        if not wanted[name] and not is_harmless(name, checkpoint, tensor) then
             extra[#extra + 1] = name
         end
     end
@@ -115,18 +139,20 @@ local function tensor_lines(plan, checkpoint, has_optional)
             lines[i] = "zero " .. wanted.name
         end
     end
-    return files, lines
+    return files, lines, number
 end
 
 -- plan: see plan.lua; checkpoint: see checkpoint.lua; tokenizer_blob_path: may be nil.
 -- Returns the text of the job.
 function M.write(plan, checkpoint, tokenizer_blob_path)
     local wanted, has_optional = index_tensors(plan, checkpoint)
-    local files, tensors = tensor_lines(plan, checkpoint, has_optional)
+    local files, tensors, number = tensor_lines(plan, checkpoint, has_optional)
     check_extra(wanted, checkpoint)
+    local same = same_lines(wanted, checkpoint, number)
     local lines = { "parscale-pack-job 1", "plan " .. plan.digest }
     table.move(files, 1, #files, #lines + 1, lines)
     table.move(tensors, 1, #tensors, #lines + 1, lines)
+    table.move(same, 1, #same, #lines + 1, lines)
     if tokenizer_blob_path then
         lines[#lines + 1] = "tokenizer " .. absolute(tokenizer_blob_path)
     end

@@ -6,10 +6,13 @@ package.path = root .. "/?.lua;" .. package.path
 
 local argparse = require("argparse")
 local lfs = require("lfs")
+local backbone = require("codegen.backbone")
 local checkpoint = require("codegen.checkpoint")
+local cubins = require("codegen.cubins")
 local emit = require("codegen.emit")
 local failure = require("codegen.fail")
 local job = require("codegen.job")
+local models = require("codegen.models")
 local plan = require("codegen.plan")
 local report = require("codegen.report")
 local spec = require("codegen.spec")
@@ -24,9 +27,12 @@ local function parse_arguments()
         "Generates the inference engine of one ParScale model.")
     parser:option("--from", "a Hugging Face folder, a GGUF file, or random"):count(1)
     parser:option("--adapter", "safetensors with prefixes and aggregation network"):count("*")
-    parser:option("--spec", "a Lua spec: the shape for random, deployment keys otherwise")
+    parser:option("--spec", "a model's name or a Lua spec, laid over those before it"):count("*")
     parser:option("--name", "folder in out/; the spec's name if not given")
     parser:option("--out", "folder of all engines"):default("out")
+    parser:option("--sm", "GPU architectures to compile the kernels for now: \"87 90\""):default("")
+    parser:option("--cubin", "the program that compiles them, codegen/cubin.c"):default("")
+    parser:option("--nvrtc", "the folder of its compiler, libnvrtc"):default("")
     return parser:parse()
 end
 
@@ -58,20 +64,32 @@ local function make_folder(path)
     end
 end
 
+-- The specs laid over each other, and what messages call them; nil if there are none.
+local function read_specs(list)
+    local given
+    for _, name_or_path in ipairs(list) do
+        given = given or {}
+        for key, value in pairs(models.load(name_or_path, root .. "/model_specs")) do
+            given[key] = value
+        end
+    end
+    return given, table.concat(list, " ")
+end
+
 -- The spec, and the checkpoint unless the weights are random.
 local function read_input(options)
     if options.name then spec.check({ name = options.name }, "--name") end
+    local overlay, overlay_where = read_specs(options.spec)
     if options.from == "random" then
-        if not options.spec then fail("--spec: missing, random weights need a spec") end
+        if not overlay then fail("--spec: missing, random weights need a spec") end
         if #options.adapter > 0 then fail("--adapter: random weights take none") end
-        local given = spec.load(options.spec)
-        given.name = options.name or given.name
-        return spec.complete(given, options.spec), nil
+        overlay.name = options.name or overlay.name
+        return spec.complete(overlay, overlay_where), nil
     end
     local source = checkpoint.open(options.from, options.adapter)
     local given, where = source.spec, source.where
-    if options.spec then
-        given = spec.merge(given, spec.load(options.spec), where, options.spec)
+    if overlay then
+        given = spec.merge(given, overlay, where, overlay_where)
     end
     given.name = options.name or given.name
     return spec.complete(given, where), source
@@ -99,13 +117,29 @@ local function touch_job(path, source, blob_changed)
     end
 end
 
--- The GPU part: returns engine.cu, whose text engine.c carries.
-local function add_cuda(p, generated)
+-- Writes engine.cu; what was compiled from another one goes first.
+local function write_kernels(folder, kernels)
+    local file = io.open(folder .. "/engine.cu", "rb")
+    local old = file and file:read("a")
+    if file then file:close() end
+    if old ~= kernels then
+        cubins.remove(folder)
+        write_file(folder .. "/engine.cu", kernels)
+    end
+end
+
+-- The GPU part: engine.cu, whose text engine.c carries, and the kernels that are compiled now.
+local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
     local kernels = emit.cuda(root, p, generated)
+    write_kernels(folder, kernels)
+    local compiled = cubins.make(p, folder, options.cubin, options.nvrtc,
+        cubins.architectures(options.sm))
     generated["engine_cu.h"] = emit.cuda_text(kernels)
+    generated["gpu_dims.h"] = emit.gpu_dims(p)
+    generated["cubins.h"] = cubins.text(compiled)
     generated["gpu_backend.c"] = '#include "gpu.c"\n'
-    return kernels
+    return compiled
 end
 
 local function generate(options)
@@ -124,17 +158,19 @@ local function generate(options)
         ["weights.c"] = ('#include "weights_%s.c"\n'):format(p.quantized and "quantized" or "bf16"),
         ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }
-    local kernels = model.backends == "cpu+cuda" and add_cuda(p, generated)
     make_folder(options.out)
     make_folder(folder)
-    write_file(folder .. "/engine.c", emit.engine(root, p, generated))
-    if kernels then
-        write_file(folder .. "/engine.cu", kernels)
+    local compiled
+    if model.backends == "cpu+cuda" then
+        compiled = add_cuda(p, generated, folder, options)
     else
+        cubins.remove(folder)
         os.remove(folder .. "/engine.cu")
     end
+    write_file(folder .. "/engine.c", emit.engine(root, p, generated))
     write_file(folder .. "/pack.c", emit.packer(root, p, generated))
-    write_file(folder .. "/report.md", report(p))
+    write_file(folder .. "/report.md",
+        report(p, source and backbone.digest(source.tensors), compiled))
     local blob_changed = blob and write_file(folder .. "/tokenizer.bin", blob)
     if source then
         write_file(folder .. "/pack.job", job_text)

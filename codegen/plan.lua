@@ -1,6 +1,8 @@
 -- The plan: the one place where a size or an offset is computed. The engine, the packer and the
 -- report are printed from it. A plan is made from a complete spec (spec.lua) and nothing else.
 
+local digest = require("codegen.digest")
+
 local LAYOUT_VERSION = 3   -- raise it when the meaning of any byte of the pack changes
 local HEADER_BYTES = 4096  -- pack header: magic, digest, section table (runtime/pack_file.h)
 local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/tile.h)
@@ -25,15 +27,6 @@ end
 
 local function streams_of(spec)
     return type(spec.parscale_n) == "table" and spec.parscale_n or { spec.parscale_n }
-end
-
--- FNV-1a, 64 bits, of a string, as 16 hex digits: it identifies a plan, it protects nothing.
-local function digest(text)
-    local hash = 0xcbf29ce484222325
-    for i = 1, #text do
-        hash = (hash ~ text:byte(i)) * 0x100000001b3
-    end
-    return ("%016x"):format(hash)
 end
 
 -- The keys that decide what the bytes of a pack are and what they mean: a pack fits every engine
@@ -140,6 +133,8 @@ local function adapter_layout(spec, format, streams, place)
     -- One (stream, kv head): a matrix, one plane behind the other.
     local block = tiles(prefix) * tiles(spec.head_dim) * TILE_BYTES * format.planes
     local adapter = { streams = streams, prefix_tokens = prefix, prefix_block = block }
+    -- One position of the cache, bf16: layer 0 is the same in all streams.
+    adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * 2 * spec.head_dim * 2
     adapter.offset = place(0, SECTION_ALIGN)
     adapter.prefix_k = place(layers * streams * groups * block, 64)
     adapter.prefix_v = place(layers * streams * groups * block, 64)
@@ -260,6 +255,28 @@ local function placements(spec, plan)
     return list
 end
 
+-- Parameters of the backbone, of these outside the embedding and the head, and of each adapter.
+local function count_parameters(p)
+    p.parameters, p.inner_parameters = 0, 0
+    for _, adapter in ipairs(p.adapters) do
+        adapter.parameters = 0
+        for _, entry in ipairs(p.placements) do
+            if entry.name:match("^p(%d+):") == tostring(adapter.streams) then
+                adapter.parameters = adapter.parameters
+                    + entry.count * entry.blocks * entry.rows * entry.columns
+            end
+        end
+    end
+    for _, entry in ipairs(p.placements) do
+        if not entry.name:find("^p%d+:") then
+            local n = entry.count * entry.rows * entry.columns
+            local outer = entry.name:find("embed_tokens") or entry.name == "lm_head.weight"
+            p.parameters = p.parameters + n
+            p.inner_parameters = p.inner_parameters + (outer and 0 or n)
+        end
+    end
+end
+
 -- Checkpoint tensors by full name, in the order of the pack job.
 local function tensor_list(entries)
     local list = {}
@@ -343,6 +360,63 @@ local function buffer_tables(spec, p)
     return shared, scratch
 end
 
+-- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
+-- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
+local function gpu_plan(spec, p)
+    local WARPS, MOST_SPLITS, SPLIT_SUM_BYTES = 8, 16, 8 * 32 * 4 * 4
+    local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
+    local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
+    local partial = tiles(d) * 128 + 16
+    local items = P * G * groups
+    local list = {
+        { "rotary", spec.context * d * 4, "[context, head_dim / 2, 2]: cosine, sine" },
+        { "state", 8, "token and position" },
+        { "ids", C * 4, "[tokens]" },
+        { "history", spec.context * 4, "[context]: the ids in the cache" },
+        { "residual", C * h * 4, "[columns, hidden]" },
+        { "input", C * math.max(2 * tiles(h), tiles(H * d)) * TILE * 2,
+          "[columns, hidden, two parts; or heads * head_dim] bf16" },
+        { "activation", C * tiles(spec.intermediate_size) * TILE * 2,
+          "[columns, intermediate] bf16" },
+        { "normed", (P + 7) // 8 * tiles(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
+        { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
+        { "query", C * H * d * 4, "[columns, heads, head_dim]" },
+        { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
+        { "arrivals", items * 4, "[P, head groups]" },
+        { "final", P * h * 4, "[P, hidden]" },
+        { "mix_input", P * tiles(h) * TILE_BYTES,
+          "[two parts, P * hidden] bf16, one of 8 columns" },
+        { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "head_input", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "stream_weights", 2 * P * 4, "[2, P]" },
+        { "logits", 2 * V * 4, "[2, vocab]" },
+        { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
+        { "sampling", 32, "how a token is chosen" },
+    }
+    local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
+                  large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
+                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
+                  attention_shared = WARPS * partial * 4,
+                  decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
+    for i, row in ipairs(list) do
+        gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
+        gpu.bytes = gpu.bytes + row[2]
+    end
+    -- Shared memory of a block, taken at the launch.
+    function gpu.shared_bytes(kernel, ring)
+        if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
+        if kernel == "sample_token" then return gpu.sample_shared end
+        if kernel == "decode_attention" then return gpu.attention_shared end
+        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
+            return 0
+        end
+        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+    end
+    gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
+    return gpu
+end
+
 local plan = {}
 
 -- spec: complete and checked (spec.lua). Returns a plan, of plain data.
@@ -379,9 +453,12 @@ function plan.make(spec)
     p.weights_end = align(place.position(), SECTION_ALIGN) -- the tokenizer follows, if there is one
     p.placements = placements(spec, p)
     p.tensors = tensor_list(p.placements)
+    count_parameters(p)
     p.cache = cache_layout(spec, max_streams)
     p.buffers, p.scratch = buffer_tables(spec, p)
-    -- Bytes that one decode step reads: every layer, the head, the final norm.
+    p.gpu = gpu_plan(spec, p)
+    -- Bytes that one decode step reads, besides an adapter and the cache: every layer, the head,
+    -- the final norm.
     p.bytes_per_token = p.head.bytes + p.layer.stride * spec.num_hidden_layers
         + spec.hidden_size * 4
     return p

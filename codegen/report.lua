@@ -1,12 +1,7 @@
 -- report.md: what a plan takes, before anything runs: parameters, the pack byte by byte, memory,
 -- bytes and operations of a decode step, and the time that a device's memory allows for it.
 
--- Published memory bandwidth, GB/s. A decode step cannot be faster than its bytes over this.
-local DEVICES = {
-    { "NVIDIA H200", 4800 }, { "NVIDIA H100 SXM", 3350 }, { "NVIDIA A100 80GB SXM", 2039 },
-    { "Jetson Thor", 273 }, { "Jetson AGX Orin", 204.8 }, { "Jetson Orin NX 16GB", 102.4 },
-    { "Jetson Orin Nano 8GB", 68 }, { "two-channel DDR5-5600", 89.6 },
-}
+local devices = require("codegen.devices")
 
 local function grouped(n)
     local text = ("%d"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse()
@@ -26,21 +21,6 @@ local function markdown_table(head, rows)
         out[#out + 1] = "| " .. table.concat(row, " | ") .. " |"
     end
     return table.concat(out, "\n")
-end
-
--- Parameters of the backbone: all of them, and those outside the embedding and the head.
-local function count_parameters(p)
-    local all, other = 0, 0
-    for _, entry in ipairs(p.placements) do
-        if not entry.name:find("^p%d+:") then
-            local n = entry.count * entry.blocks * entry.rows * entry.columns
-            all = all + n
-            if not entry.name:find("embed_tokens") and entry.name ~= "lm_head.weight" then
-                other = other + n
-            end
-        end
-    end
-    return all, other
 end
 
 local function pack_rows(p)
@@ -65,24 +45,15 @@ local function pack_rows(p)
     return rows
 end
 
--- Bytes of prefixes and cache that one decode step reads with n positions in the cache.
-local function attention_bytes(p, adapter, n)
-    local s = p.spec
-    local slots = 1 + (s.num_hidden_layers - 1) * adapter.streams
-    local prefix = s.num_hidden_layers * adapter.streams * s.num_key_value_heads * 2
-        * adapter.prefix_block
-    return prefix + slots * s.num_key_value_heads * 2 * s.head_dim * 2 * n
-end
-
-local function step_rows(p, parameters, n)
+-- A decode step of each P with n positions in the cache.
+local function step_rows(p, n)
     local s = p.spec
     local rows = {}
     for _, a in ipairs(p.adapters) do
-        local mixing = a.streams > 1 and a.mix.bytes + a.weigh.bytes or 0
-        local bytes = p.bytes_per_token + mixing + attention_bytes(p, a, n)
+        local bytes = p.bytes_per_token + a.bytes + a.kv_bytes_position * n
         local attention = 4 * s.num_attention_heads * s.head_dim * (n + a.prefix_tokens)
             * s.num_hidden_layers
-        local operations = 2 * parameters * a.streams + attention * a.streams
+        local operations = 2 * p.inner_parameters * a.streams + attention * a.streams
             + 2 * s.vocab_size * s.hidden_size
         rows[#rows + 1] = { a.streams, grouped(bytes), ("%.2f"):format(operations / 1e9),
                             bytes = bytes }
@@ -90,12 +61,13 @@ local function step_rows(p, parameters, n)
     return rows
 end
 
+-- A decode step cannot be faster than its bytes over the bandwidth.
 local function device_rows(p, steps)
     local rows = {}
-    for _, device in ipairs(DEVICES) do
-        local row = { device[1], ("%g"):format(device[2]) }
+    for _, device in ipairs(devices) do
+        local row = { device.name, ("%g"):format(device.bandwidth) }
         for i = 1, #p.adapters do
-            row[#row + 1] = ("%.3f"):format(steps[i].bytes / device[2] / 1e6)
+            row[#row + 1] = ("%.3f"):format(steps[i].bytes / device.bandwidth / 1e6)
         end
         rows[#rows + 1] = row
     end
@@ -116,18 +88,55 @@ local function memory_rows(p)
     return rows
 end
 
--- plan -> text of report.md
-return function(p)
+local function gpu_memory_rows(p)
+    local rows = { { "weights, as in the pack", grouped(p.weights_end), "" } }
+    rows[#rows + 1] = { "KV cache, for the largest P", grouped(p.gpu.cache_bytes), "bf16" }
+    for _, b in ipairs(p.gpu.buffers) do
+        rows[#rows + 1] = { "activations: " .. b.name, grouped(b.bytes), b.shape }
+    end
+    rows[#rows + 1] = { "**activations**", grouped(p.gpu.bytes), "" }
+    return rows
+end
+
+-- What the assembler said of the kernels that were compiled.
+local function kernel_rows(p, compiled)
+    local rows = {}
+    for _, cubin in ipairs(compiled) do
+        for _, kernel in ipairs(cubin.kernels) do
+            rows[#rows + 1] = { ("sm_%d, P = %d: %s"):format(cubin.sm, cubin.streams, kernel.name),
+                kernel.registers, kernel.shared + p.gpu.shared_bytes(kernel.name, cubin.ring),
+                kernel.spilled }
+        end
+    end
+    return rows
+end
+
+local function gpu_text(p, compiled)
+    local text = "## On a GPU\n\nAll of it taken at start-up. A GPU that shares memory with the "
+        .. "host reads the weights in the mapped pack.\n\n"
+        .. markdown_table({ "memory", "bytes", "shape" }, gpu_memory_rows(p)) .. "\n\n"
+    if #compiled == 0 then
+        return text .. "`make model ... SM=\"90\"` compiles the kernels when the engine is "
+            .. "generated; their registers and spills are then told here."
+    end
+    return text .. "Kernels in this engine, as the assembler made them:\n\n"
+        .. markdown_table({ "kernel", "registers", "shared memory, bytes", "spilled bytes" },
+            kernel_rows(p, compiled))
+end
+
+-- plan, digest of the backbone (backbone.lua; nil if its weights are random), compiled kernels
+-- (cubins.lua) or nil -> text of report.md
+return function(p, backbone, compiled)
     local s = p.spec
-    local all, other = count_parameters(p)
     local n = s.context // 2
-    local steps = step_rows(p, other, n)
+    local steps = step_rows(p, n)
     local heads = { "device", "GB/s" }
     for _, a in ipairs(p.adapters) do heads[#heads + 1] = "P = " .. a.streams .. ", ms" end
     return table.concat({
         "# " .. s.name,
         ("Plan %s. %s parameters, %s outside embedding and head; P = %s."):format(p.digest,
-            grouped(all), grouped(other), table.concat(p.streams, ", ")),
+            grouped(p.parameters), grouped(p.inner_parameters), table.concat(p.streams, ", ")),
+        ("Backbone: %s."):format(backbone and "digest " .. backbone or "random weights"),
         "## The pack",
         markdown_table({ "section", "bytes", "at" }, pack_rows(p)),
         ("Without the tokenizer: %s."):format(mib(p.weights_end)),
@@ -144,5 +153,6 @@ return function(p)
         markdown_table({ "P", "bytes read", "GFLOP" }, steps),
         "The least time a step takes, were memory read at its published rate and all else free:",
         markdown_table(heads, device_rows(p, steps)),
+        compiled and gpu_text(p, compiled),
     }, "\n\n") .. "\n"
 end

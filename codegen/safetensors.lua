@@ -119,8 +119,8 @@ local function check_coverage(tensors, start, size, path)
     end
 end
 
--- One file -> { name -> { file, offset, bytes, dtype, shape } }; offsets count from the file's
--- start.
+-- One file -> { name -> { file, offset, bytes, dtype, shape } }, its metadata or nil; offsets count
+-- from the file's start.
 local function open_file(path)
     local header, start, size = read_header(path)
     local tensors = {}
@@ -137,7 +137,8 @@ local function open_file(path)
         end
     end
     check_coverage(tensors, start, size, path)
-    return tensors
+    local metadata = header.__metadata__
+    return tensors, type(metadata) == "table" and metadata or nil
 end
 
 -- A shard is named by a plain file name: it lies in the index's own folder.
@@ -170,7 +171,7 @@ local function open_index(path)
     for _, name in ipairs(sorted_keys(map, path)) do
         local shard = map[name]
         check_shard_name(shard, ("%s: weight_map: %s"):format(path, quote(name)))
-        shards[shard] = shards[shard] or open_file(folder .. shard)
+        shards[shard] = shards[shard] or (open_file(folder .. shard))
         tensors[name] = shards[shard][name]
         if not tensors[name] then
             fail("%s: weight_map: %s: expected in %s, which does not have it", path, quote(name),
@@ -189,10 +190,14 @@ local function open_index(path)
 end
 
 -- A .safetensors file or a model.safetensors.index.json ->
--- { tensors = { name -> { file, offset, bytes, dtype, shape } } }.
+-- { tensors = { name -> { file, offset, bytes, dtype, shape } }, metadata = a single file's }.
 -- Every tensor lies inside its file and has the bytes that its shape asks for.
 function M.open(path)
-    return { tensors = path:find("%.json$") and open_index(path) or open_file(path) }
+    if path:find("%.json$") then
+        return { tensors = open_index(path) }
+    end
+    local tensors, metadata = open_file(path)
+    return { tensors = tensors, metadata = metadata }
 end
 
 return M

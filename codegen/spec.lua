@@ -11,6 +11,7 @@ local spec = {}
 -- In the order of the documentation; a default may use the keys above it. The ranges keep every
 -- product in a plan below 2^53: layers * streams * positions * key/value width * 4 bytes is the
 -- largest. `ours`: not a key of config.json. `override`: a spec may replace the checkpoint's value.
+-- `streams`: a plain backbone does not say it, and its adapters cannot.
 spec.schema = {
     { key = "name", kind = "name", ours = true,
         doc = "Folder and title of the engine; the checkpoint's own name if it has one." },
@@ -26,7 +27,10 @@ spec.schema = {
     { key = "num_key_value_heads", kind = "integer", min = 1, max = 256,
         doc = "Key/value heads in a layer; divides num_attention_heads." },
     { key = "head_dim", kind = "integer", min = 16, max = 256, multiple = 2,
-        default = function(s) return s.hidden_size / s.num_attention_heads end,
+        default = function(s)
+            return s.hidden_size and s.num_attention_heads
+                and s.hidden_size / s.num_attention_heads
+        end,
         default_doc = "hidden_size / num_attention_heads",
         doc = "Width of a head." },
     { key = "vocab_size", kind = "integer", min = 1, max = 1 << 24,
@@ -49,10 +53,11 @@ spec.schema = {
         default = 1,
         doc = "Parallel streams P: a number, or a list to choose from at each request." },
     { key = "parscale_n_tokens", kind = "integer", min = 0, max = 4096, default = 48,
+        streams = true,
         doc = "Learned key/value prefix entries of each stream in each layer (P > 1)." },
     -- The published configuration class has 0.01; a llama or plain qwen2 gets its streams from
     -- adapters, which carry no configuration, and every published ParScale model has 0.1.
-    { key = "parscale_attn_smooth", kind = "number", min = 0, max = 1,
+    { key = "parscale_attn_smooth", kind = "number", min = 0, max = 1, streams = true,
         default = function(s) return s.model_type == "qwen2_parscale" and 0.01 or 0.1 end,
         default_doc = "0.01 for qwen2_parscale, 0.1 for qwen2 and llama (adapters)",
         doc = "Share of the aggregation weights that is spread evenly over the streams." },
@@ -71,7 +76,9 @@ spec.schema = {
             .. "int4 quantise groups of 32 weights; a GGUF's Q8_0 and Q4_0 blocks (int8), Q4_0 and "
             .. "Q4_1 blocks (int4) keep their values. Embedding and head are int8 in both." },
     { key = "backends", kind = "choice", choices = { "cpu", "cpu+cuda" }, ours = true,
-        default = "cpu", doc = "What the engine can run on; cpu+cuda adds the GPU part." },
+        default = function(s) return s.weight_dtype:find("^int") and "cpu" or "cpu+cuda" end,
+        default_doc = "cpu+cuda; cpu for int8 and int4",
+        doc = "What the engine can run on; cpu leaves the GPU part out, for the smallest engine." },
     { key = "cache_dtype", kind = "choice", choices = { "bf16" }, ours = true, default = "bf16",
         doc = "Type of the key/value caches." },
 }
@@ -217,16 +224,20 @@ local function check_relations(s, where)
     end
 end
 
+local function default_of(entry, s)
+    if type(entry.default) == "function" then
+        return entry.default(s)
+    end
+    return entry.default
+end
+
 -- Returns the spec with every key of the schema, or fails with the first key that is missing or
 -- contradicts another. parscale_n and eos_token_id are lists from here on.
 function spec.complete(given, where)
     local s = spec.check(given, where)
     for _, entry in ipairs(spec.schema) do
         if s[entry.key] == nil then
-            local default = entry.default
-            if type(default) == "function" then
-                default = default(s)
-            end
+            local default = default_of(entry, s)
             if default == nil then
                 fail("%s: %s: missing, expected %s", where, entry.key, spec.allowed(entry))
             end
@@ -244,24 +255,63 @@ local function same(a, b)
     return table.concat(a, " ") == table.concat(b, " ")
 end
 
+-- The first of `list` that is not in `other`, or nil.
+local function missing_in(other, list)
+    local set = {}
+    for _, n in ipairs(other) do
+        set[n] = true
+    end
+    for _, n in ipairs(list) do
+        if not set[n] then
+            return n
+        end
+    end
+end
+
+-- The list of P is for the spec to say, but there is an adapter for each, and each is in it.
 -- P = 1, the plain backbone, needs no tensors of its own: a spec may add it to what is there.
-local function with_backbone(streams)
-    return streams[1] == 1 and streams or { 1, table.unpack(streams) }
+local function check_streams(there, wanted, base_where, overlay_where)
+    local absent = missing_in({ 1, table.unpack(there) }, wanted)
+    local extra = missing_in(wanted, there)
+    if absent or extra then
+        fail("%s: parscale_n: found %s, but %s has %s: %s", overlay_where, spec.show(wanted),
+            base_where, spec.show(there), absent and ("no adapter for P = %d"):format(absent)
+            or ("the adapter for P = %d is left out"):format(extra))
+    end
+end
+
+-- What a checkpoint means by a key: what it says, else the default.
+local function meaning(entry, base)
+    local silent = entry.ours or entry.streams and base.model_type ~= "qwen2_parscale"
+    if base[entry.key] ~= nil or silent then
+        return base[entry.key]
+    end
+    local default = default_of(entry, base)
+    return default and accept[entry.kind](entry, default)
+end
+
+-- Adapters make a plain qwen2 what qwen2_parscale is.
+local function same_family(entry, old, new)
+    return entry.key == "model_type" and old == "qwen2" and new == "qwen2_parscale"
 end
 
 -- The checkpoint's spec with a Lua spec laid over it: the overlay may add keys and choose the
--- deployment; where it contradicts the checkpoint it is refused.
+-- deployment; the first key in which it contradicts the checkpoint is refused.
 function spec.merge(base, overlay, base_where, overlay_where)
-    local merged = spec.check(base, base_where)
-    for key, new in pairs(spec.check(overlay, overlay_where)) do
-        local old, entry = merged[key], by_key[key]
-        local allowed = old == nil or entry.ours or entry.override or same(old, new)
-            or key == "parscale_n" and same(with_backbone(old), new)
-        if not allowed then
-            fail("%s: %s: found %s, but %s has %s",
-                overlay_where, key, spec.show(new), base_where, spec.show(old))
+    local merged, kept = spec.check(base, base_where), spec.check(overlay, overlay_where)
+    local given = spec.check(base, base_where)
+    for _, entry in ipairs(spec.schema) do
+        local old, new = meaning(entry, given), kept[entry.key]
+        if entry.key == "parscale_n" and old and new then
+            check_streams(old, new, base_where, overlay_where)
+        elseif new ~= nil and old ~= nil and not (entry.ours or entry.override or same(old, new)
+                or same_family(entry, old, new)) then
+            fail("%s: %s: found %s, but %s has %s", overlay_where, entry.key, spec.show(new),
+                base_where, spec.show(old))
         end
-        merged[key] = new
+        if new ~= nil then
+            merged[entry.key] = new
+        end
     end
     return merged
 end

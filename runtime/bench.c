@@ -15,13 +15,16 @@ struct bench_test {
 struct bench_result {
     double seconds, seconds_deviation; // of one repetition
     double rate, rate_deviation;       // tokens a second: mean and sample standard deviation
-    double bytes_token; // read from memory for a token; 0 for pp, where blocks share reads
+    double bytes_token;  // read from memory for a token; 0 for pp, where blocks share reads
+    double joules_token; // of all repetitions; 0: unknown
 };
 
 struct bench {
     struct session *session;
     struct int_list prompt_sizes, generate_sizes;
-    double bandwidth;        // of this machine, bytes a second; 0: unknown
+    double bandwidth;        // of this machine or its GPU, bytes a second; 0: unknown
+    bool tells_energy;       // whether the GPU does
+    double power_limit;      // of the GPU, watts; 0: unknown
     int32_t *ids;            // [context], which ones does not matter
     double *seconds, *rates; // [repetitions]
     int rows;                // printed so far
@@ -47,6 +50,14 @@ static int bench_once(struct bench *bench, const struct bench_test *test, double
     return code ? session_api_error(bench->session, code) : EXIT_OK;
 }
 
+// Joules that the GPU has used since an arbitrary moment; 0 if it does not tell.
+static double bench_energy(const struct bench *bench) {
+    struct parscale_energy energy = {0};
+    if (bench->tells_energy)
+        (void)parscale_energy(bench->session->handle, &energy);
+    return energy.joules;
+}
+
 // Mean and sample standard deviation of values [n].
 static void bench_mean(const double *values, int n, double *mean, double *deviation) {
     double sum = 0, squares = 0;
@@ -58,13 +69,13 @@ static void bench_mean(const double *values, int n, double *mean, double *deviat
     *deviation = n > 1 ? sqrt(squares / (n - 1)) : 0;
 }
 
-// A decoded token reads every weight, the prefixes of all streams and the cache so far.
+// A decoded token reads every weight, what belongs to the P in use and the cache so far.
 static double bench_bytes_token(const struct parscale_info *info, const struct bench_test *test) {
     if (!test->decodes)
         return 0;
-    double prefix = info->streams > 1 ? info->prefix_tokens : 0;
-    double positions = prefix + test->depth + (test->tokens + 1) / 2.0;
-    return (double)info->weight_bytes + positions * (double)info->kv_bytes_position;
+    double positions = test->depth + (test->tokens + 1) / 2.0;
+    return (double)(info->weight_bytes + info->adapter_bytes) +
+           positions * (double)info->kv_bytes_position;
 }
 
 // Runs the test once to warm up (tg: one token), then as often as asked.
@@ -81,15 +92,18 @@ static int bench_measure(struct bench *bench, const struct bench_test *test,
     if (test->decodes)
         warm_up.tokens = 1;
     code = bench_once(bench, &warm_up, &bench->seconds[0]);
+    double before = bench_energy(bench), after = before;
     for (int i = 0; i < repetitions && code == EXIT_OK; i++) {
         code = bench_once(bench, test, &bench->seconds[i]);
         bench->rates[i] = test->tokens / bench->seconds[i];
+        after = bench_energy(bench);
     }
     if (code)
         return code;
     bench_mean(bench->seconds, repetitions, &result->seconds, &result->seconds_deviation);
     bench_mean(bench->rates, repetitions, &result->rate, &result->rate_deviation);
     result->bytes_token = bench_bytes_token(session->info, test);
+    result->joules_token = (after - before) / repetitions / test->tokens;
     return EXIT_OK;
 }
 
@@ -116,25 +130,31 @@ static void bench_print_md(const struct bench *bench, const struct bench_test *t
                            const struct bench_result *result, bool first) {
     static const char head[] =
         "| model                |  P | isa        | threads |         test |                t/s |"
-        " ms/token |  MB/token |   GB/s |  % bw |\n"
+        " ms/token |  MB/token |   GB/s |  % bw |";
+    static const char rule[] =
         "| -------------------- | -: | ---------- | ------: | -----------: | -----------------: |"
-        " -------: | --------: | -----: | ----: |\n";
+        " -------: | --------: | -----: | ----: |";
     const struct parscale_info *info = bench->session->info;
     char name[32], rate[64];
     bench_test_name(test, name, sizeof name);
     snprintf(rate, sizeof rate, "%.2f ± %.2f", result->rate, result->rate_deviation);
     double read_rate = bench_read_rate(test, result);
+    if (first)
+        printf("%s%s\n%s%s\n", head, bench->tells_energy ? "  J/token |" : "", rule,
+               bench->tells_energy ? " -------: |" : "");
     // One column more for the rate, as ± has two bytes.
-    printf("%s| %-20s | %2d | %-10s | %7d | %12s | %19s |", first ? head : "", info->name,
-           info->streams, info->isa, info->threads, name, rate);
+    printf("| %-20s | %2d | %-10s | %7d | %12s | %19s |", info->name, info->streams, info->isa,
+           info->threads, name, rate);
     bench_print_number(result->seconds * 1e3 / test->tokens, 8, 3);
     bench_print_number(result->bytes_token * 1e-6, 9, 2);
     bench_print_number(read_rate * 1e-9, 6, 2);
     bench_print_number(bench->bandwidth > 0 ? read_rate / bench->bandwidth * 100 : 0, 5, 1);
+    if (bench->tells_energy)
+        bench_print_number(result->joules_token, 8, 4);
     putchar('\n');
 }
 
-enum { BENCH_FIELDS = 20 };
+enum { BENCH_FIELDS = 22 };
 
 // A result for programs: named values, "" for what does not apply.
 struct bench_row {
@@ -191,6 +211,10 @@ static void bench_fill(struct bench_row *row, const struct bench *bench,
     bench_put_known(row, "machine_gb_s", bench->bandwidth * 1e-9, 3);
     bench_put_known(row, "machine_percent",
                     bench->bandwidth > 0 ? read_rate / bench->bandwidth * 100 : 0, 2);
+    if (bench->tells_energy) {
+        bench_put_known(row, "joules_token", result->joules_token, 5);
+        bench_put_known(row, "power_limit_w", bench->power_limit, 0);
+    }
 }
 
 static void bench_print_csv(const struct bench_row *row, bool first) {
@@ -261,21 +285,47 @@ static int bench_run(struct bench *bench, const struct bench_test *test) {
     return output_flush(&bench->session->error);
 }
 
+// Bandwidth and energy are the GPU's if there is one.
+static void bench_find_limits(struct bench *bench) {
+    const struct session *session = bench->session;
+    struct parscale_energy energy = {0};
+    if (strcmp(session->info->device, "cpu") == 0)
+        bench->bandwidth = bandwidth_measure(session->info->threads);
+    else
+        bench->bandwidth = parscale_read_bandwidth(session->handle);
+    bench->tells_energy = parscale_energy(session->handle, &energy);
+    bench->power_limit = energy.power_limit;
+}
+
+static void bench_print_limits(const struct bench *bench) {
+    const struct parscale_info *info = bench->session->info;
+    fprintf(stderr, "read bandwidth of ");
+    if (strcmp(info->device, "cpu") == 0)
+        fprintf(stderr, "this machine with %d threads", info->threads);
+    else
+        fprintf(stderr, "%s", info->device);
+    fprintf(stderr, ": %.2f GB/s\n", bench->bandwidth * 1e-9);
+    if (bench->tells_energy)
+        fprintf(stderr, "energy: of the whole GPU, whose power limit is %.0f W\n",
+                bench->power_limit);
+}
+
 static int bench_all(struct bench *bench) {
     const struct session *session = bench->session;
     bool json = strcmp(session->arguments.format, "json") == 0;
     int code = bench_each(bench, bench_check);
     if (code)
         return code;
-    bench->bandwidth = bandwidth_measure(session->info->threads);
+    bench_find_limits(bench);
     if (json)
         printf("[\n");
     code = bench_each(bench, bench_run);
     if (json && code == EXIT_OK)
         printf("\n]\n");
     if (code == EXIT_OK)
-        fprintf(stderr, "read bandwidth of this machine with %d threads: %.2f GB/s\n",
-                session->info->threads, bench->bandwidth * 1e-9);
+        session_device(session);
+    if (code == EXIT_OK)
+        bench_print_limits(bench);
     return code;
 }
 

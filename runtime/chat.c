@@ -112,6 +112,55 @@ static int chat_turn(struct chat *chat, const char *text, size_t bytes) {
     return code;
 }
 
+// The command /streams P: the turns so far are prefilled again, a cache holds for one P alone.
+static int chat_streams(struct chat *chat, const char *text, size_t bytes) {
+    struct session *session = chat->session;
+    char number[8];
+    int streams;
+    snprintf(number, sizeof number, "%.*s", (int)(bytes < sizeof number ? bytes : sizeof number),
+             text);
+    if (!option_parse_int(number, 0, MOST_STREAMS, &streams))
+        return fail(&session->error, EXIT_USAGE,
+                    "/streams: found '%s', expected a whole number from 0 to %d", number,
+                    MOST_STREAMS);
+    double start = clock_seconds();
+    int held = parscale_position(session->handle), before = session->info->streams;
+    int code = parscale_set_streams(session->handle, streams);
+    if (code)
+        return session_api_error(session, code);
+    if (session->info->streams != before) {
+        session->prefill_seconds += clock_seconds() - start;
+        session->prefill_tokens += (size_t)held;
+    }
+    fprintf(stderr, "streams: %d\n", session->info->streams);
+    return EXIT_OK;
+}
+
+static bool chat_is(const char *line, size_t bytes, const char *command) {
+    return bytes == strlen(command) && memcmp(line, command, bytes) == 0;
+}
+
+// A line that is an order to the chat itself. *done tells whether it was one.
+static int chat_order(struct chat *chat, size_t bytes, bool *ended, bool *done) {
+    static const char streams[] = "/streams ";
+    const size_t streams_bytes = sizeof streams - 1;
+    const char *line = chat->line;
+    *done = true;
+    if (bytes == SIZE_MAX || chat_is(line, bytes, "/exit")) {
+        *ended = true;
+        return EXIT_OK;
+    }
+    if (chat_is(line, bytes, "/clear")) {
+        chat->pending = -1;
+        int code = parscale_rewind(chat->session->handle, 0);
+        return code ? session_api_error(chat->session, code) : EXIT_OK;
+    }
+    if (bytes >= streams_bytes && memcmp(line, streams, streams_bytes) == 0)
+        return chat_streams(chat, line + streams_bytes, bytes - streams_bytes);
+    *done = false;
+    return EXIT_OK;
+}
+
 // Reads and answers one line; *ended tells whether it was the last.
 static int chat_line(struct chat *chat, bool *ended) {
     size_t bytes = 0;
@@ -120,17 +169,12 @@ static int chat_line(struct chat *chat, bool *ended) {
     int code = input_line(stdin, chat->line, CHAT_LINE_MAX, &bytes, &chat->session->error);
     if (code || bytes == 0)
         return code;
-    if (bytes == SIZE_MAX || (bytes == 5 && memcmp(chat->line, "/exit", 5) == 0)) {
-        *ended = true;
-        return EXIT_OK;
-    }
-    if (bytes == 6 && memcmp(chat->line, "/clear", 6) == 0) {
-        chat->pending = -1;
-        code = parscale_rewind(chat->session->handle, 0);
-        return code ? session_api_error(chat->session, code) : EXIT_OK;
-    }
-    code = chat_turn(chat, chat->line, bytes);
-    if (code == EXIT_INPUT && chat->interactive) { // the user can do something about it
+    bool done;
+    code = chat_order(chat, bytes, ended, &done);
+    if (!done)
+        code = chat_turn(chat, chat->line, bytes);
+    bool theirs = code == EXIT_INPUT || code == EXIT_USAGE; // the user can do something about it
+    if (theirs && chat->interactive) {
         output_error(&chat->session->error);
         return EXIT_OK;
     }
@@ -175,7 +219,7 @@ static int chat_command(struct session *session) {
     struct chat chat = {.session = session, .interactive = isatty(STDIN_FILENO), .pending = -1};
     int code = chat_start(&chat);
     if (code == EXIT_OK && chat.interactive)
-        fputs("One line a turn; /clear starts over, /exit ends.\n", stderr);
+        fputs("One line a turn; /clear starts over, /streams P changes P, /exit ends.\n", stderr);
     for (bool ended = false; code == EXIT_OK && !ended;)
         code = chat_line(&chat, &ended);
     free(chat.turn);

@@ -5,16 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 #include "cli.h"
 #include "input.h"
-
-static double clock_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static int session_api_error(struct session *session, int code) {
     return fail(&session->error, code, "%s", parscale_error(session->handle));
@@ -75,7 +68,14 @@ static void session_rate(const char *what, size_t tokens, double seconds) {
             seconds * 1e3, (double)tokens / seconds, seconds * 1e3 / (double)tokens);
 }
 
+static void session_device(const struct session *session) {
+    const struct parscale_info *info = session->info;
+    if (info->device_note[0])
+        fprintf(stderr, "device:  %s, %s\n", info->device, info->device_note);
+}
+
 static void session_statistics(const struct session *session) {
+    session_device(session);
     session_rate("prefill:", session->prefill_tokens, session->prefill_seconds);
     session_rate("decode: ", session->decode_tokens, session->decode_seconds);
     struct rusage usage;
@@ -126,9 +126,6 @@ static int cli_open(struct session *session, const char *program) {
     if (!session->handle)
         return fail(&session->error, EXIT_MEMORY, "no memory to open %.256s", options.pack);
     session->info = parscale_info(session->handle);
-    const char *note = session->info->device_note;
-    if (!code && (note[0] || strcmp(session->info->device, "cpu") != 0))
-        fprintf(stderr, "device: %s%s%s\n", session->info->device, note[0] ? ": " : "", note);
     return code ? session_api_error(session, code) : EXIT_OK;
 }
 

@@ -2,6 +2,7 @@
 #ifndef CLI_H
 #define CLI_H
 
+#include "clock.h"
 #include "error.h"
 #include "options.h"
 #include "output.h"
@@ -41,11 +42,11 @@ static int session_prompt(struct session *session, int32_t **ids, size_t *count)
 // Appends ids to the cache, and counts them and their time as prefill.
 static int session_prefill(struct session *session, const int32_t *ids, size_t count);
 
-// Writes the session's statistics and the process' peak memory to stderr.
-static void session_statistics(const struct session *session);
+// Writes to stderr which device was taken and why, if there was a choice.
+static void session_device(const struct session *session);
 
-// A clock that only goes forward, in seconds.
-static double clock_seconds(void);
+// Writes the device, the session's statistics and the process' peak memory to stderr.
+static void session_statistics(const struct session *session);
 
 enum generation_end { GENERATION_LIMIT, GENERATION_STOP_ID, GENERATION_CONTEXT_FULL };
 

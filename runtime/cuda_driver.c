@@ -1,5 +1,8 @@
 // See cuda_driver.h.
 #include <dlfcn.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "cuda_driver.h"
@@ -16,6 +19,7 @@ static const struct library_symbol DRIVER_SYMBOLS[] = {
     {"cuDeviceGetCount", offsetof(struct cuda_driver, device_count)},
     {"cuDeviceGet", offsetof(struct cuda_driver, device)},
     {"cuDeviceGetName", offsetof(struct cuda_driver, device_name)},
+    {"cuDeviceGetUuid_v2", offsetof(struct cuda_driver, device_uuid)},
     {"cuDeviceGetAttribute", offsetof(struct cuda_driver, device_attribute)},
     {"cuDevicePrimaryCtxRetain", offsetof(struct cuda_driver, context_retain)},
     {"cuDevicePrimaryCtxRelease_v2", offsetof(struct cuda_driver, context_release)},
@@ -34,6 +38,10 @@ static const struct library_symbol DRIVER_SYMBOLS[] = {
     {"cuStreamCreate", offsetof(struct cuda_driver, stream_create)},
     {"cuStreamDestroy_v2", offsetof(struct cuda_driver, stream_destroy)},
     {"cuStreamSynchronize", offsetof(struct cuda_driver, stream_synchronize)},
+    {"cuEventCreate", offsetof(struct cuda_driver, event_create)},
+    {"cuEventDestroy_v2", offsetof(struct cuda_driver, event_destroy)},
+    {"cuEventRecord", offsetof(struct cuda_driver, event_record)},
+    {"cuEventSynchronize", offsetof(struct cuda_driver, event_synchronize)},
     {"cuModuleLoadData", offsetof(struct cuda_driver, module_load)},
     {"cuModuleUnload", offsetof(struct cuda_driver, module_unload)},
     {"cuModuleGetFunction", offsetof(struct cuda_driver, module_function)},
@@ -98,16 +106,16 @@ static int cuda_check(const struct cuda_driver *driver, cuda_result result, cons
     return fail(error, EXIT_DEVICE, "CUDA, %s: error %d, %s", doing, result, text);
 }
 
-static int nvrtc_open(struct nvrtc *nvrtc, struct error *error) {
-    static const char *const NAMES[] = {
-        "libnvrtc.so.13",
-        "libnvrtc.so.12",
-        "/usr/local/cuda/lib64/libnvrtc.so.13",
-        "/usr/local/cuda/lib64/libnvrtc.so.12",
-    };
+static int nvrtc_open(struct nvrtc *nvrtc, const char *folder, struct error *error) {
+    static const char *const NAMES[] = {"libnvrtc.so.13", "libnvrtc.so.12"};
+    const char *const folders[] = {folder ? folder : "", folder ? folder : "/usr/local/cuda/lib64"};
     *nvrtc = (struct nvrtc){0};
-    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES && !nvrtc->library; i++)
-        nvrtc->library = dlopen(NAMES[i], RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; i < 4 && !nvrtc->library; i++) {
+        char path[PATH_MAX];
+        snprintf(path, sizeof path, "%s%s%s", folders[i / 2], folders[i / 2][0] ? "/" : "",
+                 NAMES[i % 2]);
+        nvrtc->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
     if (!nvrtc->library)
         return fail(
             error, EXIT_DEVICE,
@@ -126,12 +134,20 @@ static void nvrtc_close(struct nvrtc *nvrtc) {
     nvrtc->library = NULL;
 }
 
+// What the compiler said, malloc'ed and terminated; NULL if there is no memory for it.
+static char *build_log(const struct nvrtc *nvrtc, void *program) {
+    size_t bytes = 0;
+    if (nvrtc->log_size(program, &bytes) != 0)
+        bytes = 0;
+    char *log = calloc(1, bytes + 1);
+    if (log && bytes > 0 && nvrtc->log(program, log) != 0)
+        log[0] = '\0';
+    return log;
+}
+
 // The compiler's first line, as an error.
 static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *error) {
-    size_t bytes = 0;
-    char *log = NULL;
-    if (nvrtc->log_size(program, &bytes) == 0 && bytes > 0 && (log = calloc(1, bytes + 1)))
-        (void)nvrtc->log(program, log);
+    char *log = build_log(nvrtc, program);
     int code = fail(error, EXIT_DEVICE, "NVRTC: %.*s", (int)(log ? strcspn(log, "\n") : 0),
                     log ? log : "");
     free(log);
@@ -139,20 +155,21 @@ static int build_failed(const struct nvrtc *nvrtc, void *program, struct error *
 }
 
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
-                       const char *const *option, char **cubin, size_t *bytes,
+                       const char *const *option, char **cubin, size_t *bytes, char **log,
                        struct error *error) {
     void *program = NULL;
     *cubin = NULL;
     if (nvrtc->create(&program, source, "engine.cu", 0, NULL, NULL) != 0)
         return fail(error, EXIT_DEVICE, "NVRTC: cannot take the source");
     int code = EXIT_OK;
-    if (nvrtc->compile(program, options, option) != 0 || nvrtc->cubin_size(program, bytes) != 0 ||
-        *bytes == 0)
-        code = build_failed(nvrtc, program, error);
-    else if (!(*cubin = malloc(*bytes)))
+    bool built = nvrtc->compile(program, options, option) == 0 &&
+                 nvrtc->cubin_size(program, bytes) == 0 && *bytes > 0;
+    if (built && !(*cubin = malloc(*bytes)))
         code = fail(error, EXIT_MEMORY, "%zu bytes of kernels could not be had", *bytes);
-    else if (nvrtc->cubin(program, *cubin) != 0)
+    else if (!built || nvrtc->cubin(program, *cubin) != 0)
         code = build_failed(nvrtc, program, error);
+    if (!code && log && !(*log = build_log(nvrtc, program)))
+        code = fail(error, EXIT_MEMORY, "no memory for the compiler's log");
     (void)nvrtc->destroy(&program);
     if (code) {
         free(*cubin);

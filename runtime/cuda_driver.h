@@ -30,6 +30,7 @@ enum {
     CUDA_FUNCTION_SHARED_PERCENT = 9, // preferred part of the L1 cache that is shared memory
     CUDA_CAPTURE_THREAD_LOCAL = 1,    // CUstreamCaptureMode
     CUDA_STREAM_NON_BLOCKING = 1,     // CUstream_flags
+    CUDA_EVENT_NO_TIMING = 2,         // CUevent_flags
     CUDA_REGISTER_DEVICE_MAP = 2,     // CU_MEMHOSTREGISTER_*
     CUDA_REGISTER_READ_ONLY = 8,      //
     CUDA_LAUNCH_PROGRAMMATIC = 6,     // CUlaunchAttributeID: programmatic stream serialization
@@ -59,6 +60,7 @@ struct cuda_driver {
     cuda_result (*device_count)(int *count);
     cuda_result (*device)(int *device, int ordinal);
     cuda_result (*device_name)(char *name, int size, int device);
+    cuda_result (*device_uuid)(unsigned char uuid[16], int device);
     cuda_result (*device_attribute)(int *value, int attribute, int device);
     cuda_result (*context_retain)(void **context, int device);
     cuda_result (*context_release)(int device);
@@ -77,6 +79,10 @@ struct cuda_driver {
     cuda_result (*stream_create)(void **stream, unsigned flags);
     cuda_result (*stream_destroy)(void *stream);
     cuda_result (*stream_synchronize)(void *stream);
+    cuda_result (*event_create)(void **event, unsigned flags);
+    cuda_result (*event_destroy)(void *event);
+    cuda_result (*event_record)(void *event, void *stream);
+    cuda_result (*event_synchronize)(void *event);
     cuda_result (*module_load)(void **module, const void *image);
     cuda_result (*module_unload)(void *module);
     cuda_result (*module_function)(void **function, void *module, const char *name);
@@ -112,11 +118,13 @@ static void cuda_driver_close(struct cuda_driver *driver);
 static int cuda_check(const struct cuda_driver *driver, cuda_result result, const char *doing,
                       struct error *error);
 
-// Compiles CUDA C to machine code for sm_MAJORMINOR; *cubin is malloc'ed. Fails with the compiler's
-// first complaint. open: EXIT_DEVICE if no NVRTC of CUDA 12 or 13 is found.
-static int nvrtc_open(struct nvrtc *nvrtc, struct error *error);
+// Compiles CUDA C to machine code; *cubin and *log, what the compiler said, are malloc'ed; log may
+// be NULL. Fails with the compiler's first complaint. open: folder is where the library lies, NULL
+// for the usual places; EXIT_DEVICE if no NVRTC of CUDA 12 or 13 is found.
+static int nvrtc_open(struct nvrtc *nvrtc, const char *folder, struct error *error);
 static void nvrtc_close(struct nvrtc *nvrtc);
 static int nvrtc_build(const struct nvrtc *nvrtc, const char *source, int options,
-                       const char *const *option, char **cubin, size_t *bytes, struct error *error);
+                       const char *const *option, char **cubin, size_t *bytes, char **log,
+                       struct error *error);
 
 #endif

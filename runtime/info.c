@@ -44,7 +44,7 @@ static void info_print_text(const struct info_row *rows, int count) {
 
 static void info_print_json(const struct info_row *rows, int count) {
     for (int i = 0; i < count; i++) {
-        printf("%s  \"%s\": ", i == 0 ? "{\n" : ",\n", rows[i].key);
+        printf("%s  \"%s\": ", i == 0 ? "" : ",\n", rows[i].key);
         if (rows[i].kind == INFO_TEXT)
             json_write_string(stdout, rows[i].text);
         else if (rows[i].kind == INFO_BOOL)
@@ -52,7 +52,32 @@ static void info_print_json(const struct info_row *rows, int count) {
         else
             printf("%zu", rows[i].number);
     }
-    printf("\n}\n");
+}
+
+// The P to choose from, one a line or as a member of the JSON object.
+static int info_adapters(struct session *session) {
+    const bool json = session->arguments.json;
+    if (json)
+        printf(",\n  \"adapters\": [");
+    for (int i = 0; i < session->info->adapters; i++) {
+        struct parscale_adapter adapter;
+        char digest[24] = "";
+        int code = parscale_adapter(session->handle, i, &adapter);
+        if (code)
+            return session_api_error(session, code);
+        if (adapter.bytes > 0)
+            snprintf(digest, sizeof digest, "%016llx", (unsigned long long)adapter.digest);
+        if (json)
+            printf("%s\n    {\"parscale_n\": %d, \"parscale_n_tokens\": %d, \"bytes\": %zu, "
+                   "\"digest\": \"%s\"}",
+                   i ? "," : "", adapter.streams, adapter.prefix_tokens, adapter.bytes, digest);
+        else
+            printf("%-20s P = %d: %d prefix tokens, %zu bytes%s%s\n", "adapter", adapter.streams,
+                   adapter.prefix_tokens, adapter.bytes, *digest ? ", digest " : "", digest);
+    }
+    if (json)
+        printf("\n  ]");
+    return EXIT_OK;
 }
 
 static int info_command(struct session *session) {
@@ -73,20 +98,31 @@ static int info_command(struct session *session) {
         {"context", INFO_COUNT, NULL, (size_t)info->context},
         {"tokenizer", INFO_BOOL, NULL, info->has_tokenizer},
         {"chat_template", INFO_TEXT, chat_template ? chat_template : "none", 0},
+        {"device", INFO_TEXT, info->device, 0},
+        {"device_note", INFO_TEXT, info->device_note[0] ? info->device_note : "none", 0},
+        {"gpu_kernels", INFO_TEXT, info->gpu_kernels, 0},
         {"isa", INFO_TEXT, info->isa, 0},
         {"threads", INFO_COUNT, NULL, (size_t)info->threads},
         {"pack_bytes", INFO_BYTES, NULL, info->pack_bytes},
         {"weight_bytes", INFO_BYTES, NULL, info->weight_bytes},
+        {"adapter_bytes", INFO_BYTES, NULL, info->adapter_bytes},
         {"cache_bytes", INFO_BYTES, NULL, info->cache_bytes},
         {"activation_bytes", INFO_BYTES, NULL, info->activation_bytes},
+        {"gpu_cache_bytes", INFO_BYTES, NULL, info->gpu_cache_bytes},
+        {"gpu_activation_bytes", INFO_BYTES, NULL, info->gpu_activation_bytes},
         {"kv_bytes_position", INFO_BYTES, NULL, info->kv_bytes_position},
         {"compiler", INFO_TEXT, info_compiler(), 0},
         {"processor", INFO_TEXT, info_processor(), 0},
     };
-    int count = sizeof rows / sizeof rows[0];
-    if (session->arguments.json)
-        info_print_json(rows, count);
-    else
-        info_print_text(rows, count);
+    const bool json = session->arguments.json;
+    const int count = sizeof rows / sizeof rows[0];
+    if (json)
+        printf("{\n");
+    (json ? info_print_json : info_print_text)(rows, count);
+    int code = info_adapters(session);
+    if (code)
+        return code;
+    if (json)
+        printf("\n}\n");
     return output_flush(&session->error);
 }

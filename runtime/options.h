@@ -19,7 +19,7 @@ enum command {
     COMMAND_COUNT,
 };
 
-enum { OPTION_LIST_MAX = 16 };
+enum { OPTION_LIST_MAX = 16, MOST_STREAMS = 16 };
 
 struct int_list {
     int count;
@@ -46,6 +46,9 @@ struct arguments {
 
 // Reads argv. EXIT_USAGE with one line that names the option, what was found and what is allowed.
 static int options_parse(struct arguments *arguments, int argc, char **argv, struct error *error);
+
+// Whether text is a whole number from least to most; *value is it then.
+static bool option_parse_int(const char *text, double least, double most, int *value);
 
 // The help of one command, or of the whole program if command is COMMAND_COUNT.
 static void options_help(FILE *file, enum command command);

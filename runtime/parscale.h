@@ -1,7 +1,7 @@
 // The C API: one model, one KV cache, one position. Compile engine.c with -DPARSCALE_NO_MAIN and
-// link it; every function below is then the whole interface. No function but parscale_open and
-// parscale_tokenize allocates; none writes to stdout or stderr. A handle is used by one thread at a
-// time.
+// link it; every function below is then the whole interface. No function but parscale_open,
+// parscale_tokenize, parscale_adapter and, on a GPU, parscale_set_streams allocates; none writes to
+// stdout or stderr. A handle is used by one thread at a time.
 //
 // Functions that can fail return 0 or an exit code (runtime/error.h; docs/engine.md lists them),
 // and parscale_error tells in one line what happened.
@@ -30,18 +30,33 @@ struct parscale_info {
     const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
     const char *isa;         // the path in use
     const char *device;      // cpu, or the GPU's name
-    const char *device_note; // why not the GPU, what was wrong with the kernel cache; or ""
+    const char *device_note; // why not the GPU, or how it was started; "" if there was no choice
+    const char *gpu_kernels; // none; by NVRTC at the first start; or the architectures embedded
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;
     int streams;       // P in use
     int prefix_tokens; // T, learned key/value positions per stream; they use no context
     int context;       // positions the cache holds
     int threads;
     bool has_tokenizer;
-    size_t pack_bytes;        // the file
-    size_t weight_bytes;      // read per decoded token, whatever P is
-    size_t cache_bytes;       // KV cache
-    size_t activation_bytes;  // everything else taken at start-up
-    size_t kv_bytes_position; // cache bytes that one position takes (all streams and layers)
+    size_t pack_bytes;                            // the file
+    size_t weight_bytes;                          // read per decoded token, whatever P is
+    size_t adapter_bytes;                         // read besides: what belongs to the P in use
+    size_t cache_bytes;                           // KV cache, for the largest P
+    size_t activation_bytes;                      // everything else taken at start-up
+    size_t gpu_cache_bytes, gpu_activation_bytes; // the same on the GPU; 0 without one
+    double check_seconds;                         // that checking the pack took,
+    double kernel_seconds;                        // finding or compiling the GPU's kernels,
+    double upload_seconds;                        // and copying the weights to the GPU
+    size_t kv_bytes_position; // cache bytes of one position: all layers, the streams in use
+    int adapters;             // how many P there are to choose from
+};
+
+// One P that the engine can run with. P = 1, the plain backbone, has no bytes of its own.
+struct parscale_adapter {
+    int streams;       // P
+    int prefix_tokens; // T
+    size_t bytes;      // its prefixes and aggregation network in the pack
+    uint64_t digest;   // of these bytes: equal adapters have equal ones, in whatever pack
 };
 
 // Opens a pack. On failure *handle is still a handle if memory allowed (so that parscale_error
@@ -50,6 +65,14 @@ int parscale_open(struct parscale **handle, const struct parscale_options *optio
 void parscale_close(struct parscale *handle);              // NULL is allowed
 const char *parscale_error(const struct parscale *handle); // "" if nothing failed yet
 const struct parscale_info *parscale_info(const struct parscale *handle);
+
+// Adapter `index`, from 0 to info.adapters - 1, in the order of P.
+int parscale_adapter(struct parscale *handle, int index, struct parscale_adapter *adapter);
+
+// Goes on with another P (0: the largest). A cache holds for one P alone: the ids in it are
+// prefilled again, which takes the time of a prefill. EXIT_USAGE: the engine has no such P;
+// EXIT_DEVICE: no kernels for it; all is then as it was. After another failure the cache is empty.
+int parscale_set_streams(struct parscale *handle, int streams);
 
 // The cache holds parscale_position() positions. Rewinding is free; 0 starts over.
 int parscale_position(const struct parscale *handle);
@@ -99,5 +122,17 @@ const char *parscale_chat_template(const struct parscale *handle);
 // The system prompt that the template starts with if a conversation has none; NULL: it starts
 // without.
 const char *parscale_system_prompt(const struct parscale *handle);
+
+// For measurements, of the GPU in use. Bytes a second that it reads, measured now on up to 4 GiB of
+// its free memory; 0 if it could not be measured, or without a GPU.
+double parscale_read_bandwidth(struct parscale *handle);
+
+struct parscale_energy {
+    double joules;      // that the whole GPU has used since an arbitrary moment
+    double power_limit; // watts; 0: unknown
+};
+// Whether the GPU's driver tells it. Its counter moves about ten times a second; where it has none,
+// the power is summed up over the calls, which should then be frequent.
+bool parscale_energy(struct parscale *handle, struct parscale_energy *energy);
 
 #endif

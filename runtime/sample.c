@@ -2,22 +2,8 @@
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
+#include "sample_arithmetic.h"
 #include "sample.h"
-
-// SplitMix64's output function (Steele, Lea and Flood, 2014).
-static uint64_t sample_mix(uint64_t x) {
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
-
-// A number in [0, 1): the position-th output of SplitMix64 started at the mixed seed. Being a
-// function of the position it survives a rewind.
-static double sample_uniform(uint64_t seed, uint64_t position) {
-    const uint64_t step = UINT64_C(0x9e3779b97f4a7c15);
-    uint64_t start = sample_mix(seed + step);
-    return (double)(sample_mix(start + (position + 1) * step) >> 11) * 0x1p-53;
-}
 
 static bool candidate_is_better(struct candidate a, struct candidate b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
@@ -60,13 +46,7 @@ static int best_candidates(const float *logits, int count, int n, struct candida
     return size;
 }
 
-// exp((logit - most) / temperature), where most is the largest logit and may be infinite.
-static double sample_weight(float logit, float most, float temperature) {
-    return logit == most ? 1.0 : (double)expf((logit - most) / temperature);
-}
-
-// The logits with each recent one divided by the penalty, or multiplied where it is negative
-// (Keskar et al., 2019, in llama.cpp's form).
+// The logits with each recent one made less likely.
 static const float *sample_penalize(const float *logits, int vocab_size, const int32_t *recent,
                                     int recent_count, float penalty, float *penalized) {
     if (penalty == 1.0f || recent_count == 0)
@@ -75,7 +55,7 @@ static const float *sample_penalize(const float *logits, int vocab_size, const i
     int first = recent_count > SAMPLE_PENALTY_WINDOW ? recent_count - SAMPLE_PENALTY_WINDOW : 0;
     for (int i = first; i < recent_count; i++) {
         float logit = logits[recent[i]]; // from the source: an id that repeats is penalized once
-        penalized[recent[i]] = logit <= 0 ? logit * penalty : logit / penalty;
+        penalized[recent[i]] = sample_penalized(logit, penalty);
     }
     return penalized;
 }
@@ -89,7 +69,7 @@ static int sample_cut(const struct candidate *candidates, int count, double tota
     if (sampling->top_p < 1) {
         double sum = 0;
         for (kept = 0; kept < count && (kept == 0 || sum < sampling->top_p * total); kept++)
-            sum += sample_weight(candidates[kept].logit, most, 1);
+            sum += (double)sample_weight(candidates[kept].logit, most, 1);
     }
     if (sampling->min_p > 0) {
         float least = most + logf(sampling->min_p);
@@ -97,6 +77,19 @@ static int sample_cut(const struct candidate *candidates, int count, double tota
             kept--;
     }
     return kept;
+}
+
+// The sum of the weights of all logits at temperature 1, run by run.
+static double sample_total(const float *logits, int vocab_size, float most) {
+    int length = sample_run_length(vocab_size);
+    double total = 0;
+    for (int first = 0; first < vocab_size; first += length) {
+        double sum = 0;
+        for (int i = first; i < vocab_size && i < first + length; i++)
+            sum += (double)sample_weight(logits[i], most, 1);
+        total += sum;
+    }
+    return total;
 }
 
 // Top-k, top-p and min-p: leaves the kept candidates, best first, in candidates and returns how
@@ -108,16 +101,14 @@ static int sample_filter(const float *logits, int vocab_size,
         int count = best_candidates(logits, vocab_size, n, candidates);
         double total = 0;
         for (int i = 0; i < count; i++)
-            total += sample_weight(candidates[i].logit, candidates[0].logit, 1);
+            total += (double)sample_weight(candidates[i].logit, candidates[0].logit, 1);
         return count > 0 ? sample_cut(candidates, count, total, sampling) : 0;
     }
     int n = vocab_size < 256 ? vocab_size : 256;
     int count = best_candidates(logits, vocab_size, n, candidates);
     if (count == 0)
         return 0;
-    double total = 0;
-    for (int i = 0; i < vocab_size && sampling->top_p < 1; i++)
-        total += isnan(logits[i]) ? 0 : sample_weight(logits[i], candidates[0].logit, 1);
+    double total = sampling->top_p < 1 ? sample_total(logits, vocab_size, candidates[0].logit) : 0;
     // The cut is mostly early: sort a few, and more only if all of them were kept.
     int kept = sample_cut(candidates, count, total, sampling);
     while (kept == n && n < vocab_size) {
@@ -128,32 +119,45 @@ static int sample_filter(const float *logits, int vocab_size,
     return kept;
 }
 
-// All ids whose logit is a number, in order of id.
+// All ids, in order. Returns how many: none if no logit is a number.
 static int sample_all(const float *logits, int vocab_size, struct candidate *candidates) {
-    int count = 0;
+    bool any = false;
     for (int id = 0; id < vocab_size; id++) {
-        if (!isnan(logits[id]))
-            candidates[count++] = (struct candidate){logits[id], id};
+        any = any || !isnan(logits[id]);
+        candidates[id] = (struct candidate){logits[id], id};
     }
-    return count;
+    return any ? vocab_size : 0;
 }
 
-// One of the candidates [count >= 1] with probability softmax(logit / temperature); their logits
-// are overwritten by weights.
+// One of the candidates [count >= 1] with probability softmax(logit / temperature), never a NaN;
+// their logits are overwritten by weights. Run by run, then in the run.
 static int32_t sample_draw(struct candidate *candidates, int count, float temperature,
                            double uniform) {
-    float most = candidates[0].logit;
-    for (int i = 1; i < count; i++)
+    float most = -INFINITY;
+    for (int i = 0; i < count; i++)
         most = candidates[i].logit > most ? candidates[i].logit : most;
-    double total = 0;
-    for (int i = 0; i < count; i++) {
-        candidates[i].logit = (float)sample_weight(candidates[i].logit, most, temperature);
-        total += (double)candidates[i].logit;
+    double runs[SAMPLE_RUNS], total = 0, before = 0, base = 0;
+    int length = sample_run_length(count), run = 0, chosen = 0;
+    for (int r = 0; r * length < count; r++) {
+        runs[r] = 0;
+        for (int i = r * length; i < count && i < (r + 1) * length; i++) {
+            candidates[i].logit = sample_weight(candidates[i].logit, most, temperature);
+            runs[r] += (double)candidates[i].logit;
+        }
+        total += runs[r];
     }
-    double sum = 0;
-    int chosen = 0;
-    for (; chosen < count - 1; chosen++) {
-        sum += (double)candidates[chosen].logit;
+    for (int r = 0; r * length < count && before <= uniform * total; r++) {
+        if (runs[r] > 0) { // if rounding leaves the sum below, the last one that counts
+            run = r;
+            base = before;
+        }
+        before += runs[r];
+    }
+    double sum = base;
+    for (int i = run * length; i < count && i < (run + 1) * length; i++) {
+        if (candidates[i].logit > 0)
+            chosen = i;
+        sum += (double)candidates[i].logit;
         if (sum > uniform * total)
             break;
     }

@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include "parscale.h"
 
-enum { SAMPLE_PENALTY_WINDOW = 64 }; // ids that the repeat penalty looks back on
-
 struct candidate {
     float logit;
     int32_t id;
@@ -20,8 +18,8 @@ struct sample_scratch {
 };
 
 // Chooses an id from logits [vocab_size]. recent [recent_count]: the ids so far, newest last; only
-// the last SAMPLE_PENALTY_WINDOW count. position: where the chosen id will stand; with the seed it
-// determines the random number.
+// the last SAMPLE_PENALTY_WINDOW (sample_arithmetic.h) count. position: where the chosen id will
+// stand; with the seed it determines the random number.
 //
 // The chain is llama.cpp's: repeat penalty, top-k, top-p (of what top-k left), min-p, temperature,
 // draw. Temperature 0 takes the best, the lowest id of equals. NaN logits are never chosen; if all

@@ -262,17 +262,18 @@ static __device__ __forceinline__ void store_result(const struct attention<1> &a
     }
 }
 
-// Whether this block is the last of `count` that arrive; what they wrote before is then seen.
+// Whether this block is the last of `count` that arrive; what they wrote before is then seen. One
+// thread's fences are enough: barriers carry what they order to the other threads.
 static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count) {
     unsigned *before = (unsigned *)shared_memory();
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        __threadfence();
         *before = atomicInc(arrivals, count - 1);
+        __threadfence();
+    }
     __syncthreads();
-    bool last = *before == count - 1;
-    __threadfence();
-    return last;
+    return *before == count - 1;
 }
 
 // query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query

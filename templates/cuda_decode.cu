@@ -7,6 +7,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_tas
     wait_for_previous_kernel();
     int token = blockIdx.x, stream = blockIdx.y;
     int id = task.ids ? task.ids[token] : task.state->token;
+    id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
+    if (threadIdx.x == 0 && stream == 0)
+        task.history[task.ids ? task.position + token : task.state->position] = id;
     const char *row = task.weights + EMBEDDING_OFFSET +
                       (long long)(id / TILE) * HIDDEN_TILES * WEIGHT_PLANES * TILE_BYTES;
     const float *weight = (const float *)(task.weights + LAYERS_OFFSET + INPUT_NORM_OFFSET);

@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
         }
     }
     if (STREAMS == 1 && threadIdx.x == 0)
-        task.stream_weights[0] = 1.0f;
+        task.stream_weights[newest_position(task) % 2] = 1.0f;
 }
 
 // One column times one row of tiles: sums [1, WARPS, WARP, 4] of finish_split in shared memory.
@@ -96,7 +96,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) weigh_streams(const struct
         store_parts(task.head_input, i, HIDDEN_SIZE, y);
     }
     if (threadIdx.x < STREAMS)
-        task.stream_weights[threadIdx.x] = expf(weights[threadIdx.x] - max) * factor + least;
+        task.stream_weights[newest_position(task) % 2 * STREAMS + threadIdx.x] =
+            expf(weights[threadIdx.x] - max) * factor + least;
 }
 
 // The larger logit, the lower id of equals; never a NaN, unless all are.
@@ -113,7 +114,7 @@ static __device__ inline struct gpu_best warp_best(struct gpu_best best) {
     return best;
 }
 
-// Thread 0's result is the best of the block; found: [WARPS] in shared memory.
+// The best of the block; found: [WARPS] in shared memory, used for nothing else.
 static __device__ inline struct gpu_best block_best(struct gpu_best best, struct gpu_best *found) {
     best = warp_best(best);
     if (lane_id() == 0)
@@ -121,7 +122,6 @@ static __device__ inline struct gpu_best block_best(struct gpu_best best, struct
     __syncthreads();
     for (int warp = 0; warp < WARPS; warp++)
         best = better(best, found[warp]);
-    __syncthreads();
     return best;
 }
 
@@ -139,30 +139,39 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(const struct gpu_task
     wait_for_previous_kernel();
     float sum[1][4] = {};
     product.multiply_into(sum);
+    int slot = newest_position(task) % 2;
+    float *logits = task.logits + (long long)slot * VOCAB_SIZE;
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE};
     if (valid && lane_id() % 4 == 0) { // column 0
         for (int i = 0; i < 2; i++) {
             struct gpu_best one = {sum[0][2 * i], row_tile * TILE + lane_id() / 4 + 8 * i};
             if (one.id < VOCAB_SIZE) {
-                task.logits[one.id] = one.logit;
+                logits[one.id] = one.logit;
                 best = better(best, one);
             }
         }
     }
     best = block_best(best, found);
     if (threadIdx.x == 0)
-        task.best[blockIdx.x] = best;
+        task.best[slot * HEAD_BLOCKS + blockIdx.x] = best;
 }
 
-// state: the greedy choice, and the next position. blocks: of the head. Grid: 1.
+// The next step's input; for the host too.
+static __device__ inline void leave_choice(const struct gpu_task &task, int token) {
+    int position = newest_position(task);
+    struct gpu_state state = {token, task.ids ? task.position + task.tokens : position + 1};
+    *task.state = state;
+    task.chosen[position % 2] = state;
+}
+
+// state: the greedy choice, and the next position. Grid: 1.
 extern "C" __global__ void __launch_bounds__(THREADS) choose(const struct gpu_task task) {
     wait_for_previous_kernel();
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE};
+    int slot = newest_position(task) % 2;
     for (int i = threadIdx.x; i < HEAD_BLOCKS; i += THREADS)
-        best = better(best, task.best[i]);
+        best = better(best, task.best[slot * HEAD_BLOCKS + i]);
     best = block_best(best, (struct gpu_best *)shared_memory());
-    if (threadIdx.x == 0) {
-        task.state->token = best.id < VOCAB_SIZE ? best.id : 0;
-        task.state->position = task.ids ? task.position + task.tokens : task.state->position + 1;
-    }
+    if (threadIdx.x == 0)
+        leave_choice(task, best.id < VOCAB_SIZE ? best.id : 0);
 }

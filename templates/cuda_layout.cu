@@ -71,6 +71,11 @@ static __device__ inline unsigned low_parts(unsigned high, float even, float odd
     return to_bf16(even - __uint_as_float(high << 16), odd - __uint_as_float(high & 0xffff0000));
 }
 
+// Where the token stands whose logits are wanted.
+static __device__ inline int newest_position(const struct gpu_task &task) {
+    return task.ids ? task.position + task.token : task.state->position;
+}
+
 static __device__ inline const char *layer_weights(const struct gpu_task &task) {
     return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
 }

@@ -224,10 +224,9 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
 #pragma unroll
             for (int j = 0; j < 4 * WARP_COLUMNS; j++) {
                 int column = block_column(j / 2) + lane_id() % 4 * 2 + j % 2;
-                const float *from =
-                    rows + (long long)(column < p.columns ? column : 0) * HIDDEN_SIZE;
-                before[j][0] = from[0];
-                before[j][1] = from[8];
+                const float *from = rows + (long long)column * HIDDEN_SIZE;
+                before[j][0] = column < p.columns ? from[0] : 0.0f;
+                before[j][1] = column < p.columns ? from[8] : 0.0f;
             }
 #pragma unroll
             for (int j = 0; j < 4 * WARP_COLUMNS; j++) {

@@ -134,7 +134,10 @@ template <int PENDING> static __device__ inline void wait_copies() {
 // seen. Every block of every kernel waits, so that all kernels before the one before are done too.
 // Then the next kernel may start.
 static __device__ inline void wait_for_previous_kernel() {
-#if !defined(EMULATOR) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#ifdef EMULATOR
+    emulate_wait_for_kernel();
+    emulate_trigger();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif

@@ -29,8 +29,8 @@ template <int COLUMNS, int PARTS> struct stream {
         SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES, // a tile and its activations
         AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,            // steps that are under way
         SLOTS = AHEAD * CHUNK,
-        EARLY = 2, // steps whose weights are copied before the wait: more would be in the way of
-                   // the previous kernel's last loads
+        EARLY = AHEAD < 2 ? AHEAD : 2, // steps whose weights are copied before the wait: more would
+                                       // be in the way of the previous kernel's last loads
     };
 
     struct run run;
@@ -77,12 +77,11 @@ template <int COLUMNS, int PARTS> struct stream {
         }
     }
 
-    // Before the wait for the previous kernel.
+    // Before the wait for the previous kernel. These copies are of the first step's group.
     __device__ __forceinline__ void start() const {
 #pragma unroll
         for (int step = 0; step < EARLY; step++)
             copy_weights(step);
-        commit_copies();
     }
 
     // sum += weights x activations

@@ -5,8 +5,15 @@
 
 // Lives in device memory, so that one captured graph serves every decode step.
 struct gpu_state {
-    int token;    // the id to append next; a step leaves its greedy choice here
+    int token;    // the id to append next; a step leaves its choice here, -1: the CPU must choose
     int position; // where it will stand
+};
+
+// How a token is chosen, see struct parscale_sampling.
+struct gpu_sampling {
+    float temperature, top_p, log_min_p, repeat_penalty; // log_min_p: minus infinity is off
+    int top_k, filtered;                                 // filtered: by top-k, top-p or min-p
+    unsigned long long seed;
 };
 
 struct gpu_best {
@@ -20,6 +27,7 @@ struct gpu_task {
     const float *rotary;     // [CONTEXT, head_dim / 2, 2]: cosine, sine
     struct gpu_state *state; //
     const int *ids;          // [tokens]; a decode step takes state->token
+    int *history;            // [CONTEXT]: the ids in the cache
     float *residual;         // [columns, hidden]
     char *input;             // bf16 activations [columns, hidden or heads * head_dim]
     char *activation;        // bf16 activations [columns, intermediate]
@@ -32,13 +40,16 @@ struct gpu_task {
     char *mix_input;         // one column, high and low parts: [streams * hidden]
     char *mixed;             // one column, high and low parts: [hidden]
     char *head_input;        // one column, high and low parts: [hidden]
-    float *stream_weights;   // [streams]
-    float *logits;           // [vocab]
-    struct gpu_best *best;   // [blocks of the head]
-    int layer;               //
-    int tokens;              // of the block; 1 in a decode step
-    int position;            // of the first token; a decode step takes state->position
-    int token;               // whose logits are wanted
+    float *stream_weights;   // [2, streams]; this and the next two by odd and even positions, so
+    float *logits;           // [2, vocab]    that a step can start before the last one is read
+    struct gpu_best *best;   // [2, blocks of the head]
+    const struct gpu_sampling *sampling;
+    struct gpu_state *chosen; // [2]: state, in the host's memory
+    unsigned *sums;           // read_memory: [blocks, WARPS]
+    int layer;                //
+    int tokens;               // of the block; 1 in a decode step
+    int position;             // of the first token; a decode step takes state->position
+    int token;                // whose logits are wanted
 };
 
 #endif

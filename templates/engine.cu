@@ -7,4 +7,7 @@
 #include "cuda_attention.cu"
 #include "cuda_decode.cu"
 #include "cuda_head.cu"
+#include "sample_arithmetic.h"
+#include "cuda_sample.cu"
 #include "cuda_prefill.cu"
+#include "cuda_measure.cu"

@@ -8,10 +8,15 @@
 #include "cuda_driver.c"
 #include "cubin_cache.h"
 #include "cubin_cache.c"
+#include "nvml.h"
+#include "nvml.c"
 #include "cuda_task.h"
 #include "gpu.h"
 #include "model.h"
+#include "clock.h"
 #include "engine_cu.h"
+#include "gpu_dims.h"
+#include "cubins.h"
 
 enum { GPU_PART = 1 };
 
@@ -35,6 +40,8 @@ enum kernel {
     KERNEL_WEIGH_STREAMS,
     KERNEL_HEAD,
     KERNEL_CHOOSE,
+    KERNEL_SAMPLE,
+    KERNEL_READ_MEMORY,
     KERNELS,
 };
 
@@ -57,6 +64,8 @@ static const char *const KERNEL_NAMES[KERNELS] = {
     "weigh_streams",
     "head",
     "choose",
+    "sample_token",
+    "read_memory",
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -64,38 +73,53 @@ enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_PREFILL_THREADS = 128,
-    GPU_PREFILL_SHARED = 64 << 10,
+    GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
     GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
-    GPU_HEAD_GROUPS = (HEADS / KV_HEADS + 7) / 8,   // groups of 8 query heads of a kv head
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,    // of a block of prefill attention
-    GPU_PARTIAL_FLOATS = GPU_HEAD_TILES * 128 + 16, // one split of decode attention
-    GPU_LARGE_SHARED = 160 << 10,                   // bytes of a block: sm_80, 87, 90, 100, 110
-    GPU_SMALL_SHARED = 256,                         // one or two words of each warp
-    GPU_SPLIT_SUM_BYTES = GPU_WARPS * 32 * 4 * 4,
-    GPU_MOST_SPLITS = 16, //
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
+    GPU_LARGE_SHARED = 160 << 10,                // bytes of a block: sm_80, 87, 90, 100, 110
     GPU_OLDEST_SM = 80,
-    GPU_PARTS = 18, // buffers of activations
+    GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
+};
+
+// Memory of the host that the device reads and writes.
+struct gpu_pinned {
+    struct gpu_state state;       // on its way to the device
+    struct gpu_state chosen[2];   // what the device chose, by odd and even positions
+    struct gpu_sampling sampling; // how
+};
+
+struct step_graph {
+    void *graph, *executable;
 };
 
 struct gpu {
     struct cuda_driver driver;
     struct gpu_info info;
-    const struct adapter *adapter;
     unsigned streams, splits; // splits: of the positions, in decode attention
+    size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
+    bool use_cache;           // of compiled kernels
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
-    void *context, *stream, *module, *functions[KERNELS];
-    void *graph, *decode;                          // a decode step, captured and executable
+    void *context, *module, *functions[KERNELS];
+    void *stream, *copies; // all work, and copies of results beside it
+    void *ready[2];        // events: the logits of an even, an odd position are there
+    struct step_graph greedy_step, sampling_step;
     cuda_pointer weights, cache, parts[GPU_PARTS]; // parts: of the activations
     void *mapped;                                  // the pack, where the device reads it in place
     struct gpu_task task;
-    struct gpu_state *state; // pinned: what the last step left, or the next one starts from
-    float *logits;           // pinned [vocab], and behind it the stream weights [MAX_STREAMS]
-    bool fresh;              // state, logits are those of the last work
+    struct gpu_pinned *pinned;
+    float *logits;      // pinned [vocab], and behind it the stream weights [MAX_STREAMS]
+    bool fresh;         // those are of the last work
+    enum kernel choice; // what chooses a token: KERNEL_CHOOSE or KERNEL_SAMPLE
+    size_t position;    // behind which the last logits stand, if has_logits
+    bool has_logits;
+    bool follows;     // the host takes what the device chooses
+    bool ahead;       // the step behind `position` was launched
+    struct nvml nvml; // opened when energy is asked for
 };
 
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
@@ -130,19 +154,9 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
-// What a warp of a decode kernel copies ahead, in shared memory: less where there is little.
-static size_t ring_bytes(const struct gpu *gpu) {
-    return gpu->shared_limit >= GPU_LARGE_SHARED ? 16384 : 8192;
-}
-
-// Ring, sums and a few floats: engine.cu's DECODE_SHARED.
+// Rings, sums and a few floats: engine.cu's DECODE_SHARED.
 static size_t decode_shared(const struct gpu *gpu) {
-    return GPU_WARPS * ring_bytes(gpu) + (gpu->streams + 7) / 8 * GPU_SPLIT_SUM_BYTES +
-           TILE * sizeof(float);
-}
-
-static size_t decode_attention_shared(void) {
-    return GPU_WARPS * GPU_PARTIAL_FLOATS * sizeof(float);
+    return GPU_WARPS * gpu->ring_bytes + GPU_DECODE_SUMS;
 }
 
 // One layer of a decode step.
@@ -154,7 +168,7 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
                           decode_shared(gpu), error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_ATTENTION, gpu->splits, KV_HEADS * GPU_HEAD_GROUPS,
-                          streams, threads, decode_attention_shared(), error);
+                          streams, threads, GPU_ATTENTION_SHARED, error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu), error);
     if (!code)
@@ -208,6 +222,12 @@ static int forward_layers(struct gpu *gpu, bool decode, struct error *error) {
     return code;
 }
 
+static int launch_choice(struct gpu *gpu, struct error *error) {
+    if (gpu->choice == KERNEL_CHOOSE)
+        return gpu_launch(gpu, KERNEL_CHOOSE, 1, 1, 1, GPU_THREADS, GPU_SMALL_SHARED, error);
+    return gpu_launch(gpu, KERNEL_SAMPLE, 1, 1, 1, GPU_SAMPLE_THREADS, GPU_SAMPLE_SHARED, error);
+}
+
 // Final norm, aggregation, head and choice, for task.token.
 static int forward_head(struct gpu *gpu, struct error *error) {
     const unsigned threads = GPU_THREADS;
@@ -221,16 +241,30 @@ static int forward_head(struct gpu *gpu, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_HEAD, blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS), 1,
                           1, threads, shared, error);
-    return code ? code : gpu_launch(gpu, KERNEL_CHOOSE, 1, 1, 1, threads, GPU_SMALL_SHARED, error);
+    return code ? code : launch_choice(gpu, error);
 }
 
-// The decode step as one graph, captured once: token and position are read from device memory.
-static int capture_decode(struct gpu *gpu, struct error *error) {
+static int make_graph(struct gpu *gpu, struct step_graph *step, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    size_t unused = 0, total = 0;
+    (void)driver->memory_info(&unused, &total);
+    cuda_result result = driver->graph_instantiate(&step->executable, step->graph, 0);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY)
+        return fail(error, EXIT_MEMORY, "GPU memory, decode graph: %zu of %zu bytes are free",
+                    unused, total);
+    return cuda_check(driver, result, "making the decode graph", error);
+}
+
+// A decode step as a graph, which ends with the kernel `choice`: token and position are read from
+// device memory.
+static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph *step,
+                          struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     const int *ids = gpu->task.ids;
     gpu->task.ids = NULL;
     gpu->task.tokens = 1;
     gpu->task.token = 0;
+    gpu->choice = choice;
     int code = cuda_check(driver, driver->capture_begin(gpu->stream, CUDA_CAPTURE_THREAD_LOCAL),
                           "capturing a decode step", error);
     if (code)
@@ -238,48 +272,88 @@ static int capture_decode(struct gpu *gpu, struct error *error) {
     code = forward_layers(gpu, true, error);
     if (!code)
         code = forward_head(gpu, error);
-    cuda_result ended = driver->capture_end(gpu->stream, &gpu->graph);
+    cuda_result ended = driver->capture_end(gpu->stream, &step->graph);
     gpu->task.ids = ids;
     if (!code)
         code = cuda_check(driver, ended, "capturing a decode step", error);
-    if (!code)
-        code = cuda_check(driver, driver->graph_instantiate(&gpu->decode, gpu->graph, 0),
-                          "making the decode graph", error);
-    return code;
+    return code ? code : make_graph(gpu, step, error);
 }
 
-// Waits for the device; what it did last is then in state.
+static int capture_steps(struct gpu *gpu, struct error *error) {
+    int code = capture_decode(gpu, KERNEL_SAMPLE, &gpu->sampling_step, error);
+    return code ? code : capture_decode(gpu, KERNEL_CHOOSE, &gpu->greedy_step, error);
+}
+
+// Waits for all work.
 static int gpu_finish(struct gpu *gpu, struct error *error) {
     return cuda_check(&gpu->driver, gpu->driver.stream_synchronize(gpu->stream), "running a kernel",
                       error);
 }
 
-static int fetch_state(struct gpu *gpu, struct error *error) {
-    gpu->fresh = false;
-    return cuda_check(&gpu->driver,
-                      gpu->driver.copy_to_host(gpu->state, (cuda_pointer)(uintptr_t)gpu->task.state,
-                                               sizeof *gpu->state, gpu->stream),
-                      "copying from the device", error);
+// Marks the end of the work that makes the logits behind `position`, and waits for it. What comes
+// after it may still run.
+static int mark_logits(struct gpu *gpu, size_t position, struct error *error) {
+    return cuda_check(&gpu->driver, gpu->driver.event_record(gpu->ready[position % 2], gpu->stream),
+                      "running a kernel", error);
 }
 
+static int wait_for_logits(struct gpu *gpu, struct error *error) {
+    return cuda_check(&gpu->driver, gpu->driver.event_synchronize(gpu->ready[gpu->position % 2]),
+                      "running a kernel", error);
+}
+
+static int launch_step(struct gpu *gpu, size_t position, struct error *error) {
+    bool greedy = gpu->choice == KERNEL_CHOOSE;
+    void *step = greedy ? gpu->greedy_step.executable : gpu->sampling_step.executable;
+    int code = cuda_check(&gpu->driver, gpu->driver.graph_launch(step, gpu->stream),
+                          "launching a decode step", error);
+    return code ? code : mark_logits(gpu, position, error);
+}
+
+// Whether the device's own choice was this id at this position: it has it already.
+static int is_own_choice(struct gpu *gpu, int32_t id, size_t position, bool *own,
+                         struct error *error) {
+    *own = false;
+    if (!gpu->has_logits)
+        return EXIT_OK;
+    int code = wait_for_logits(gpu, error);
+    const struct gpu_state *chosen = &gpu->pinned->chosen[gpu->position % 2];
+    *own = !code && chosen->token == id && chosen->position == (int)position;
+    return code;
+}
+
+// While tokens are taken as the device chooses them, it computes one step ahead of the host.
 static int decode_step(struct gpu *gpu, int32_t id, size_t position, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    int code = gpu_finish(gpu, error);
-    if (!code && (gpu->state->token != id || gpu->state->position != (int)position)) {
-        *gpu->state = (struct gpu_state){id, (int)position};
-        code = cuda_check(driver,
-                          driver->copy_to_device((cuda_pointer)(uintptr_t)gpu->task.state,
-                                                 gpu->state, sizeof *gpu->state, gpu->stream),
-                          "copying to the device", error);
+    bool own;
+    int code = is_own_choice(gpu, id, position, &own, error);
+    if (!code && !own) {
+        gpu->ahead = gpu->follows = false;
+        code = gpu_finish(gpu, error);
+        gpu->pinned->state = (struct gpu_state){id, (int)position};
+        if (!code)
+            code = cuda_check(driver,
+                              driver->copy_to_device((cuda_pointer)(uintptr_t)gpu->task.state,
+                                                     &gpu->pinned->state, sizeof gpu->pinned->state,
+                                                     gpu->stream),
+                              "copying to the device", error);
     }
-    if (!code)
-        code = cuda_check(driver, driver->graph_launch(gpu->decode, gpu->stream),
-                          "launching a decode step", error);
-    return code ? code : fetch_state(gpu, error);
+    if (!code && !gpu->ahead)
+        code = launch_step(gpu, position, error);
+    gpu->ahead = false;
+    gpu->position = position;
+    gpu->has_logits = !code;
+    gpu->fresh = false;
+    if (!code && gpu->follows && position + 1 < CONTEXT) {
+        code = launch_step(gpu, position + 1, error);
+        gpu->ahead = !code;
+    }
+    return code;
 }
 
 static int prefill_block(struct gpu *gpu, const struct block *block, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
+    gpu->ahead = gpu->has_logits = false;
     gpu->task.tokens = (int)block->tokens;
     gpu->task.position = (int)block->position;
     int code = cuda_check(driver,
@@ -293,8 +367,13 @@ static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, st
     gpu->task.tokens = (int)block->tokens;
     gpu->task.position = (int)block->position;
     gpu->task.token = (int)token;
+    gpu->position = block->position + token;
+    gpu->fresh = false;
     int code = forward_head(gpu, error);
-    return code ? code : fetch_state(gpu, error);
+    if (!code)
+        code = mark_logits(gpu, gpu->position, error);
+    gpu->has_logits = !code;
+    return code;
 }
 
 static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error) {
@@ -306,32 +385,141 @@ static int gpu_compute(struct gpu *gpu, const struct block *block, struct error 
     return code ? code : gpu_finish(gpu, error); // ids are the caller's: they must have been read
 }
 
+// Copies beside a step that may run ahead, on a stream of its own.
+static int fetch(struct gpu *gpu, float *to, const float *from, size_t count, struct error *error) {
+    return cuda_check(&gpu->driver,
+                      gpu->driver.copy_to_host(to, (cuda_pointer)(uintptr_t)from,
+                                               count * sizeof(float), gpu->copies),
+                      "copying logits", error);
+}
+
 static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error) {
-    const struct cuda_driver *driver = &gpu->driver;
+    const size_t slot = gpu->position % 2;
     int code = EXIT_OK;
     if (!gpu->fresh) {
-        code =
-            cuda_check(driver,
-                       driver->copy_to_host(gpu->logits, (cuda_pointer)(uintptr_t)gpu->task.logits,
-                                            (size_t)VOCAB_SIZE * sizeof(float), gpu->stream),
-                       "copying logits", error);
+        code = wait_for_logits(gpu, error);
         if (!code)
-            code =
-                cuda_check(driver,
-                           driver->copy_to_host(gpu->logits + VOCAB_SIZE,
-                                                (cuda_pointer)(uintptr_t)gpu->task.stream_weights,
-                                                gpu->streams * sizeof(float), gpu->stream),
-                           "copying stream weights", error);
+            code = fetch(gpu, gpu->logits, gpu->task.logits + slot * VOCAB_SIZE, VOCAB_SIZE, error);
         if (!code)
-            code = gpu_finish(gpu, error);
+            code = fetch(gpu, gpu->logits + VOCAB_SIZE,
+                         gpu->task.stream_weights + slot * gpu->streams, gpu->streams, error);
+        if (!code)
+            code = cuda_check(&gpu->driver, gpu->driver.stream_synchronize(gpu->copies),
+                              "copying logits", error);
         gpu->fresh = !code;
     }
     *output = (struct gpu_output){gpu->logits, gpu->logits + VOCAB_SIZE};
     return code;
 }
 
-static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
-    return gpu_finish(gpu, error) ? 0 : gpu->state->token;
+// The same choice by the device; greedy ones are equal whatever else is asked for.
+static struct gpu_sampling device_sampling(const struct parscale_sampling *sampling) {
+    if (!(sampling->temperature > 0))
+        return (struct gpu_sampling){.repeat_penalty = sampling->repeat_penalty};
+    return (struct gpu_sampling){
+        .temperature = sampling->temperature,
+        .top_p = sampling->top_p,
+        .log_min_p = sampling->min_p > 0 ? logf(sampling->min_p) : -INFINITY,
+        .repeat_penalty = sampling->repeat_penalty,
+        .top_k = sampling->top_k,
+        .filtered = sampling->top_k > 0 || sampling->top_p < 1 || sampling->min_p > 0,
+        .seed = sampling->seed,
+    };
+}
+
+static bool same_sampling(const struct gpu_sampling *a, const struct gpu_sampling *b) {
+    return a->temperature == b->temperature && a->top_p == b->top_p &&
+           a->log_min_p == b->log_min_p && a->repeat_penalty == b->repeat_penalty &&
+           a->top_k == b->top_k && a->filtered == b->filtered && a->seed == b->seed;
+}
+
+// Chooses anew from logits that are there, and has later steps choose in this way. A step that ran
+// ahead is forgotten.
+static int choose_again(struct gpu *gpu, const struct gpu_sampling *sampling, struct error *error) {
+    bool greedy = !(sampling->temperature > 0) && sampling->repeat_penalty == 1;
+    int code = gpu_finish(gpu, error);
+    gpu->pinned->sampling = *sampling;
+    gpu->choice = greedy ? KERNEL_CHOOSE : KERNEL_SAMPLE;
+    gpu->ahead = false;
+    gpu->task.tokens = 1;
+    gpu->task.token = 0;
+    gpu->task.position = (int)gpu->position;
+    if (!code)
+        code = cuda_check(&gpu->driver,
+                          gpu->driver.copy_to_device((cuda_pointer)(uintptr_t)gpu->task.sampling,
+                                                     &gpu->pinned->sampling, sizeof *sampling,
+                                                     gpu->stream),
+                          "copying to the device", error);
+    if (!code)
+        code = launch_choice(gpu, error);
+    return code ? code : mark_logits(gpu, gpu->position, error);
+}
+
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error) {
+    const struct gpu_sampling wanted = device_sampling(sampling);
+    int code = EXIT_OK;
+    if (!same_sampling(&wanted, &gpu->pinned->sampling))
+        code = choose_again(gpu, &wanted, error);
+    if (!code)
+        code = wait_for_logits(gpu, error);
+    int token = code ? -1 : gpu->pinned->chosen[gpu->position % 2].token;
+    gpu->follows = token >= 0;
+    return token;
+}
+
+// ---- Measuring ----
+
+enum { GPU_READ_BLOCK = GPU_THREADS * 16 * 16 }; // bytes: READ_BLOCK_BYTES of cuda_measure.cu
+
+// Seconds in which the device reads `blocks` blocks at task.weights: the best of some rounds of
+// some passes each, which take milliseconds. 0 if it cannot.
+static double time_reading(struct gpu *gpu, unsigned blocks) {
+    enum { ROUNDS = 5, PASSES = 4 };
+    struct error unused = {0};
+    double best = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        int code = gpu_finish(gpu, &unused);
+        double start = clock_seconds();
+        for (int pass = 0; pass < PASSES && !code; pass++)
+            code = gpu_launch(gpu, KERNEL_READ_MEMORY, blocks, 1, 1, GPU_THREADS, 0, &unused);
+        if (code || gpu_finish(gpu, &unused))
+            return 0;
+        double seconds = (clock_seconds() - start) / PASSES;
+        best = round == 0 || seconds < best ? seconds : best;
+    }
+    return best;
+}
+
+static double gpu_read_bandwidth(struct gpu *gpu) {
+    const struct cuda_driver *driver = &gpu->driver;
+    const struct gpu_task task = gpu->task;
+    const size_t most = (size_t)4 << 30, sums = GPU_WARPS * sizeof *task.sums; // of a block
+    size_t available = 0, total = 0;
+    cuda_pointer memory = 0;
+    (void)driver->memory_info(&available, &total);
+    size_t wanted = available / 2 < most ? available / 2 : most;
+    unsigned blocks = (unsigned)(wanted / (GPU_READ_BLOCK + sums));
+    size_t bytes = blocks * (size_t)GPU_READ_BLOCK;
+    if (blocks == 0 || driver->allocate(&memory, bytes + blocks * sums) != CUDA_SUCCESS)
+        return 0;
+    gpu->task.weights = (const char *)(uintptr_t)memory;
+    gpu->task.sums = (unsigned *)(uintptr_t)(memory + bytes);
+    double seconds = 0;
+    if (driver->fill(memory, 1, bytes, gpu->stream) == CUDA_SUCCESS)
+        seconds = time_reading(gpu, blocks);
+    gpu->task = task;
+    (void)driver->release(memory);
+    return seconds > 0 ? (double)bytes / seconds : 0;
+}
+
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy) {
+    unsigned char uuid[GPU_UUID_BYTES];
+    if (!gpu->nvml.library && (gpu->driver.device_uuid(uuid, gpu->device) != CUDA_SUCCESS ||
+                               !nvml_open(&gpu->nvml, uuid)))
+        return false;
+    energy->power_limit = nvml_power_limit(&gpu->nvml);
+    return nvml_energy(&gpu->nvml, &energy->joules);
 }
 
 // ---- Starting up ----
@@ -374,11 +562,31 @@ static int find_device(struct gpu *gpu, struct error *error) {
     if (!code)
         code = cuda_check(driver, driver->stream_create(&gpu->stream, CUDA_STREAM_NON_BLOCKING),
                           "opening the device", error);
+    if (!code)
+        code = cuda_check(driver, driver->stream_create(&gpu->copies, CUDA_STREAM_NON_BLOCKING),
+                          "opening the device", error);
+    for (int i = 0; i < 2 && !code; i++)
+        code = cuda_check(driver, driver->event_create(&gpu->ready[i], CUDA_EVENT_NO_TIMING),
+                          "opening the device", error);
     return code;
 }
 
-// The kernels' machine code for this device: from the cache, or compiled now.
-static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct error *error) {
+// The embedded machine code that runs on this device, the newest: of its major architecture, not
+// above its minor one, with no more shared memory than there is. NULL if there is none.
+static const struct cubin *find_embedded(const struct gpu *gpu) {
+    const struct cubin *best = NULL;
+    for (const struct cubin *cubin = CUBINS; cubin->sm; cubin++) {
+        bool fits = cubin->sm / 10 == gpu->info.sm / 10 && cubin->sm <= gpu->info.sm &&
+                    cubin->streams == (int)gpu->streams &&
+                    GPU_WARPS * cubin->ring_bytes + GPU_DECODE_SUMS <= (size_t)gpu->shared_limit;
+        if (fits && (!best || cubin->sm > best->sm))
+            best = cubin;
+    }
+    return best;
+}
+
+// The kernels' machine code for this device, from the cache or compiled now.
+static int compile_kernels(struct gpu *gpu, char **cubin, struct error *error) {
     struct nvrtc nvrtc;
     enum { OPTIONS = 3 };
     char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
@@ -388,17 +596,18 @@ static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct erro
     char *note = gpu->info.note;
     snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
     snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", ring_bytes(gpu));
-    int code = nvrtc_open(&nvrtc, error);
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
+    int code = nvrtc_open(&nvrtc, NULL, error);
     if (code)
         return code;
     (void)nvrtc.version(&major, &minor);
     (void)gpu->driver.version(&driver_version);
     cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
-    if (!use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
-        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, error);
-        gpu->info.compiled = !code;
-        if (!code && use_cache)
+    gpu->info.kernels = "cached";
+    if (!gpu->use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
+        gpu->info.kernels = "compiled";
+        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, NULL, error);
+        if (!code && gpu->use_cache)
             cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);
     }
     gpu->newer_compiler = 1000 * major + 10 * minor > driver_version;
@@ -406,20 +615,33 @@ static int find_cubin(struct gpu *gpu, bool use_cache, char **cubin, struct erro
     return code;
 }
 
-static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
+static int load_kernels(struct gpu *gpu, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    char *cubin = NULL;
-    int code = find_cubin(gpu, use_cache, &cubin, error);
+    const struct cubin *embedded = find_embedded(gpu);
+    const void *image = embedded ? CUBIN_WORDS + embedded->first_word : NULL;
+    char *compiled = NULL;
+    int code = EXIT_OK;
+    double start = clock_seconds();
+    if (embedded) {
+        gpu->info.kernels = "embedded";
+        gpu->ring_bytes = embedded->ring_bytes;
+    } else {
+        gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
+        code = compile_kernels(gpu, &compiled, error);
+        image = compiled;
+    }
     if (!code)
-        code = cuda_check(driver, driver->module_load(&gpu->module, cubin),
-                          gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
-                                              : "loading kernels",
+        code = cuda_check(driver, driver->module_load(&gpu->module, image),
+                          embedded              ? "loading the embedded kernels"
+                          : gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
+                                                : "loading kernels",
                           error);
-    free(cubin);
+    free(compiled);
     for (int k = 0; k < KERNELS && !code; k++)
         code = cuda_check(driver,
                           driver->module_function(&gpu->functions[k], gpu->module, KERNEL_NAMES[k]),
                           KERNEL_NAMES[k], error);
+    gpu->info.kernel_seconds = clock_seconds() - start;
     return code;
 }
 
@@ -428,7 +650,7 @@ static int load_kernels(struct gpu *gpu, bool use_cache, struct error *error) {
 static int divide_memory(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (int k = 0; k < KERNELS && !code; k++)
-        if (k <= KERNEL_DECODE_DOWN || k >= KERNEL_FINAL_NORM)
+        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE))
             code = cuda_check(
                 &gpu->driver,
                 gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
@@ -443,7 +665,7 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         size_t bytes;
     } wanted[] = {
         {KERNEL_DECODE_QKV, decode_shared(gpu)},
-        {KERNEL_DECODE_ATTENTION, decode_attention_shared()},
+        {KERNEL_DECODE_ATTENTION, GPU_ATTENTION_SHARED},
         {KERNEL_DECODE_O, decode_shared(gpu)},
         {KERNEL_DECODE_GATE_UP, decode_shared(gpu)},
         {KERNEL_DECODE_DOWN, decode_shared(gpu)},
@@ -467,43 +689,6 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
 
 // ---- Memory ----
 
-struct part {
-    size_t bytes;
-    size_t place; // of its pointer, in struct gpu_task
-};
-
-// The activations. Returns their number.
-static size_t memory_plan(const struct gpu *gpu, struct part parts[GPU_PARTS]) {
-    const size_t columns = GPU_COLUMNS, tile_column = TILE * 2,
-                 P = gpu->streams; // bytes of 16 of one
-    const size_t two = 2 * (size_t)GPU_HIDDEN_TILES;
-    const size_t input = two > GPU_HEADS_TILES ? two : GPU_HEADS_TILES;
-    const size_t items = P * KV_HEADS * GPU_HEAD_GROUPS;
-    const struct part plan[] = {
-        {columns * HIDDEN_SIZE * 4, offsetof(struct gpu_task, residual)},
-        {columns * input * tile_column, offsetof(struct gpu_task, input)},
-        {columns * GPU_INTERMEDIATE_TILES * tile_column, offsetof(struct gpu_task, activation)},
-        {(P + 7) / 8 * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, normed)},
-        {(size_t)GPU_HIDDEN_TILES * 2 * TILE * 4, offsetof(struct gpu_task, squares)},
-        {columns * HEADS * HEAD_DIM * 4, offsetof(struct gpu_task, query)},
-        {items * gpu->splits * GPU_PARTIAL_FLOATS * 4, offsetof(struct gpu_task, partial)},
-        {items * sizeof(unsigned), offsetof(struct gpu_task, arrivals)},
-        {P * HIDDEN_SIZE * 4, offsetof(struct gpu_task, final)},
-        {P * GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, mix_input)},
-        {(size_t)GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, mixed)},
-        {(size_t)GPU_HIDDEN_TILES * TILE_BYTES, offsetof(struct gpu_task, head_input)},
-        {P * 4, offsetof(struct gpu_task, stream_weights)},
-        {(size_t)VOCAB_SIZE * 4, offsetof(struct gpu_task, logits)},
-        {blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS) * sizeof(struct gpu_best),
-         offsetof(struct gpu_task, best)},
-        {sizeof(struct gpu_state), offsetof(struct gpu_task, state)},
-        {columns * sizeof(int), offsetof(struct gpu_task, ids)},
-        {(size_t)CONTEXT * HEAD_DIM * 4, offsetof(struct gpu_task, rotary)},
-    };
-    memcpy(parts, plan, sizeof plan);
-    return sizeof plan / sizeof *plan;
-}
-
 // One allocation, zeroed; says what did not fit.
 static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t bytes, const char *what,
                               struct error *error) {
@@ -524,6 +709,7 @@ static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t byte
 static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     cuda_pointer there = 0;
+    double start = clock_seconds();
     void *base = (void *)(uintptr_t)file->base;
     if (gpu->info.integrated &&
         driver->register_host(base, file->bytes,
@@ -534,12 +720,17 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
         gpu->task.weights = (const char *)(uintptr_t)there;
         return code;
     }
+    gpu->info.weight_bytes = LAYOUT.end;
     int code = take_device_memory(gpu, &gpu->weights, LAYOUT.end, "weights", error);
     gpu->task.weights = (const char *)(uintptr_t)gpu->weights;
     if (!code)
         code =
             cuda_check(driver, driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
                        "uploading weights", error);
+    if (!code)
+        code =
+            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
+    gpu->info.upload_seconds = clock_seconds() - start;
     return code;
 }
 
@@ -567,67 +758,108 @@ static int upload_rotary(struct gpu *gpu, struct error *error) {
     return code;
 }
 
-static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+static int take_pinned_memory(struct gpu *gpu, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    struct part parts[GPU_PARTS];
-    size_t count = memory_plan(gpu, parts), all = 0;
-    for (size_t i = 0; i < count; i++)
-        all += parts[i].bytes;
-    gpu->info.activation_bytes = all;
-    gpu->info.cache_bytes =
-        (1 + (LAYERS - 1) * (size_t)gpu->streams) * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
-    int code = upload_weights(gpu, file, error);
-    if (!code)
-        code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
-    gpu->task.cache = (char *)(uintptr_t)gpu->cache;
-    for (size_t i = 0; i < count && !code; i++) {
-        code = take_device_memory(gpu, &gpu->parts[i], parts[i].bytes, "activations", error);
-        void *pointer = (void *)(uintptr_t)gpu->parts[i];
-        memcpy((char *)&gpu->task + parts[i].place, &pointer, sizeof pointer);
-    }
-    if (code)
-        return code;
-    void *state = NULL, *logits = NULL;
-    code = cuda_check(driver, driver->allocate_host(&state, sizeof *gpu->state), "pinned memory",
-                      error);
-    gpu->state = state;
+    void *pinned = NULL, *logits = NULL;
+    cuda_pointer chosen = 0;
+    int code = cuda_check(driver, driver->allocate_host(&pinned, sizeof *gpu->pinned),
+                          "pinned memory", error);
+    gpu->pinned = pinned;
     if (!code)
         code = cuda_check(
             driver, driver->allocate_host(&logits, (VOCAB_SIZE + MAX_STREAMS) * sizeof(float)),
             "pinned memory", error);
     gpu->logits = logits;
+    if (!code) {
+        memset(pinned, 0, sizeof *gpu->pinned);
+        gpu->pinned->sampling.repeat_penalty = 1; // greedy; the device does not read it then
+        code = cuda_check(driver, driver->host_device_pointer(&chosen, gpu->pinned->chosen, 0),
+                          "pinned memory", error);
+    }
+    gpu->task.chosen = (struct gpu_state *)(uintptr_t)chosen;
+    return code;
+}
+
+static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+    gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
+    gpu->info.cache_bytes = (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    int code = upload_weights(gpu, file, error);
     if (!code)
-        *gpu->state = (struct gpu_state){-1, -1};
+        code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
+    gpu->task.cache = (char *)(uintptr_t)gpu->cache;
+    for (size_t i = 0; i < GPU_PARTS && !code; i++) {
+        code = take_device_memory(gpu, &gpu->parts[i], GPU_BUFFERS[i].bytes, "activations", error);
+        void *pointer = (void *)(uintptr_t)gpu->parts[i];
+        memcpy((char *)&gpu->task + GPU_BUFFERS[i].place, &pointer, sizeof pointer);
+    }
+    if (!code)
+        code = take_pinned_memory(gpu, error);
     return code ? code : upload_rotary(gpu, error);
 }
 
 // Splits of decode attention: every multiprocessor has a part of it where there are positions
 // enough.
-static unsigned attention_parts(const struct gpu *gpu) {
-    unsigned items = gpu->streams * KV_HEADS * GPU_HEAD_GROUPS;
+static unsigned attention_parts(const struct gpu *gpu, const struct adapter *adapter) {
+    unsigned items = (unsigned)adapter->streams * KV_HEADS * GPU_HEAD_GROUPS;
     unsigned parts = (unsigned)gpu->multiprocessors / items;
     unsigned most =
-        blocks_for(tiles_for((size_t)gpu->adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
+        blocks_for(tiles_for((size_t)adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
     parts = parts > most ? most : parts;
     return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
 }
 
-static int start_gpu(struct gpu *gpu, const struct pack_file *file, bool use_cache,
+// The kernels for one P.
+static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    gpu->streams = (unsigned)adapter->streams;
+    gpu->splits = attention_parts(gpu, adapter);
+    int code = load_kernels(gpu, error);
+    if (!code)
+        code = allow_shared(gpu, error);
+    return code ? code : divide_memory(gpu, error);
+}
+
+static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
+    if (step->executable)
+        (void)driver->graph_release(step->executable);
+    if (step->graph)
+        (void)driver->graph_destroy(step->graph);
+}
+
+static void release_kernels(const struct gpu *gpu) {
+    release_step(&gpu->driver, &gpu->greedy_step);
+    release_step(&gpu->driver, &gpu->sampling_step);
+    if (gpu->module)
+        (void)gpu->driver.module_unload(gpu->module);
+}
+
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    int code = gpu_finish(gpu, error);
+    if (code)
+        return code;
+    const struct gpu before = *gpu;
+    gpu->module = NULL;
+    gpu->greedy_step = gpu->sampling_step = (struct step_graph){0};
+    gpu->has_logits = gpu->follows = gpu->ahead = gpu->fresh = false;
+    code = choose_kernels(gpu, adapter, error);
+    if (!code)
+        code = capture_steps(gpu, error);
+    release_kernels(code ? gpu : &before);
+    if (code)
+        *gpu = before;
+    return code;
+}
+
+static int start_gpu(struct gpu *gpu, const struct pack_file *file, const struct adapter *adapter,
                      struct error *error) {
     int code = cuda_driver_open(&gpu->driver, error);
     if (!code)
         code = find_device(gpu, error);
     if (!code)
-        code = load_kernels(gpu, use_cache, error);
-    if (!code)
-        code = allow_shared(gpu, error);
-    if (!code)
-        code = divide_memory(gpu, error);
-    gpu->splits = attention_parts(gpu);
+        code = choose_kernels(gpu, adapter, error);
     if (!code)
         code = take_gpu_memory(gpu, file, error);
     if (!code)
-        code = capture_decode(gpu, error);
+        code = capture_steps(gpu, error);
     return code;
 }
 
@@ -637,9 +869,8 @@ static int gpu_open(struct gpu **result, const struct pack_file *file,
     *result = NULL;
     if (!gpu)
         return fail(error, EXIT_MEMORY, "GPU: %zu bytes could not be had", sizeof *gpu);
-    gpu->adapter = adapter;
-    gpu->streams = (unsigned)adapter->streams;
-    int code = start_gpu(gpu, file, use_cache, error);
+    gpu->use_cache = use_cache;
+    int code = start_gpu(gpu, file, adapter, error);
     if (code)
         gpu_close(gpu);
     else
@@ -653,12 +884,9 @@ static void gpu_close(struct gpu *gpu) {
     const struct cuda_driver *driver = &gpu->driver;
     if (gpu->stream)
         (void)driver->stream_synchronize(gpu->stream);
-    if (gpu->decode)
-        (void)driver->graph_release(gpu->decode);
-    if (gpu->graph)
-        (void)driver->graph_destroy(gpu->graph);
-    if (gpu->state)
-        (void)driver->release_host(gpu->state);
+    release_kernels(gpu);
+    if (gpu->pinned)
+        (void)driver->release_host(gpu->pinned);
     if (gpu->logits)
         (void)driver->release_host(gpu->logits);
     if (gpu->mapped)
@@ -670,12 +898,16 @@ static void gpu_close(struct gpu *gpu) {
         (void)driver->release(gpu->cache);
     if (gpu->weights)
         (void)driver->release(gpu->weights);
-    if (gpu->module)
-        (void)driver->module_unload(gpu->module);
+    for (int i = 0; i < 2; i++)
+        if (gpu->ready[i])
+            (void)driver->event_destroy(gpu->ready[i]);
+    if (gpu->copies)
+        (void)driver->stream_destroy(gpu->copies);
     if (gpu->stream)
         (void)driver->stream_destroy(gpu->stream);
     if (gpu->context)
         (void)driver->context_release(gpu->device);
+    nvml_close(&gpu->nvml);
     cuda_driver_close(&gpu->driver);
     free(gpu);
 }

@@ -7,18 +7,21 @@
 #include "engine_dims.h"
 #include "error.h"
 #include "pack_file.h"
+#include "parscale.h"
 
-// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART: 1 and 0.
+// gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART, 1 and 0, and GPU_KERNELS:
+// in words, which devices it has kernels for.
 struct gpu;
 struct block;
 
 struct gpu_info {
-    char name[96];   // of the device
-    char note[256];  // one line on the kernel cache, or ""
-    int sm;          // 10 * major + minor of its compute capability
-    bool compiled;   // the kernels were compiled now, not found in the cache
-    bool integrated; // host and device share memory
-    size_t cache_bytes, activation_bytes;
+    char name[96];                         // of the device
+    char note[256];                        // one line on the kernel cache, or ""
+    int sm;                                // 10 * major + minor of its compute capability
+    bool integrated;                       // host and device share memory
+    const char *kernels;                   // embedded, cached, or compiled now
+    double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
+    size_t weight_bytes, cache_bytes, activation_bytes;
 };
 
 // Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
@@ -26,6 +29,9 @@ struct gpu_info {
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error);
 static void gpu_close(struct gpu *gpu); // NULL is allowed
+
+// Changes to another P. The cache is then empty. On failure all is as it was.
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error);
 static const struct gpu_info *gpu_information(const struct gpu *gpu);
 
 // Computes a block of at most gpu_block_tokens tokens, and with head_tokens = 1 the logits of token
@@ -42,7 +48,13 @@ struct gpu_output {
 };
 static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *error);
 
-// Waits: the best id of the logits last computed. The device has it as the next step's input.
-static int32_t gpu_choice(struct gpu *gpu, struct error *error);
+// Waits: the id that parscale_sample is to return; the device has it as the next step's input, and
+// goes on to choose so. -1: it failed, or the choice is beyond the device and is the caller's.
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error);
+
+// parscale_read_bandwidth and parscale_energy.
+static double gpu_read_bandwidth(struct gpu *gpu);
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy);
 
 #endif

@@ -4,6 +4,8 @@
 
 enum { GPU_PART = 0 };
 
+static const char GPU_KERNELS[] = "none";
+
 static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
                     bool use_cache, struct error *error) {
     (void)file, (void)adapter, (void)use_cache;
@@ -16,6 +18,11 @@ static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct
 
 static void gpu_close(struct gpu *gpu) {
     (void)gpu;
+}
+
+static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+    (void)adapter;
+    return gpu_compute(gpu, NULL, error);
 }
 
 static const struct gpu_info *gpu_information(const struct gpu *gpu) {
@@ -42,7 +49,19 @@ static int gpu_output(struct gpu *gpu, struct gpu_output *output, struct error *
     return gpu_compute(gpu, NULL, error);
 }
 
-static int32_t gpu_choice(struct gpu *gpu, struct error *error) {
+static int32_t gpu_choice(struct gpu *gpu, const struct parscale_sampling *sampling,
+                          struct error *error) {
+    (void)sampling;
     (void)gpu_compute(gpu, NULL, error);
+    return -1;
+}
+
+static double gpu_read_bandwidth(struct gpu *gpu) {
+    (void)gpu;
     return 0;
+}
+
+static bool gpu_energy(struct gpu *gpu, struct parscale_energy *energy) {
+    (void)gpu, (void)energy;
+    return false;
 }

@@ -3,7 +3,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <stdio.h>
 #include <unistd.h>
+#include "clock.h"
 #include "model.h"
 
 static const struct adapter *find_adapter(int streams) {
@@ -14,6 +16,35 @@ static const struct adapter *find_adapter(int streams) {
         if (ADAPTERS[i].streams == streams)
             return &ADAPTERS[i];
     return NULL;
+}
+
+// The P of this engine, with commas between them.
+static const char *list_streams(char *text, size_t size) {
+    size_t length = 0;
+    for (size_t i = 0; i < sizeof ADAPTERS / sizeof *ADAPTERS && length < size; i++)
+        length += (size_t)snprintf(text + length, size - length, "%s%d", i ? ", " : "",
+                                   ADAPTERS[i].streams);
+    return text;
+}
+
+static int choose_adapter(struct parscale *model, int streams, const struct adapter **adapter) {
+    char list[80];
+    *adapter = find_adapter(streams);
+    if (!*adapter)
+        return fail(&model->error, EXIT_USAGE, "streams: found P = %d, expected one of %s", streams,
+                    list_streams(list, sizeof list));
+    return EXIT_OK;
+}
+
+static void use_adapter(struct parscale *model, const struct adapter *adapter) {
+    struct parscale_info *info = &model->info;
+    size_t slots = 1 + (LAYERS - 1) * (size_t)adapter->streams;
+    model->adapter = adapter;
+    info->streams = adapter->streams;
+    info->prefix_tokens = adapter->prefix_tokens;
+    info->adapter_bytes = adapter->bytes;
+    size_t element = model->gpu ? sizeof(uint16_t) : model->isa->cache_bytes;
+    info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * element;
 }
 
 static size_t cache_bytes(const struct isa *isa) {
@@ -49,11 +80,7 @@ static int choose_paths(struct parscale *model, const struct parscale_options *o
         return fail(&model->error, EXIT_USAGE,
                     "--isa %s: this processor does not have it, or it is unknown", options->isa);
     model->isa = model->bulk->exact ? model->bulk->exact : model->bulk;
-    model->adapter = find_adapter(options->streams);
-    if (!model->adapter)
-        return fail(&model->error, EXIT_USAGE,
-                    "--streams %d: not among the P of this engine's plan", options->streams);
-    return EXIT_OK;
+    return choose_adapter(model, options->streams, &model->adapter);
 }
 
 static void fill_info(struct parscale *model, int threads) {
@@ -68,8 +95,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->kv_heads = KV_HEADS;
     info->head_dim = HEAD_DIM;
     info->vocab_size = VOCAB_SIZE;
-    info->streams = model->adapter->streams;
-    info->prefix_tokens = model->adapter->prefix_tokens;
+    info->adapters = sizeof ADAPTERS / sizeof *ADAPTERS;
     info->context = CONTEXT;
     info->threads = threads;
     info->has_tokenizer = model->file.header->tokenizer_bytes > 0;
@@ -77,8 +103,7 @@ static void fill_info(struct parscale *model, int threads) {
     info->weight_bytes = LAYOUT.layer_stride * LAYERS + HIDDEN_SIZE * sizeof(float) +
                          (size_t)LAYOUT.head.row_tiles * (size_t)LAYOUT.head.column_tiles *
                              WEIGHT_PLANES * (size_t)LAYOUT.head.tile_bytes;
-    info->kv_bytes_position =
-        (size_t)CACHE_SLOTS * KV_HEADS * 2 * HEAD_DIM * model->isa->cache_bytes;
+    use_adapter(model, model->adapter);
 }
 
 static int open_tokenizer(struct parscale *model, const char *path) {
@@ -103,6 +128,7 @@ static int open_device(struct parscale *model, const struct parscale_options *op
     bool automatic = strcmp(wanted, "auto") == 0;
     model->info.device = "cpu";
     model->info.device_note = model->device_note;
+    model->info.gpu_kernels = GPU_KERNELS;
     if (strcmp(wanted, "cpu") == 0 || (automatic && !GPU_PART))
         return EXIT_OK;
     if (!automatic && strcmp(wanted, "cuda") != 0)
@@ -118,9 +144,15 @@ static int open_device(struct parscale *model, const struct parscale_options *op
         return code;
     const struct gpu_info *info = gpu_information(model->gpu);
     model->info.device = info->name;
-    memcpy(model->device_note, info->note, sizeof info->note);
-    model->info.cache_bytes = info->cache_bytes;
-    model->info.activation_bytes += info->activation_bytes;
+    snprintf(model->device_note, sizeof model->device_note,
+             "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", info->sm, info->kernels,
+             info->kernel_seconds, info->weight_bytes ? "uploaded" : "read in place",
+             info->upload_seconds, info->note[0] ? "; " : "", info->note);
+    use_adapter(model, model->adapter); // a GPU's cache has another type
+    model->info.gpu_cache_bytes = info->cache_bytes;
+    model->info.gpu_activation_bytes = info->activation_bytes;
+    model->info.kernel_seconds = info->kernel_seconds;
+    model->info.upload_seconds = info->upload_seconds;
     return EXIT_OK;
 }
 
@@ -133,10 +165,12 @@ static int open_model(struct parscale *model, const struct parscale_options *opt
     int code = choose_paths(model, options);
     if (!code)
         code = pool_start(&model->pool, threads, &model->error);
+    double start = clock_seconds();
     if (!code)
         code = pack_open(&model->file, options->pack, &expected, model->pool, &model->error);
     if (code)
         return code;
+    model->info.check_seconds = clock_seconds() - start;
     fill_info(model, threads);
     if (model->info.has_tokenizer)
         code = open_tokenizer(model, options->pack);
@@ -163,7 +197,7 @@ void parscale_close(struct parscale *model) {
     if (model->scratch)
         munmap(model->scratch, threads * sizeof(struct scratch));
     if (model->cache)
-        munmap(model->cache, model->info.cache_bytes);
+        munmap(model->cache, cache_bytes(model->isa));
     free(model->system_prompt);
     free(model);
 }
@@ -174,6 +208,17 @@ const char *parscale_error(const struct parscale *model) {
 
 const struct parscale_info *parscale_info(const struct parscale *model) {
     return &model->info;
+}
+
+int parscale_adapter(struct parscale *model, int index, struct parscale_adapter *result) {
+    if (index < 0 || index >= model->info.adapters)
+        return fail(&model->error, EXIT_USAGE, "adapter: found index %d, expected 0 to %d", index,
+                    model->info.adapters - 1);
+    const struct adapter *adapter = &ADAPTERS[index];
+    *result =
+        (struct parscale_adapter){adapter->streams, adapter->prefix_tokens, adapter->bytes, 0};
+    return checksum(pack_at(model, adapter->offset), adapter->bytes, model->pool, &result->digest,
+                    &model->error);
 }
 
 int parscale_position(const struct parscale *model) {
@@ -244,6 +289,7 @@ static int visit_block(struct parscale *model, size_t done,
 // Appends ids block by block; logits of the last one, or with `visit` of every one.
 static int feed(struct parscale *model, const int32_t *ids, size_t n,
                 int (*visit)(void *user, size_t i, const float *logits), void *user) {
+    model->error.code = EXIT_OK; // of an earlier call; its text stays
     int code = check_ids(model, ids, n);
     size_t streams = (size_t)model->adapter->streams;
     size_t most = model->gpu ? gpu_block_tokens(model->gpu) : BLOCK_COLUMNS / streams;
@@ -262,12 +308,30 @@ static int feed(struct parscale *model, const int32_t *ids, size_t n,
         if (code)
             return code;
         model->logits_row = 0;
-        memcpy(model->buffers->history + model->position, ids + done, tokens * sizeof *ids);
+        memmove(model->buffers->history + model->position, ids + done, tokens * sizeof *ids);
         model->position += tokens;
         if (visit)
             code = visit_block(model, done, visit, user);
         done += tokens;
     }
+    return code;
+}
+
+int parscale_set_streams(struct parscale *model, int streams) {
+    const struct adapter *adapter;
+    const size_t held = model->position;
+    int code = choose_adapter(model, streams, &adapter);
+    if (code || adapter == model->adapter)
+        return code;
+    if (model->gpu)
+        code = gpu_set_streams(model->gpu, adapter, &model->error);
+    if (code)
+        return code;
+    use_adapter(model, adapter);
+    model->position = 0;
+    code = feed(model, model->buffers->history, held, NULL, NULL);
+    if (code)
+        model->position = 0;
     return code;
 }
 
@@ -304,8 +368,11 @@ const float *parscale_stream_weights(const struct parscale *model) {
 }
 
 int32_t parscale_sample(struct parscale *model, const struct parscale_sampling *sampling) {
-    if (model->gpu && !(sampling->temperature > 0) && sampling->repeat_penalty == 1.0f)
-        return gpu_choice(model->gpu, &model->error);
+    if (model->gpu) {
+        int32_t id = gpu_choice(model->gpu, sampling, &model->error);
+        if (id >= 0 || model->error.code)
+            return id < 0 ? 0 : id;
+    }
     struct sample_scratch scratch = {model->buffers->candidates, model->buffers->penalized};
     return sample(parscale_logits(model), VOCAB_SIZE, model->buffers->history, (int)model->position,
                   sampling, model->position, &scratch);
@@ -334,4 +401,12 @@ const char *parscale_chat_template(const struct parscale *model) {
 
 const char *parscale_system_prompt(const struct parscale *model) {
     return model->system_prompt;
+}
+
+double parscale_read_bandwidth(struct parscale *model) {
+    return model->gpu ? gpu_read_bandwidth(model->gpu) : 0;
+}
+
+bool parscale_energy(struct parscale *model, struct parscale_energy *energy) {
+    return model->gpu && gpu_energy(model->gpu, energy);
 }

@@ -5,6 +5,7 @@
 //     file INDEX PATH
 //     tensor NAME FILE OFFSET DTYPE [rope]
 //     zero NAME
+//     same NAME FILE OFFSET        (the bytes of tensor NAME are there too: another copy of it)
 //     tokenizer PATH
 #include <fcntl.h>
 #include <stdio.h>
@@ -21,6 +22,13 @@ struct tensor_job {
     float mean, deviation;
 };
 
+// Another copy of a backbone's tensor, which must be equal.
+struct copy_job {
+    size_t tensor; // its index
+    int file;
+    uint64_t offset;
+};
+
 struct job_file {
     char *path;
     int descriptor;
@@ -30,6 +38,8 @@ struct job_file {
 struct pack_job {
     struct tensor_job *tensors; // [tensor_count]
     size_t tensor_count, tensor_room;
+    struct copy_job *copies; // [copy_count]
+    size_t copy_count;
     struct job_file *files; // [file_count]
     size_t file_count;
     char *tokenizer; // path, or NULL
@@ -57,6 +67,7 @@ static void job_end(struct pack_job *job) {
     }
     free(job->files);
     free(job->tensors);
+    free(job->copies);
     free(job->tokenizer);
 }
 
@@ -99,6 +110,26 @@ static int job_add_file(struct pack_job *job, const char *path, struct error *er
     return file->path ? EXIT_OK : fail(error, EXIT_MEMORY, "no memory for the pack job");
 }
 
+// Bytes of a tensor in its file.
+static uint64_t stored_bytes(const struct tensor_job *tensor) {
+    const struct placement *placement = tensor->placement;
+    const struct dtype_info *info = &DTYPES[tensor->dtype];
+    uint64_t elements =
+        (uint64_t)placement->blocks * (uint64_t)placement->rows * (uint64_t)placement->columns;
+    return elements / info->block * info->bytes;
+}
+
+// Whether `bytes` from offset on lie in the file.
+static int job_check_range(const struct pack_job *job, const char *where, const char *name,
+                           int file, uint64_t offset, uint64_t bytes, struct error *error) {
+    uint64_t size = job->files[file].bytes;
+    if (offset > size || bytes > size - offset)
+        return fail(error, EXIT_PACK, "%s: %s: found bytes %llu to %llu of a file of %llu", where,
+                    name, (unsigned long long)offset, (unsigned long long)(offset + bytes),
+                    (unsigned long long)size);
+    return EXIT_OK;
+}
+
 static int job_add_tensor(struct pack_job *job, const char *where, const char *name,
                           struct tensor_job tensor, struct error *error) {
     tensor.placement = find_placement(name, &tensor.layer);
@@ -109,16 +140,13 @@ static int job_add_tensor(struct pack_job *job, const char *where, const char *n
         if (job->tensors[i].placement == placement && job->tensors[i].layer == tensor.layer)
             return fail(error, EXIT_PACK, "%s: %s: found twice", where, name);
     if (tensor.file >= 0) {
-        const struct dtype_info *info = &DTYPES[tensor.dtype];
-        uint64_t elements =
-            (uint64_t)placement->blocks * (uint64_t)placement->rows * (uint64_t)placement->columns;
-        uint64_t bytes = elements / info->block * info->bytes;
-        uint64_t size = job->files[tensor.file].bytes;
-        bool whole = (size_t)placement->columns % info->block == 0;
-        if (tensor.offset > size || bytes > size - tensor.offset || !whole)
-            return fail(error, EXIT_PACK, "%s: %s: found bytes %llu to %llu of a file of %llu",
-                        where, name, (unsigned long long)tensor.offset,
-                        (unsigned long long)(tensor.offset + bytes), (unsigned long long)size);
+        if ((size_t)placement->columns % DTYPES[tensor.dtype].block != 0)
+            return fail(error, EXIT_PACK, "%s: %s: found %s, which rows of %d elements do not fill",
+                        where, name, DTYPES[tensor.dtype].name, placement->columns);
+        int code = job_check_range(job, where, name, tensor.file, tensor.offset,
+                                   stored_bytes(&tensor), error);
+        if (code)
+            return code;
     }
     job->tensors[job->tensor_count++] = tensor;
     return EXIT_OK;
@@ -145,6 +173,30 @@ static int job_tensor_line(struct pack_job *job, const char *where, char *line,
     return job_add_tensor(job, where, name, tensor, error);
 }
 
+static int job_copy_line(struct pack_job *job, const char *where, const char *line,
+                         struct error *error) {
+    char name[256];
+    int file, layer;
+    unsigned long long offset;
+    if (sscanf(line, "same %255s %d %llu", name, &file, &offset) != 3)
+        return fail(error, EXIT_PACK, "%s: found '%s', expected a line of a copy", where, line);
+    if (file < 0 || (size_t)file >= job->file_count)
+        return fail(error, EXIT_PACK, "%s: %s: no file %d", where, name, file);
+    const struct placement *placement = find_placement(name, &layer);
+    size_t i = 0;
+    while (i < job->tensor_count &&
+           (job->tensors[i].placement != placement || job->tensors[i].layer != layer))
+        i++;
+    if (!placement || i == job->tensor_count || job->tensors[i].file < 0)
+        return fail(error, EXIT_PACK, "%s: %s: found a copy of no tensor", where, name);
+    struct copy_job *copies = realloc(job->copies, (job->copy_count + 1) * sizeof *copies);
+    if (!copies)
+        return fail(error, EXIT_MEMORY, "no memory for the pack job");
+    job->copies = copies;
+    copies[job->copy_count++] = (struct copy_job){i, file, offset};
+    return job_check_range(job, where, name, file, offset, stored_bytes(&job->tensors[i]), error);
+}
+
 static int job_line(struct pack_job *job, const char *where, char *line, struct error *error) {
     int index, start = 0;
     if (sscanf(line, "file %d %n", &index, &start) == 1 && start > 0) {
@@ -155,6 +207,8 @@ static int job_line(struct pack_job *job, const char *where, char *line, struct 
     }
     if (strncmp(line, "tensor ", 7) == 0)
         return job_tensor_line(job, where, line, error);
+    if (strncmp(line, "same ", 5) == 0)
+        return job_copy_line(job, where, line, error);
     if (strncmp(line, "zero ", 5) == 0)
         return job_add_tensor(job, where, line + 5, (struct tensor_job){.file = -1}, error);
     if (strncmp(line, "plan ", 5) == 0)

@@ -40,13 +40,32 @@ static void pack_tensor(struct packing *packing, size_t index, float *row, char 
     };
     tensor->placement->place(tensor->placement, tensor->layer, &source, tensor->interleaved,
                              packing->pack, row, error);
-    size_t done = atomic_fetch_add(&packing->done, 1) + 1;
-    if (packing->progress)
-        fprintf(stderr, "\rpacking: %zu of %zu tensors", done, job->tensor_count);
+}
+
+// Compares a copy of a tensor with the tensor; row and stored have room for `room` bytes each.
+static void compare_copy(const struct packing *packing, const struct copy_job *copy, char *row,
+                         char *stored, size_t room, struct error *error) {
+    const struct tensor_job *tensor = &packing->job->tensors[copy->tensor];
+    const struct job_file *ours = &packing->job->files[tensor->file];
+    const struct job_file *other = &packing->job->files[copy->file];
+    const uint64_t bytes = stored_bytes(tensor);
+    for (uint64_t at = 0; at < bytes && !error->code; at += room) {
+        size_t n = bytes - at < room ? (size_t)(bytes - at) : room;
+        int code = read_range(ours->descriptor, ours->path, tensor->offset + at, n, row, error);
+        if (!code)
+            code = read_range(other->descriptor, other->path, copy->offset + at, n, stored, error);
+        char name[128];
+        snprintf(name, sizeof name, tensor->placement->name, tensor->layer);
+        if (!code && memcmp(row, stored, n) != 0)
+            fail(error, EXIT_PACK,
+                 "%s: an adapter of another backbone: %s differs from the one in %s", other->path,
+                 name, ours->path);
+    }
 }
 
 static void pack_share(void *argument, int thread) {
     struct packing *packing = argument;
+    const struct pack_job *job = packing->job;
     struct error *error = &packing->errors[thread];
     size_t width = widest_row();
     float *row = malloc(width * sizeof *row);
@@ -55,9 +74,17 @@ static void pack_share(void *argument, int thread) {
         fail(error, EXIT_MEMORY, "no memory for a row of %zu elements", width);
     while (!error->code) {
         size_t index = atomic_fetch_add(&packing->next, 1);
-        if (index >= packing->job->tensor_count)
+        if (index >= job->copy_count + job->tensor_count)
             break;
-        pack_tensor(packing, index, row, stored, error);
+        if (index < job->copy_count)
+            compare_copy(packing, &job->copies[index], (char *)row, stored, width * sizeof *row,
+                         error);
+        else
+            pack_tensor(packing, index - job->copy_count, row, stored, error);
+        size_t done = atomic_fetch_add(&packing->done, 1) + 1;
+        if (packing->progress)
+            fprintf(stderr, "\rpacking: %zu of %zu tensors", done,
+                    job->copy_count + job->tensor_count);
     }
     free(row);
     free(stored);

@@ -90,6 +90,22 @@ static float random_normal(uint64_t seed, uint64_t index) {
     return ((float)sum - 131070.0f) * (1.0f / 37837.2f); // 65536 * sqrt(4 / 12)
 }
 
+// Bytes [at, at + bytes) of a file.
+static int read_range(int descriptor, const char *path, uint64_t at, size_t bytes, char *out,
+                      struct error *error) {
+    for (size_t got = 0; got < bytes;) {
+        ssize_t part = pread(descriptor, out + got, bytes - got, (off_t)(at + got));
+        if (part < 0 && errno == EINTR)
+            continue;
+        if (part <= 0)
+            return fail(error, EXIT_PACK, "%s: offset %llu: %s", path,
+                        (unsigned long long)(at + got),
+                        part < 0 ? strerror(errno) : "the file ends here, more was expected");
+        got += (size_t)part;
+    }
+    return EXIT_OK;
+}
+
 // Elements [first, first + n) as fp32; n is a row, whole blocks of the dtype.
 static int source_read(struct source *source, uint64_t first, size_t n, float *out,
                        struct error *error) {
@@ -104,17 +120,9 @@ static int source_read(struct source *source, uint64_t first, size_t n, float *o
     const struct dtype_info *info = &DTYPES[source->dtype];
     size_t bytes = n / info->block * info->bytes;
     uint64_t at = source->offset + first / info->block * info->bytes;
-    for (size_t got = 0; got < bytes;) {
-        ssize_t part =
-            pread(source->descriptor, source->buffer + got, bytes - got, (off_t)(at + got));
-        if (part < 0 && errno == EINTR)
-            continue;
-        if (part <= 0)
-            return fail(error, EXIT_PACK, "%s: offset %llu: %s", source->path,
-                        (unsigned long long)(at + got),
-                        part < 0 ? strerror(errno) : "the file ends here, more was expected");
-        got += (size_t)part;
-    }
+    int code = read_range(source->descriptor, source->path, at, bytes, source->buffer, error);
+    if (code)
+        return code;
     dequantize(source->dtype, source->buffer, n, out);
     return EXIT_OK;
 }

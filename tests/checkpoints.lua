@@ -118,6 +118,17 @@ function M.safetensors(list, dtype)
     return head .. ("\0"):rep(at), offsets
 end
 
+-- The same with bf16 weights that look random, from -0.5 to 0.5.
+function M.random_safetensors(list, seed)
+    local text = M.safetensors(list)
+    local first, state, parts = 8 + string.unpack("<I8", text), seed, {}
+    for i = 1, (#text - first) // 2 do
+        state = state * 6364136223846793005 + 1442695040888963407
+        parts[i] = string.pack("<f", (state >> 33) / 2 ^ 31 - 0.5):sub(3)
+    end
+    return text:sub(1, first) .. table.concat(parts)
+end
+
 -- A folder with config.json (changed by `changes`; cjson.null removes a key) and model.safetensors
 -- with `list`, or the backbone's tensors and those of P streams.
 function M.folder(path, changes, list)

@@ -148,7 +148,8 @@ fails_run(2, "a bad list", "bench -p 1,,2", "%-p", "'1,,2'")
 fails_run(2, "a format that is not known", "bench -o xml", "%-o", "md csv json")
 fails_run(2, "an option with a line end", "generate " .. quote("--a\nb"), "%-%-a%?b")
 fails_run(2, "an option that is not UTF-8", "generate " .. quote("--a\xff"), "%-%-a\u{fffd}")
-fails_run(7, "a device that is not there", "generate -p x --device cuda", "%-%-device", "cpu%+cuda")
+fails(7, "a device that is not there", "export CUDA_VISIBLE_DEVICES=; " .. engine
+    .. " generate -p x --device cuda", "CUDA")
 fails_run(3, "no pack", "generate -p x -m /nonexistent/model.psc", "/nonexistent/model.psc")
 tap.is((run("info --threads=1 --model=" .. quote(folder .. "/model.psc"))), 0,
     "--option=value works")

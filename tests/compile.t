@@ -1,7 +1,7 @@
 #!/usr/bin/env lua5.4
 -- engine.c compiles with gcc and clang, with and without optimization, without a warning and in
--- time; for aarch64 too, where the program runs under qemu. ENGINE_DIR names a folder with
--- SmolLM2's engine.c.
+-- time; without the GPU part it is small. For aarch64 too, where the program runs under qemu.
+-- ENGINE_DIR names a folder with SmolLM2's engine.c.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -37,19 +37,26 @@ if folder then
         compiles(cc, "-O3 -fno-trapping-math", folder)
     end
     compiles("gcc", "-O2 -Wconversion -Wshadow -DPARSCALE_NO_MAIN -c", folder)
-    local text = build.read(folder .. "/engine.c")
+else
+    tap.skip("SmolLM2's engine.c", "ENGINE_DIR is not set")
+end
+
+-- SmolLM2's shape, for the CPU alone.
+do
+    local minimal = build.generate("--from random --spec SmolLM2-135M-ParScale --spec '"
+        .. build.write("cpu.lua", "return { backends = 'cpu' }") .. "'")
+    compiles("gcc", "-O3 -fno-trapping-math", minimal)
+    local text = build.read(minimal .. "/engine.c")
     local lines = select(2, text:gsub("\n", ""))
     tap.ok(lines < LINES, ("engine.c has %d lines"):format(lines))
     local stripped = build.path("stripped")
-    build.must("gcc %s -s -o '%s' '%s/engine.c' -lm -pthread", build.flags, stripped, folder)
+    build.must("gcc %s -s -o '%s' '%s/engine.c' -lm -pthread", build.flags, stripped, minimal)
     local bytes = lfs.attributes(stripped, "size")
     tap.ok(bytes < BYTES, ("the stripped program has %d bytes"):format(bytes))
     local needed = build.must("readelf -d '%s'", stripped)
     for library in needed:gmatch("Shared library: %[([^%]]+)") do
         tap.ok(library:find("^libc%.") or library:find("^libm%."), "it needs " .. library)
     end
-else
-    tap.skip("SmolLM2's engine.c", "ENGINE_DIR is not set")
 end
 
 -- aarch64. The pack is the same for every processor: it is made here.

@@ -1,24 +1,27 @@
 #!/usr/bin/env lua5.4
--- The CUDA kernels without a GPU: engine.cu of golden folders and of shapes that no folder has,
--- compiled as C++ under the emulator (tests/emulator), through the same host code. Then what the
--- host does when the driver fails, its kernel cache, and what NVRTC says of the kernels.
---
--- Three small folders, or the one that EMULATE names; NVRTC_DIR is where libnvrtc lies.
+-- The CUDA kernels without a GPU: engine.cu of every golden folder and of shapes that no folder
+-- has, compiled as C++ under the emulator (tests/emulator), through the same host code. Then what
+-- the host does when the driver fails, and its kernel cache.
 
 local root = (arg[0]:match("^(.*)/[^/]*$") or ".") .. "/.."
 package.path = root .. "/?.lua;" .. root .. "/tests/?.lua;" .. package.path
 
 local lfs = require("lfs")
-local safetensors = require("codegen.safetensors")
+local build = require("build")
+local emulated = require("emulated")
+local golden = require("golden")
 local tap = require("tap")
 
 local KL_BAR = 3e-4        -- nats, mean over a golden prompt
 local RANDOM_KL_BAR = 5e-4 -- the same, of random weights against the CPU
-local ARCHITECTURES = "80 87 90 100 110 120"
+-- Of the golden harness: all positions in one prefill and by decode steps; prefills of every 20th
+-- length behind a full half, two greedy steps.
+local EVERY = 20
+local SHAPE_TOKENS = 24
+-- Little shared memory, as sm_86 and sm_120 have it: half the work of copying ahead.
+local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
 
-local scratch = os.tmpname()
-os.remove(scratch)
-assert(lfs.mkdir(scratch))
+local scratch = build.scratch
 
 local function read(path)
     local file = io.open(path, "rb")
@@ -47,85 +50,63 @@ local function must(format, ...)
     if code ~= 0 then error(format:format(...) .. ": " .. err) end
 end
 
--- The emulator with the kernels of `out`, as driver and compiler in `folder`.
-local function build_emulator(out, folder, streams, options)
-    must("c++ -std=c++17 -O2 -fPIC -shared -include tests/emulator/device.h -DSTREAMS=%d %s "
-        .. "-DENGINE_CU='\"%s/engine.cu\"' -o %s/libcuda.so.1 tests/emulator/emulator.cc "
-        .. "tests/emulator/driver.cc", streams, options, out, folder)
-    must("ln -sf libcuda.so.1 %s/libnvrtc.so.13", folder)
-end
-
 -- Engine, pack and emulator of a golden folder.
-local function build(name)
-    local golden = "tests/data/golden/" .. name
-    local out = scratch .. "/" .. name
-    write(scratch .. "/cuda.lua", 'return { backends = "cpu+cuda" }\n')
-    must("lua5.4 codegen/main.lua --from %s --out %s --spec %s/cuda.lua", golden, scratch, scratch)
-    must("cc -O1 -o %s/pack %s/pack.c -lm -pthread", out, out)
-    must("%s/pack %s/pack.job", out, out)
-    must("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/golden tests/golden_harness.c %s/engine.c "
-        .. "-lm -pthread -ldl", out, out)
-    local tensors = safetensors.open(root .. "/" .. golden .. "/expected.safetensors").tensors
-    local weights = tensors.aggregate_weights
-    local streams = weights and weights.shape[2] or 1
-    build_emulator(out, out, streams, "")
-    must("lua5.4 tests/gpu_expected.lua %s >%s/expected", name, out)
-    return { name = name, out = out, streams = streams }
+local function prepare(name)
+    local model = emulated.golden(golden.folder(name), "", SMALL_RING)
+    model.name = name
+    model.harness = model.out .. "/golden"
+    build.must("mv '%s' '%s'", build.harness(model.out, "golden_harness", "-std=c11 -O1"),
+        model.harness)
+    return model
 end
 
--- The comparison of one folder; `environment` is for the emulator. Returns its line and its values.
-local function compare(model, environment)
-    local code, out, err = shell("export LD_LIBRARY_PATH=%s %s; %s/golden %s/model.psc cuda "
-        .. "%s/expected", model.out, environment, model.out, model.out, model.out)
-    local values = {}
-    for key, value in out:gmatch("([%w_]+)=(%S+)") do values[key] = tonumber(value) end
-    return code == 0 and out or err, values
+-- The command that compares a golden folder; `environment` is for the emulator.
+local function comparison(model, environment)
+    return ("%s '%s' '%s/model.psc' cuda '%s' %d"):format(emulated.environment(model, environment),
+        model.harness, model.out, model.expected, EVERY)
 end
 
-local function golden_tests(model)
-    local line, values = compare(model, "")
-    tap.ok(values.kl and values.kl <= KL_BAR, model.name .. ": prefill's mean KL", line)
-    tap.ok(values.decodekl and values.decodekl <= KL_BAR, model.name .. ": decode's mean KL",
-        line)
-    return line
-end
-
-local function schedule_tests(model, line)
-    for _, seed in ipairs({ 2, 3 }) do
-        local other = compare(model, "EMULATOR_SEED=" .. seed)
-        tap.is(other, line, ("%s: the same in another order of blocks and warps, %d")
-            :format(model.name, seed))
+local function golden_tests()
+    local models, commands, count = {}, {}, #golden.names
+    for i, name in ipairs(golden.names) do -- the last ones take longest: they come first
+        models[count + 1 - i] = prepare(name)
+        commands[count + 1 - i] = comparison(models[count + 1 - i], SMALL)
     end
-    local small = scratch .. "/small"
-    lfs.mkdir(small)
-    build_emulator(model.out, small, model.streams, "-DWARP_RING_BYTES=8192")
-    local _, values = compare(model, "LD_LIBRARY_PATH=" .. small .. " EMULATOR_SHARED=101376")
-    tap.ok(values.decodekl and values.decodekl <= KL_BAR,
-        model.name .. ": decode's mean KL where there is little shared memory")
-    _, values = compare(model, "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80")
-    tap.ok(values.decodekl and values.decodekl <= KL_BAR,
-        model.name .. ": decode's mean KL on one multiprocessor")
+    for i, result in ipairs(emulated.run_all(commands)) do
+        local values = build.values(result.text)
+        local label = models[i].name .. ": "
+        models[i].result = result.text
+        tap.ok(result.code == 0 and values.kl <= KL_BAR,
+            ("%sprefill's mean KL %.2g"):format(label, values.kl or -1), result.text)
+        tap.ok(result.code == 0 and values.decodekl <= KL_BAR,
+            ("%sdecode's mean KL %.2g"):format(label, values.decodekl or -1), result.text)
+    end
+    return models
 end
 
-local function nvrtc_tests(model)
-    must("cc -std=c11 -D_GNU_SOURCE -O1 -o %s/nvrtc tests/nvrtc_harness.c -ldl", scratch)
-    local code, out, err = shell("LD_LIBRARY_PATH=%s %s/nvrtc %s/engine.cu %d %s",
-        os.getenv("NVRTC_DIR") or "", scratch, model.out, model.streams, ARCHITECTURES)
-    if err:find("no NVRTC", 1, true) then
-        tap.skip(model.name .. ": compiled by NVRTC", "no NVRTC here")
-        return
+-- The same bits whatever the order of blocks, warps and lanes. Then other machines.
+local function schedule_tests(model)
+    local commands = {}
+    for seed = 2, 5 do
+        commands[#commands + 1] = comparison(model, ("%s EMULATOR_SEED=%d EMULATOR_SWITCH=%d")
+            :format(SMALL, seed, seed % 2 * 40))
     end
-    tap.ok(code == 0, model.name .. ": NVRTC has no complaint", out .. err)
-    for architecture in ARCHITECTURES:gmatch("%d+") do
-        local kernels, spilled = 0, {}
-        local row = "\n" .. architecture .. " (%S+) (%d+) (%d+)"
-        for kernel, _, bytes in ("\n" .. out):gmatch(row) do
-            kernels = kernels + 1
-            if tonumber(bytes) > 0 then spilled[#spilled + 1] = kernel .. " " .. bytes end
-        end
-        tap.ok(kernels > 0 and #spilled == 0,
-            ("%s: no spills on sm_%s"):format(model.name, architecture),
-            table.concat(spilled, ", "))
+    for i, result in ipairs(emulated.run_all(commands)) do
+        tap.is(result.text, model.result, ("%s: the same in another order of threads, %d")
+            :format(model.name, i))
+    end
+    emulated.emulator(model.out, model.streams)
+    local machines = {
+        { "much shared memory", "EMULATOR_SHARED=232448" },
+        { "one multiprocessor, launches one after another",
+          "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80" },
+    }
+    commands = {}
+    for i, machine in ipairs(machines) do commands[i] = comparison(model, machine[2]) end
+    for i, result in ipairs(emulated.run_all(commands)) do
+        local values = build.values(result.text)
+        tap.ok(result.code == 0 and values.kl <= KL_BAR and values.decodekl <= KL_BAR,
+            model.name .. ": " .. machines[i][1], result.text)
     end
 end
 
@@ -137,18 +118,6 @@ local function generate_random(shape)
         :format(shape.name, shape.text))
     must("lua5.4 codegen/main.lua --from random --spec %s.lua --out %s", shape.out, scratch)
 end
-
--- Models whose kernels are compiled for every architecture.
-local PUBLISHED = {
-    { name = "1.8B", streams = 8, text = [[model_type = "qwen2_parscale", hidden_size = 1536,
-        intermediate_size = 8320, num_hidden_layers = 36, num_attention_heads = 16,
-        num_key_value_heads = 2, head_dim = 96, vocab_size = 151936, parscale_n = { 1, 2, 4, 8 },
-        tie_word_embeddings = true, max_position_embeddings = 2048]] },
-    { name = "SmolLM2-135M", streams = 1, text = [[model_type = "llama", hidden_size = 576,
-        intermediate_size = 1536, num_hidden_layers = 30, num_attention_heads = 9,
-        num_key_value_heads = 3, head_dim = 64, vocab_size = 49152,
-        tie_word_embeddings = true, max_position_embeddings = 8192]] },
-}
 
 -- Shapes that no golden folder has, against the CPU.
 local SHAPES = {
@@ -162,22 +131,25 @@ local SHAPES = {
         parscale_n_tokens = 20, tie_word_embeddings = true, max_position_embeddings = 100]] },
 }
 
-local function shape_tests(shape)
-    generate_random(shape)
-    local out = shape.out
-    must("cc -O1 -o %s/pack %s/pack.c -lm -pthread", out, out)
-    must("%s/pack --random 1 %s/model.psc", out, out)
-    must("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o %s/harness tests/gpu_harness.c %s/engine.c "
-        .. "-lm -pthread -ldl", out, out)
-    build_emulator(out, out, shape.streams, "")
-    local _, line, err = shell("LD_LIBRARY_PATH=%s HOME=%s %s/harness compare %s/model.psc %d 40",
-        out, scratch, out, out, shape.streams)
-    for _, how in ipairs({ "prefill", "decode" }) do
-        local kl = tonumber(line:match("kl_" .. how .. "=(%S+)"))
-        tap.ok(kl and kl <= RANDOM_KL_BAR, shape.name .. ": " .. how .. " against the CPU",
-            line .. err)
+local function shape_tests()
+    local commands = {}
+    for i, shape in ipairs(SHAPES) do
+        generate_random(shape)
+        local out = shape.out
+        build.pack(out, 1)
+        build.must("cc -std=c11 -O1 -DPARSCALE_NO_MAIN -o '%s/harness' '%sgpu_harness.c' "
+            .. "'%s/engine.c' -lm -pthread -ldl", out, build.here, out)
+        emulated.emulator(out, shape.streams, SMALL_RING)
+        commands[i] = ("%s '%s/harness' compare '%s/model.psc' %d %d"):format(
+            emulated.environment(shape, SMALL), out, out, shape.streams, SHAPE_TOKENS)
     end
-    nvrtc_tests(shape)
+    for i, result in ipairs(emulated.run_all(commands)) do
+        for _, how in ipairs({ "prefill", "decode" }) do
+            local kl = tonumber(result.text:match("kl_" .. how .. "=(%S+)"))
+            tap.ok(kl and kl <= RANDOM_KL_BAR, SHAPES[i].name .. ": " .. how .. " against the CPU",
+                result.text)
+        end
+    end
 end
 
 -- The engine's command line under the emulator.
@@ -276,24 +248,12 @@ local function cache_tests(model)
     tap.is(read(entry()), good, "cold starts at once leave one good entry")
 end
 
-local only = os.getenv("EMULATE")
-local names = only and { only } or { "p1-hd64-bf16", "p2-hd56-f32", "p3-hd16-odd-bf16" }
 local smallest
-for _, name in ipairs(names) do
-    local model = build(name)
-    local line = golden_tests(model)
-    if name:find("^p3") or #names == 1 then
-        smallest = model
-        schedule_tests(model, line)
-    end
+for _, model in ipairs(golden_tests()) do
+    if model.name:find("^p3") then smallest = model end
 end
-nvrtc_tests(smallest)
-for _, spec in ipairs(PUBLISHED) do
-    generate_random(spec)
-    nvrtc_tests(spec)
-end
-for _, shape in ipairs(SHAPES) do shape_tests(shape) end
+schedule_tests(smallest)
+shape_tests()
 failure_tests(smallest)
 cache_tests(smallest)
-os.execute("rm -rf " .. scratch)
-tap.done()
+build.done()

@@ -120,6 +120,18 @@ for _, more in ipairs({ "parscale_n = { 1, 2, 4 }", "parscale_n = 3",
     tap.ok(digest("c", more) ~= largest.plan_digest, "another digest with " .. more)
 end
 
+-- ---- backends ---------------------------------------------------------------------------------
+
+tap.ok(lfs.attributes(folder .. "/engine.cu"), "the GPU part is there unless the spec says cpu")
+tap.ok(info("--device auto").device_note:find("CUDA", 1, true), "info tells why not the GPU")
+local minimal = build.write("a.lua", spec_text("a", MORE .. ", backends = 'cpu'"))
+build.generate("--from random --spec " .. build.quote(minimal))
+tap.ok(not lfs.attributes(folder .. "/engine.cu"), "without the GPU part no engine.cu is left")
+engine = build.engine(folder, "-std=c11 -O1")
+tap.is(info("--device auto").device_note, "none", "an engine without it takes the CPU")
+build.fails(7, "and refuses --device cuda", ("'%s' info --device cuda"):format(engine), "--device",
+    "cpu+cuda")
+
 -- ---- texts -------------------------------------------------------------------------------------
 
 local function refused(name, text, part)

@@ -15,9 +15,9 @@ function M.folder(name)
     return build.here .. "data/golden/" .. name
 end
 
--- The expected values, as golden_harness reads them.
-function M.expected_bytes(name)
-    local tensors = safetensors.open(M.folder(name) .. "/expected.safetensors").tensors
+-- The expected values in a golden folder, as golden_harness reads them.
+function M.expected_bytes(folder)
+    local tensors = safetensors.open(folder .. "/expected.safetensors").tensors
     local weights = tensors.aggregate_weights
     local sizes = { tensors.logits.shape[1], tensors.logits.shape[2],
         weights and weights.shape[2] or 1, tensors.greedy_ids.shape[1] }
@@ -37,7 +37,7 @@ end
 
 -- Writes them; returns the file's path.
 function M.expected(name)
-    return build.write(name .. ".expected", M.expected_bytes(name))
+    return build.write(name .. ".expected", M.expected_bytes(M.folder(name)))
 end
 
 return M

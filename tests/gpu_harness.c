@@ -2,23 +2,31 @@
 //
 //     gpu_harness compare PACK STREAMS TOKENS        against the CPU: mean KL of prefill and decode
 //     gpu_harness repeat PACK STREAMS TOKENS         greedy tokens twice, bit for bit
+//     gpu_harness fill PACK STREAMS PIECE            a prompt of context - 1 tokens: mean KL of its
+//                                                    end to that of the same prompt in pieces
 //     gpu_harness speed PACK STREAMS CONTEXT PROMPT  ms a step behind CONTEXT, ms a prompt
-//     gpu_harness start PACK STREAMS cache|nocache   seconds to open
+//     gpu_harness start PACK STREAMS cache|nocache   seconds to open, and their parts
+//     gpu_harness step PACK STREAMS CONTEXT          one decode step, for a profiler
+//     gpu_harness table PACK STREAMS LABEL PROMPT STEPS CONTEXT...
+//                                                    CSV: LABEL,STREAMS,what,context,value
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "../runtime/clock.h"
 #include "../runtime/parscale.h"
 
-enum { DECODE_STEPS = 200, PROMPTS = 7 };
+enum {
+    DECODE_STEPS = 200,
+    PROMPTS = 7,
+    BURST = 20,      // steps from the same position on
+    BURST_START = 4, // those that are not timed: the first one's input comes from the host
+    ENERGY_SECONDS = 2,
+    ENERGY_BURST = 200, // long, as a step more runs ahead in vain
+};
 
-static double seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
+static const struct parscale_sampling GREEDY = {.top_p = 1, .repeat_penalty = 1};
 
 static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache) {
     struct parscale *model = NULL;
@@ -122,7 +130,6 @@ static void compare(const char *pack, int streams, size_t tokens) {
 // FNV-1a over the logits of `tokens` greedy steps behind a prompt.
 static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, size_t n,
                               size_t tokens) {
-    const struct parscale_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
     uint64_t hash = 0xcbf29ce484222325u;
     size_t bytes = (size_t)parscale_info(model)->vocab_size * sizeof(float);
     must(parscale_rewind(model, 0), model);
@@ -131,7 +138,7 @@ static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, siz
         const unsigned char *logits = (const unsigned char *)parscale_logits(model);
         for (size_t b = 0; b < bytes; b++)
             hash = (hash ^ logits[b]) * 0x100000001b3u;
-        must(parscale_decode(model, parscale_sample(model, &greedy)), model);
+        must(parscale_decode(model, parscale_sample(model, &GREEDY)), model);
     }
     return hash;
 }
@@ -159,35 +166,189 @@ static double median(double *values, size_t n) {
     return values[n / 2];
 }
 
-static void speed(const char *pack, int streams, size_t context, size_t prompt) {
-    const struct parscale_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
-    struct parscale *model = open_on("cuda", pack, streams, false);
-    int32_t *ids = some_ids(prompt > context ? prompt : context, parscale_info(model)->vocab_size);
-    double steps[DECODE_STEPS], prompts[PROMPTS];
+// The median time of a prompt.
+static double prefill_seconds(struct parscale *model, const int32_t *ids, size_t prompt) {
+    double times[PROMPTS];
     for (int i = -1; i < PROMPTS; i++) { // once to warm up
         must(parscale_rewind(model, 0), model);
-        double start = seconds();
+        double start = clock_seconds();
         must(parscale_prefill(model, ids, prompt), model);
-        (void)parscale_sample(model, &greedy);
+        (void)parscale_sample(model, &GREEDY);
         if (i >= 0)
-            prompts[i] = seconds() - start;
+            times[i] = clock_seconds() - start;
     }
+    return median(times, PROMPTS);
+}
+
+// n greedy steps behind `context` positions, which the cache holds; times [n].
+static void decode_burst(struct parscale *model, int32_t id, size_t context, size_t n,
+                         double *times) {
+    must(parscale_rewind(model, (int)context), model);
+    for (size_t i = 0; i < n; i++) {
+        double start = clock_seconds();
+        must(parscale_decode(model, id), model);
+        id = parscale_sample(model, &GREEDY);
+        times[i] = clock_seconds() - start;
+    }
+}
+
+// The median time of at least `steps` steps behind `context` positions.
+static double decode_seconds(struct parscale *model, const int32_t *ids, size_t context,
+                             size_t steps) {
+    const size_t each = BURST - BURST_START, bursts = (steps + each - 1) / each;
+    double *times = malloc(bursts * each * sizeof *times), burst[BURST];
+    if (!times)
+        exit(1);
     must(parscale_rewind(model, 0), model);
     must(parscale_prefill(model, ids, context), model);
-    int32_t id = parscale_sample(model, &greedy);
-    for (int i = -20; i < DECODE_STEPS; i++) {
-        double start = seconds();
-        must(parscale_decode(model, id), model);
-        id = parscale_sample(model, &greedy);
-        if (i >= 0)
-            steps[i] = seconds() - start;
+    decode_burst(model, ids[0], context, BURST, burst); // to warm up
+    for (size_t i = 0; i < bursts; i++) {
+        decode_burst(model, ids[0], context, BURST, burst);
+        memcpy(times + i * each, burst + BURST_START, each * sizeof *times);
     }
+    double result = median(times, bursts * each);
+    free(times);
+    return result;
+}
+
+static void speed(const char *pack, int streams, size_t context, size_t prompt) {
+    struct parscale *model = open_on("cuda", pack, streams, false);
+    int32_t *ids = some_ids(prompt > context ? prompt : context, parscale_info(model)->vocab_size);
+    double prefill = prefill_seconds(model, ids, prompt);
     printf("speed streams=%d context=%zu decode_ms=%.4f prompt=%zu prefill_ms=%.2f "
-           "activation_bytes=%zu\n",
-           streams, context, 1e3 * median(steps, DECODE_STEPS), prompt,
-           1e3 * median(prompts, PROMPTS), parscale_info(model)->activation_bytes);
+           "gpu_activation_bytes=%zu\n",
+           streams, context, 1e3 * decode_seconds(model, ids, context, DECODE_STEPS), prompt,
+           1e3 * prefill, parscale_info(model)->gpu_activation_bytes);
     parscale_close(model);
     free(ids);
+}
+
+// ---- A row for each figure: LABEL,STREAMS,what,context,value ----
+
+struct table {
+    const char *pack, *label; // label: the row's first columns
+    int streams;
+    size_t prompt, steps;
+};
+
+static void row(const struct table *table, const char *what, size_t context, double value) {
+    char at[24] = "";
+    if (context > 0)
+        snprintf(at, sizeof at, "%zu", context);
+    printf("%s,%d,%s,%s,%.10g\n", table->label, table->streams, what, at, value);
+    fflush(stdout);
+}
+
+static void start_rows(const struct table *table) {
+    static const char *const NAMES[] = {"first_start_s", NULL, "later_start_s"};
+    for (int i = 0; i < 3; i++) { // without the kernel cache; to fill it; with it
+        double began = clock_seconds();
+        struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0);
+        double upload = parscale_info(model)->upload_seconds;
+        if (NAMES[i])
+            row(table, NAMES[i], 0, clock_seconds() - began - upload);
+        if (i == 2)
+            row(table, "upload_s", 0, upload);
+        parscale_close(model);
+    }
+}
+
+// Joules of a step behind `context` positions, which the cache holds: of some seconds of them.
+static void energy_row(const struct table *table, struct parscale *model, size_t context) {
+    struct parscale_energy before, after;
+    double began = clock_seconds(), times[ENERGY_BURST];
+    size_t room = (size_t)parscale_info(model)->context - context - 1, tokens = 0;
+    size_t burst = room < ENERGY_BURST ? room : ENERGY_BURST;
+    if (!parscale_energy(model, &before))
+        return;
+    for (after = before; clock_seconds() - began < ENERGY_SECONDS; tokens += burst) {
+        decode_burst(model, 0, context, burst, times);
+        (void)parscale_energy(model, &after);
+    }
+    row(table, "joules_token", context, (after.joules - before.joules) / (double)tokens);
+}
+
+static void decode_rows(const struct table *table, struct parscale *model, size_t context) {
+    const struct parscale_info *info = parscale_info(model);
+    int32_t *ids = some_ids(context, info->vocab_size);
+    size_t cache = (context + BURST / 2) * info->kv_bytes_position;
+    row(table, "decode_ms", context, 1e3 * decode_seconds(model, ids, context, table->steps));
+    row(table, "bytes_token", context, (double)(info->weight_bytes + info->adapter_bytes + cache));
+    energy_row(table, model, context);
+    free(ids);
+}
+
+static void print_table(const struct table *table, char **contexts) {
+    start_rows(table);
+    struct parscale *model = open_on("cuda", table->pack, table->streams, false);
+    const struct parscale_info *info = parscale_info(model);
+    row(table, "pack_bytes", 0, (double)info->pack_bytes);
+    row(table, "gpu_cache_bytes", 0, (double)info->gpu_cache_bytes);
+    row(table, "gpu_activation_bytes", 0, (double)info->gpu_activation_bytes);
+    row(table, "read_gb_s", 0, 1e-9 * parscale_read_bandwidth(model));
+    for (; *contexts; contexts++)
+        decode_rows(table, model, strtoul(*contexts, NULL, 10));
+    int32_t *ids = some_ids(table->prompt, info->vocab_size);
+    row(table, "prefill_ms", table->prompt, 1e3 * prefill_seconds(model, ids, table->prompt));
+    free(ids);
+    parscale_close(model);
+}
+
+// One decode step behind `context` positions, for a profiler.
+static void step(const char *pack, int streams, size_t context) {
+    struct parscale *model = open_on("cuda", pack, streams, false);
+    int32_t *ids = some_ids(context, parscale_info(model)->vocab_size);
+    must(parscale_prefill(model, ids, context), model);
+    must(parscale_decode(model, ids[0]), model);
+    (void)parscale_sample(model, &GREEDY);
+    parscale_close(model);
+    free(ids);
+}
+
+// Logits behind a full prompt and one more token, as [2, vocab].
+static void fill_context(struct parscale *model, const int32_t *ids, size_t piece, float *logits) {
+    size_t context = (size_t)parscale_info(model)->context;
+    size_t vocab = (size_t)parscale_info(model)->vocab_size;
+    must(parscale_rewind(model, 0), model);
+    for (size_t done = 0; done < context - 1; done += piece) {
+        size_t left = context - 1 - done;
+        must(parscale_prefill(model, ids + done, left < piece ? left : piece), model);
+    }
+    memcpy(logits, parscale_logits(model), vocab * sizeof *logits);
+    must(parscale_decode(model, ids[context - 1]), model);
+    memcpy(logits + vocab, parscale_logits(model), vocab * sizeof *logits);
+}
+
+static void fill(const char *pack, int streams, size_t piece) {
+    struct parscale *model = open_on("cuda", pack, streams, false);
+    size_t context = (size_t)parscale_info(model)->context;
+    size_t vocab = (size_t)parscale_info(model)->vocab_size;
+    int32_t *ids = some_ids(context, (int)vocab);
+    float *whole = malloc(2 * vocab * sizeof *whole), *pieces = malloc(2 * vocab * sizeof *pieces);
+    if (!ids || !whole || !pieces)
+        exit(1);
+    fill_context(model, ids, context - 1, whole);
+    fill_context(model, ids, piece, pieces);
+    double kl = divergence(pieces, whole, vocab) + divergence(pieces + vocab, whole + vocab, vocab);
+    printf("fill streams=%d tokens=%zu position=%d kl=%.3g\n", streams, context - 1,
+           parscale_position(model), kl / 2);
+    parscale_close(model);
+    free(ids);
+    free(whole);
+    free(pieces);
+}
+
+// Seconds to open a model, without the upload first.
+static void start(const char *pack, int streams, bool no_cache) {
+    double began = clock_seconds();
+    struct parscale *model = open_on("cuda", pack, streams, no_cache);
+    const struct parscale_info *info = parscale_info(model);
+    double all = clock_seconds() - began;
+    printf(
+        "start streams=%d without_upload=%.3f seconds=%.3f check=%.3f kernels=%.3f upload=%.3f\n",
+        streams, all - info->upload_seconds, all, info->check_seconds, info->kernel_seconds,
+        info->upload_seconds);
+    parscale_close(model);
 }
 
 int main(int argc, char **argv) {
@@ -200,12 +361,17 @@ int main(int argc, char **argv) {
         repeat(argv[2], streams, strtoul(argv[4], NULL, 10));
     else if (strcmp(argv[1], "speed") == 0 && argc == 6)
         speed(argv[2], streams, strtoul(argv[4], NULL, 10), strtoul(argv[5], NULL, 10));
-    else if (strcmp(argv[1], "start") == 0) {
-        double start = seconds();
-        parscale_close(open_on("cuda", argv[2], streams, strcmp(argv[4], "nocache") == 0));
-        printf("start streams=%d %s seconds=%.3f\n", streams, argv[4], seconds() - start);
-    } else {
+    else if (strcmp(argv[1], "fill") == 0)
+        fill(argv[2], streams, strtoul(argv[4], NULL, 10));
+    else if (strcmp(argv[1], "start") == 0)
+        start(argv[2], streams, strcmp(argv[4], "nocache") == 0);
+    else if (strcmp(argv[1], "step") == 0)
+        step(argv[2], streams, strtoul(argv[4], NULL, 10));
+    else if (strcmp(argv[1], "table") == 0 && argc > 7)
+        print_table(&(struct table){argv[2], argv[4], streams, strtoul(argv[5], NULL, 10),
+                                    strtoul(argv[6], NULL, 10)},
+                    argv + 7);
+    else
         return 2;
-    }
     return 0;
 }

@@ -11,6 +11,7 @@ local hostile = require("hostile")
 local jobs = require("jobs")
 local tap = require("tap")
 
+local backbone = require("codegen.backbone")
 local checkpoint = require("codegen.checkpoint")
 local job = require("codegen.job")
 local plan = require("codegen.plan")
@@ -282,9 +283,95 @@ refused("an adapter with a flat prefix", { "a.safetensors", "prefix_k", "[4, 112
     4, 7, function(list) list[1][2] = { 4, 112 } end)
 refused("an adapter without prefixes", { "a.safetensors", "prefix_k: found nothing" }, adapter_case,
     4, 7, function(list) table.remove(list, 1) end)
-refused("an adapter with a backbone", { "a.safetensors", '"model.norm.weight"' }, adapter_case,
-    4, 7, function(list) list[#list + 1] = { "model.norm.weight", { 32 } } end)
+refused("an adapter with a foreign tensor", { "a.safetensors", '"model.wait"' }, adapter_case,
+    4, 7, function(list) list[#list + 1] = { "model.wait", { 32 } } end)
+refused("an adapter with a backbone of another shape", { "a.safetensors",
+    '"model.embed_tokens.weight": found BF16 [64, 16]', "BF16 [64, 32]" }, adapter_case, 4, 7,
+    function(list) list[#list + 1] = { "model.embed_tokens.weight", { 64, 16 } } end)
+refused("an adapter with a backbone of another dtype", { "a.safetensors",
+    '"model.embed_tokens.weight": found F32', "BF16" }, adapter_case, 4, 7,
+    function(list)
+        list[#list + 1] = { "model.embed_tokens.weight", { 64, 32 }, dtype = "F32" }
+    end)
 refused("an adapter that is not there", { path("none.safetensors") }, with_adapters,
     { path("none.safetensors") })
+
+
+-- ---- the backbone of an adapter ----------------------------------------------------------------
+
+-- The text of a safetensors file, the last norm's values set to `value`, a packed number.
+local function with_norm(list, dtype, value)
+    local file, offsets = make.safetensors(list, dtype)
+    local at = offsets["model.norm.weight"]
+    return file:sub(1, at) .. value:rep(32) .. file:sub(at + 32 * #value + 1)
+end
+
+-- The FNV-1a of 32 times 1.5 as fp32, by arithmetic of its own.
+local function expected_digest()
+    local low, high = 0x84222325, 0xcbf29ce4 -- 64 bits in two halves; the prime is 2^40 + 0x1b3
+    for byte in string.pack("<f", 1.5):rep(32):gmatch(".") do
+        low = low ~ byte:byte()
+        local product = low * 0x1b3
+        high = (high * 0x1b3 + (product >> 32) + (low << 8)) & 0xffffffff
+        low = product & 0xffffffff
+    end
+    return ("%08x%08x"):format(high, low)
+end
+
+do
+    local digests = {}
+    for i, case in ipairs({ { "F32", string.pack("<f", 1.5) }, { "BF16", "\xc0\x3f" },
+        { "F16", "\x00\x3e" } }) do
+        local file = make.write(path("norm.safetensors"),
+            with_norm(make.backbone_tensors(), table.unpack(case)))
+        digests[i] = backbone.digest(safetensors.open(file).tensors)
+    end
+    tap.is(table.concat(digests, " "), (" " .. expected_digest()):rep(3):sub(2),
+        "a backbone has one digest in every dtype")
+end
+
+local zeros = "8421ae126c7ced25" -- of the norms that make.folder writes
+local function named_adapter(digest)
+    local file = make.safetensors(make.adapter_tensors(4, 5))
+    local header = file:sub(9, 8 + string.unpack("<I8", file))
+    local named = ('{"__metadata__":{"backbone_digest":"%s"},%s'):format(digest, header:sub(2))
+    return make.write(path("named.safetensors"), make.header_text(named) .. file:sub(9 + #header))
+end
+tap.ok(with_adapters({ named_adapter(zeros) }), "an adapter that names its backbone")
+refused("an adapter that names another backbone", { "named.safetensors", "another backbone",
+    '"0123456789abcdef"', "hf/model.safetensors has " .. zeros }, function()
+    with_adapters({ named_adapter("0123456789abcdef") })
+end)
+
+-- Whole published checkpoints that share a backbone.
+do
+    local other = make.folder(path("p8"), { parscale_n = 8 })
+    local from, text = with_adapters({ other }, { parscale_n = 2 })
+    local lines = jobs.lines(text)
+    local list = make.backbone_tensors()
+    table.move(make.adapter_tensors(8, 5), 1, 8, #list + 1, list)
+    local _, offsets = make.safetensors(list)
+    local right = true
+    for _, entry in ipairs(make.backbone_tensors()) do
+        right = right and lines[("same %s 1 %d"):format(entry[1], offsets[entry[1]])]
+    end
+    tap.ok(table.concat(from.spec.parscale_n, " ") == "2 8" and right
+        and lines[("tensor p8:model.aggregate_layer.0.bias 1 %d BF16"):format(
+            offsets["model.aggregate_layer.0.bias"])],
+        "a whole checkpoint gives its streams; its backbone is to be compared")
+    from = with_adapters({ other }, { model_type = "qwen2", parscale_n = cjson.null,
+        parscale_n_tokens = cjson.null, parscale_attn_smooth = cjson.null })
+    tap.ok(from.spec.parscale_attn_smooth == 0.1 and from.spec.parscale_n_tokens == 5,
+        "and its config.json tells what that of a plain backbone does not")
+    make.write(path("p8/model.safetensors"), with_norm(list, "BF16", "\xc0\x3f"))
+    refused("a whole checkpoint of another backbone", { "p8/model.safetensors", "another backbone",
+        expected_digest(), zeros }, with_adapters, { other })
+end
+for key, value in pairs({ hidden_size = 64, num_hidden_layers = 3, rope_theta = 1e6,
+    rms_norm_eps = 1e-5, parscale_n_tokens = 6, parscale_attn_smooth = 0.2 }) do
+    local other = make.folder(path("other"), { parscale_n = 8, [key] = value })
+    refused("a whole checkpoint with another " .. key, { "other/config.json: " .. key .. ": found",
+        "hf/config.json has" }, with_adapters, { other })
+end
 
 hostile.finish()

@@ -157,9 +157,11 @@ refused("another hidden_size", { "s.lua: hidden_size: found 80, but config.json 
     { hidden_size = 64 }, { hidden_size = 80 })
 refused("another smoothing", { "s.lua: parscale_attn_smooth: found 0.5", "0.1" }, merged,
     { parscale_attn_smooth = 0.1 }, { parscale_attn_smooth = 0.5 })
-refused("a P without adapter", { "s.lua: parscale_n: found {1, 4, 8}", "config.json has {4}" },
-    merged, { parscale_n = 4 }, { parscale_n = { 1, 4, 8 } })
-refused("a P left out", { "s.lua: parscale_n: found {4}", "config.json has {4, 8}" }, merged,
+refused("a P without adapter", { "s.lua: parscale_n: found {1, 4, 8}",
+    "config.json has {4}: no adapter for P = 8" }, merged, { parscale_n = 4 },
+    { parscale_n = { 1, 4, 8 } })
+refused("an adapter for a P that is not in the list", { "s.lua: parscale_n: found {4}",
+    "config.json has {4, 8}: the adapter for P = 8 is left out" }, merged,
     { parscale_n = { 4, 8 } }, { parscale_n = 4 })
 
 hostile.finish()

@@ -137,6 +137,24 @@ job_fails("an offset past 2^64", changed("(\ntensor %S+ 0) %d+", "%1 18446744073
 job_fails("a line that is none", changed("\nfile", "\nfiles"), "files")
 job_fails("files out of order", changed("\nfile 0", "\nfile 1"), "file 1")
 
+-- Another copy of a backbone's tensor: it must be equal, byte for byte.
+local norm_offset = tonumber(job:match("tensor model%.norm%.weight 0 (%d+)"))
+local twin = build.write("twin.safetensors", build.read(from .. "/model.safetensors"))
+local same = changed("\nfile 0 [^\n]*", "%0\nfile 1 " .. twin)
+    .. ("same model.norm.weight 1 %d\n"):format(norm_offset)
+build.must("'%s/pack' '%s' '%s'", model, build.write("same.job", same), out)
+tap.ok(build.read(out) == packed, "a job with a copy of a tensor gives the same pack")
+os.remove(out)
+flip(twin, norm_offset + 3)
+fails(3, "a copy of another backbone",
+    ("'%s/pack' '%s' '%s'"):format(model, build.path("same.job"), out), twin, "another backbone",
+    "model.norm.weight", from)
+tap.ok(not lfs.attributes(out), "a copy of another backbone: nothing is left")
+job_fails("a copy past the end", same:gsub("1 %d+\n$", "1 999999999\n"), "bytes")
+job_fails("a copy in no file", same:gsub("1 (%d+)\n$", "2 %1\n"), "no file 2")
+job_fails("a copy of no tensor", same:gsub("same model.norm", "same model.worm"), "no tensor")
+job_fails("half a line of a copy", same:gsub(" %d+\n$", "\n"), "copy")
+
 local function job_names(name, text, part)
     local path = build.write("bad.job", text)
     fails(3, name, ("'%s/pack' '%s' '%s'"):format(model, path, out), part)

@@ -43,9 +43,11 @@ static void report(struct reference *reference, const char *what, size_t tokens)
 static void compare_path(const char *pack, int streams, const char *isa, const int32_t *ids,
                          size_t tokens, size_t decode, struct reference *reference) {
     struct parscale *model;
-    struct parscale_options options = {.pack = pack, .isa = isa, .streams = streams};
+    bool gpu = strcmp(isa, "cuda") == 0;
+    struct parscale_options options = {.pack = pack, .streams = streams};
+    *(gpu ? &options.device : &options.isa) = isa;
     int code = parscale_open(&model, &options);
-    if (code == 2) {
+    if (code == 2 && !gpu) {
         printf("path=%s absent=1\n", isa);
         parscale_close(model);
         return;

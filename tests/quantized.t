@@ -2,8 +2,8 @@
 -- int8 and int4 weights: what the packer makes of every dtype, against the blocks' published
 -- meaning; the products of every path, against double precision; logits, against the published
 -- computation with the weights that the pack holds; and SmolLM2, against its bf16 engine.
--- STREAMS_DIR and PARSCALE_GGUF name that engine's folder and the GGUF it was made from
--- (`make demo-all`); the adapter of P = 8 is beside it.
+-- ENGINE_DIR and PARSCALE_GGUF name that engine's folder and the GGUF it was made from
+-- (`make demo-model`); the adapter of P = 8 is beside it.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -393,15 +393,15 @@ local PLAIN_KL = { int8 = 2e-3, int4 = 2e-4 }
 local FAST_KL = { int8 = 2e-3, int4 = 2e-2 }
 local TOKENS = { { 1, 1000 }, { 8, 64 } } -- P; tokens of the text, at most
 
-local published, streams_dir = os.getenv("PARSCALE_GGUF"), os.getenv("STREAMS_DIR")
-if not (published and streams_dir) then
-    tap.skip("SmolLM2", "PARSCALE_GGUF or STREAMS_DIR is not set")
+local published, engine_dir = os.getenv("PARSCALE_GGUF"), os.getenv("ENGINE_DIR")
+if not (published and engine_dir) then
+    tap.skip("SmolLM2", "PARSCALE_GGUF or ENGINE_DIR is not set")
     build.done()
 end
 
 local native = build.cc:find("aarch64") and "" or " -march=native"
 local ids, data = build.path("ids"), published:match("^(.*)/") or "."
-build.must("'%s/engine' tokenize -f '%sdata/smollm2/heldout.py' >'%s'", streams_dir, here, ids)
+build.must("'%s/engine' tokenize -f '%sdata/smollm2/heldout.py' >'%s'", engine_dir, here, ids)
 
 -- Each path's KL; the reference is computed if it is not there.
 local function compare(harness, folder, P, tokens, paths)
@@ -409,9 +409,9 @@ local function compare(harness, folder, P, tokens, paths)
         tokens, harness, folder, P, build.path("logits" .. P), table.concat(paths, " "))
 end
 
-local harness = build.harness(streams_dir, "paths_harness", build.flags .. native)
+local harness = build.harness(engine_dir, "paths_harness", build.flags .. native)
 for _, case in ipairs(TOKENS) do
-    compare(harness, streams_dir, case[1], case[2], { "none" })
+    compare(harness, engine_dir, case[1], case[2], { "none" })
 end
 for _, dtype in ipairs(DTYPES) do
     local chosen = build.write("streams.lua", ("return { weight_dtype = '%s', "

@@ -1,9 +1,10 @@
 // Prints the milliseconds from just before exec of PROGRAM to its first byte on stdout: the least
-// of RUNS, and their median.
+// of RUNS, and their median; and the most memory that a run had in use, in MiB.
 //
 //     start_harness RUNS PROGRAM ARGUMENT...
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -56,6 +57,9 @@ int main(int argc, char **argv) {
             return 1;
     }
     qsort(taken, (size_t)runs, sizeof *taken, compare);
-    printf("least=%.1f median=%.1f\n", taken[0], taken[runs / 2]);
+    struct rusage usage;
+    getrusage(RUSAGE_CHILDREN, &usage); // the largest of all children, in KiB
+    printf("least=%.1f median=%.1f peak=%.1f\n", taken[0], taken[runs / 2],
+           (double)usage.ru_maxrss / 1024);
     return 0;
 }

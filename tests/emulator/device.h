@@ -29,22 +29,41 @@ static inline float __uint_as_float(unsigned bits) {
     return value;
 }
 
+static inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 static inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
 }
 
-unsigned emulate_bf16(float value);
+static inline unsigned emulate_bf16(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 void emulate_product(float (&sum)[4], const unsigned (&words)[6]);
 unsigned emulate_transpose(unsigned word);
 void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);
+void emulate_wait_for_kernel();
+void emulate_trigger();
 char *emulate_shared_memory();
 void __syncthreads();
 void __syncwarp();
 void __threadfence();
 unsigned atomicInc(unsigned *counter, unsigned limit);
+unsigned atomicAdd(unsigned *counter, unsigned value);
 unsigned emulate_shuffle(unsigned word, int distance);
+
+// For tests that leave out a statement: false if it is the one that EMULATOR_SKIP names.
+bool emulate_kept(int statement);
 
 static inline bool __any_sync(unsigned, bool here) {
     unsigned any = here;

@@ -1,27 +1,31 @@
-// The CUDA driver and NVRTC as the engine sees them, on top of the emulator: built together with
-// one engine.cu as libcuda.so.1 and libnvrtc.so.13. Work is done when it is asked for; a captured
-// graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail.
+// The CUDA driver and NVRTC as the engine sees them, on top of the emulator: linked with one
+// engine.cu as libcuda.so.1 and libnvrtc.so.13. Work of the first stream is done as late as the
+// driver allows, when something waits for it, that of others at once: who does not wait reads what
+// is old. A captured graph is a list of launches. EMULATOR_FAIL=NAME makes the named function fail,
+// with EMULATOR_FULL=1 for want of memory. It is NVML too, libnvidia-ml.so.1: a graph that is
+// launched takes EMULATOR_MILLIJOULES.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <functional>
+#include <map>
 #include <vector>
 #include "emulator.h"
-
-// From engine.cu, which is compiled with this file.
-struct gpu_task;
+#include "kernels.h"
 
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
 
 struct kernel {
     const char *name;
-    void (*run)(const struct gpu_task);
+    void *code;
 };
 
 struct recorded {
     struct kernel *kernel;
     unsigned grid[3], threads, shared_bytes;
+    bool chained;
     std::vector<char> argument;
 };
 
@@ -34,12 +38,21 @@ struct launch_config { // CUlaunchConfig
 static bool capturing;
 static int sticky; // a kernel's failure, told by the next synchronisation
 static std::vector<struct recorded> *captured;
+static std::vector<struct recorded *> launched; // and not yet run
+static bool behind_kernel;                      // the stream's last work is a kernel
+
+static std::vector<std::function<void()>> queue; // of the first stream
+static size_t done;                              // of the queue
+static std::map<char *, size_t> pinned; // memory of the host that copies are made from late
+static int streams;
+static unsigned long long graphs; // launched
 
 static int failing(const char *function) {
     const char *name = getenv("EMULATOR_FAIL");
     if (!name || strcmp(name, function) != 0)
         return SUCCESS;
-    return strcmp(function, "cuMemAlloc_v2") == 0 ? OUT_OF_MEMORY : INVALID_VALUE;
+    bool memory = strcmp(function, "cuMemAlloc_v2") == 0 || getenv("EMULATOR_FULL");
+    return memory ? OUT_OF_MEMORY : INVALID_VALUE;
 }
 
 static int number(const char *variable, int otherwise) {
@@ -47,30 +60,63 @@ static int number(const char *variable, int otherwise) {
     return value ? atoi(value) : otherwise;
 }
 
-static void call(const void *kernel_and_argument);
-
-struct call {
-    struct kernel *kernel;
-    const struct gpu_task *task;
-};
-
-static int run(const struct recorded &r) {
-    if (sticky)
-        return sticky;
-    struct call call_of = {r.kernel, (const struct gpu_task *)r.argument.data()};
-    struct emulated_launch launch = {r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]},
-                                     r.threads,      r.shared_bytes,
-                                     call,           &call_of};
-    if (emulate_launch(&launch) != 0)
-        sticky = LAUNCH_FAILED;
-    return SUCCESS;
+static void call(const void *recorded) {
+    const struct recorded *r = (const struct recorded *)recorded;
+    emulate_kernel(r->kernel->code, r->argument.data());
 }
 
-#include ENGINE_CU
+static void launch(const struct recorded &r, bool chained) {
+    struct recorded *own = new struct recorded(r);
+    struct emulated_launch launch = {
+        r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]}, r.threads, r.shared_bytes, call, own,
+        chained};
+    launched.push_back(own);
+    emulate_launch(&launch);
+}
 
-static void call(const void *kernel_and_argument) {
-    const struct call *c = (const struct call *)kernel_and_argument;
-    c->kernel->run(*c->task);
+// Runs what was launched; what comes next is no kernel, or behind a graph.
+static int finish() {
+    if (!sticky && emulate_finish() != 0)
+        sticky = LAUNCH_FAILED;
+    for (struct recorded *r : launched)
+        delete r;
+    launched.clear();
+    behind_kernel = false;
+    return sticky;
+}
+
+static void enqueue(std::function<void()> work) {
+    queue.push_back(std::move(work));
+}
+
+static void work_until(size_t end) {
+    while (done < end)
+        queue[done++]();
+    (void)finish();
+}
+
+static void work() {
+    work_until(queue.size());
+}
+
+static bool is_pinned(const void *memory) {
+    auto after = pinned.upper_bound((char *)memory);
+    return after != pinned.begin() && (char *)memory < (--after)->first + after->second;
+}
+
+// A copy on `stream`; `host`: its side of the host.
+static void copy(void *to, const void *from, size_t bytes, const void *host, const void *stream) {
+    bool first = *(const int *)stream == 0;
+    if (first && is_pinned(host)) {
+        enqueue([=] {
+            (void)finish();
+            memcpy(to, from, bytes);
+        });
+        return;
+    }
+    if (first)
+        work();
+    memcpy(to, from, bytes);
 }
 
 extern "C" {
@@ -106,6 +152,12 @@ int cuDeviceGet(int *device, int ordinal) {
 int cuDeviceGetName(char *name, int size, int) {
     snprintf(name, (size_t)size, "emulator");
     return SUCCESS;
+}
+
+int cuDeviceGetUuid_v2(unsigned char uuid[16], int) {
+    for (int i = 0; i < 16; i++)
+        uuid[i] = (unsigned char)(0x11 * i);
+    return failing("cuDeviceGetUuid_v2");
 }
 
 int cuDeviceGetAttribute(int *value, int attribute, int) {
@@ -145,8 +197,10 @@ int cuCtxSetCurrent(void *) {
     return SUCCESS;
 }
 
+// Little, as what takes half of it is slow here.
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
-    *free = *total = (size_t)1 << 34;
+    *free = (size_t)2 << 20;
+    *total = (size_t)1 << 34;
     return SUCCESS;
 }
 
@@ -159,16 +213,20 @@ int cuMemAlloc_v2(uint64_t *pointer, size_t bytes) {
 }
 
 int cuMemFree_v2(uint64_t pointer) {
+    work();
     emulate_release((void *)(uintptr_t)pointer);
     return SUCCESS;
 }
 
 int cuMemAllocHost_v2(void **pointer, size_t bytes) {
     *pointer = malloc(bytes);
+    pinned[(char *)*pointer] = bytes;
     return *pointer ? failing("cuMemAllocHost_v2") : OUT_OF_MEMORY;
 }
 
 int cuMemFreeHost(void *pointer) {
+    work();
+    pinned.erase((char *)pointer);
     free(pointer);
     return SUCCESS;
 }
@@ -186,53 +244,87 @@ int cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *host, unsigned) {
     return SUCCESS;
 }
 
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *) {
-    memcpy((void *)(uintptr_t)to, from, bytes);
-    return failing("cuMemcpyHtoDAsync_v2");
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    copy((void *)(uintptr_t)to, from, bytes, from, stream);
+    return sticky ? sticky : failing("cuMemcpyHtoDAsync_v2");
 }
 
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *) {
-    memcpy(to, (const void *)(uintptr_t)from, bytes);
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    copy(to, (const void *)(uintptr_t)from, bytes, to, stream);
     return sticky ? sticky : failing("cuMemcpyDtoHAsync_v2");
 }
 
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *) {
+    work();
+    if (sticky)
+        return sticky;
     memset((void *)(uintptr_t)to, value, bytes);
     return SUCCESS;
 }
 
 int cuStreamCreate(void **stream, unsigned) {
-    *stream = &captured;
+    *stream = new int{streams++ % 2}; // an engine has two
     return SUCCESS;
 }
 
-int cuStreamDestroy_v2(void *) {
+int cuStreamDestroy_v2(void *stream) {
+    work();
+    delete (int *)stream;
     return SUCCESS;
 }
 
-int cuStreamSynchronize(void *) {
+int cuStreamSynchronize(void *stream) {
+    if (*(int *)stream == 0)
+        work();
     return sticky ? sticky : failing("cuStreamSynchronize");
 }
 
+int cuEventCreate(void **event, unsigned) {
+    *event = new size_t{0};
+    return SUCCESS;
+}
+
+int cuEventDestroy_v2(void *event) {
+    delete (size_t *)event;
+    return SUCCESS;
+}
+
+int cuEventRecord(void *event, void *) {
+    *(size_t *)event = queue.size();
+    return SUCCESS;
+}
+
+int cuEventSynchronize(void *event) {
+    work_until(*(size_t *)event);
+    return sticky ? sticky : failing("cuStreamSynchronize");
+}
+
+// Kernels are this library's own functions, or for another P those of libkernels_pP.so.
+static void *open_kernels(int streams) {
+    char name[64];
+    Dl_info self;
+    dladdr((void *)open_kernels, &self);
+    snprintf(name, sizeof name, "libkernels_p%d.so", streams);
+    return dlopen(streams == emulated_streams ? self.dli_fname : name, RTLD_NOW);
+}
+
+// An image is "EMULATED", or "EMULATE" and a byte that is P.
 int cuModuleLoadData(void **module, const void *image) {
-    *module = &sticky;
-    return memcmp(image, "EMULATED", 8) == 0 ? failing("cuModuleLoadData") : INVALID_VALUE;
+    const char *text = (const char *)image;
+    if (memcmp(text, "EMULATE", 7) != 0)
+        return INVALID_VALUE;
+    *module = open_kernels(text[7] == 'D' ? emulated_streams : text[7]);
+    return *module ? failing("cuModuleLoadData") : INVALID_VALUE;
 }
 
 int cuModuleUnload(void *) {
     return SUCCESS;
 }
 
-// Kernels are this library's own functions.
-int cuModuleGetFunction(void **function, void *, const char *name) {
-    Dl_info self;
-    dladdr((void *)cuModuleUnload, &self);
-    void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    void *found = library ? dlsym(library, name) : NULL;
-    kernel *kernel_of = new kernel{strdup(name), (void (*)(const struct gpu_task))found};
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+    void *found = dlsym(module, name);
+    kernel *kernel_of = new kernel{strdup(name), found};
     *function = kernel_of;
-    if (library)
-        dlclose(library);
     return found ? SUCCESS : NOT_FOUND;
 }
 
@@ -247,12 +339,17 @@ int cuLaunchKernelEx(const struct launch_config *config, void *function, void **
                          {config->grid[0], config->grid[1], config->grid[2]},
                          config->block[0],
                          config->shared_bytes,
-                         std::vector<char>(task, task + sizeof(struct gpu_task))};
+                         config->attribute_count > 0, // there is but one attribute that we use
+                         std::vector<char>(task, task + emulated_task_bytes)};
     if (capturing) {
         captured->push_back(r);
         return SUCCESS;
     }
-    return failing("cuLaunchKernelEx") ? INVALID_VALUE : run(r);
+    enqueue([=] {
+        launch(r, r.chained && behind_kernel);
+        behind_kernel = true;
+    });
+    return failing("cuLaunchKernelEx");
 }
 
 int cuStreamBeginCapture_v2(void *, int) {
@@ -273,8 +370,15 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 }
 
 int cuGraphLaunch(void *executable, void *) {
-    for (const struct recorded &r : *(std::vector<struct recorded> *)executable)
-        run(r);
+    enqueue([=] {
+        bool chained = false; // the first one not: a graph waits for all that is before it
+        for (const struct recorded &r : *(std::vector<struct recorded> *)executable) {
+            launch(r, r.chained && chained);
+            chained = true;
+        }
+        behind_kernel = false;
+    });
+    graphs++;
     return failing("cuGraphLaunch");
 }
 
@@ -283,6 +387,7 @@ int cuGraphExecDestroy(void *) {
 }
 
 int cuGraphDestroy(void *graph) {
+    work();
     delete (std::vector<struct recorded> *)graph;
     return SUCCESS;
 }
@@ -303,15 +408,19 @@ int nvrtcDestroyProgram(void **) {
     return SUCCESS;
 }
 
+static int compiled_streams; // by the last call of the compiler
+
 // The kernels were compiled with this library; the engine must want the same constants.
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
-    char streams[32], ring[40];
-    int equal = 0;
-    snprintf(streams, sizeof streams, "-DSTREAMS=%d", STREAMS);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", WARP_RING_BYTES);
-    for (int i = 0; i < count; i++)
-        equal += strcmp(options[i], streams) == 0 || strcmp(options[i], ring) == 0;
-    return equal == 2 ? failing("nvrtcCompileProgram") : INVALID_VALUE;
+    char ring[40];
+    bool equal = false;
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", emulated_ring_bytes);
+    for (int i = 0; i < count; i++) {
+        sscanf(options[i], "-DSTREAMS=%d", &compiled_streams);
+        equal |= strcmp(options[i], ring) == 0;
+    }
+    void *kernels = equal ? open_kernels(compiled_streams) : NULL;
+    return kernels ? failing("nvrtcCompileProgram") : INVALID_VALUE;
 }
 
 int nvrtcGetCUBINSize(void *, size_t *bytes) {
@@ -321,6 +430,8 @@ int nvrtcGetCUBINSize(void *, size_t *bytes) {
 
 int nvrtcGetCUBIN(void *, char *cubin) {
     memcpy(cubin, "EMULATED", 8);
+    if (compiled_streams != emulated_streams)
+        cubin[7] = (char)compiled_streams;
     return SUCCESS;
 }
 
@@ -331,6 +442,37 @@ int nvrtcGetProgramLogSize(void *, size_t *bytes) {
 
 int nvrtcGetProgramLog(void *, char *log) {
     strcpy(log, "engine.cu(1): error: emulated");
+    return SUCCESS;
+}
+
+int nvmlInit_v2() {
+    return failing("nvmlInit_v2");
+}
+
+int nvmlShutdown() {
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    *device = &graphs;
+    return strcmp(uuid, "GPU-00112233-4455-6677-8899-aabbccddeeff") == 0
+               ? failing("nvmlDeviceGetHandleByUUID")
+               : INVALID_VALUE;
+}
+
+// EMULATOR_MILLIWATTS: a GPU that tells its power alone.
+int nvmlDeviceGetTotalEnergyConsumption(void *, unsigned long long *millijoules) {
+    *millijoules = 5000000 + graphs * (unsigned long long)number("EMULATOR_MILLIJOULES", 0);
+    return getenv("EMULATOR_MILLIWATTS") ? NOT_FOUND : SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(void *, unsigned *milliwatts) {
+    *milliwatts = (unsigned)number("EMULATOR_MILLIWATTS", 0);
+    return failing("nvmlDeviceGetPowerUsage");
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(void *, unsigned *milliwatts) {
+    *milliwatts = 700000;
     return SUCCESS;
 }
 }

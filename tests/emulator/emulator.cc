@@ -1,8 +1,7 @@
-// See emulator.h. A fiber runs until it waits for others; then the scheduler picks another warp at
-// random. Copies to shared memory are done when they are waited for, and until then their targets
-// are NaN, so that a missing wait shows.
-#include <setjmp.h>
+// Threads, blocks and kernels: see emulator.h. A fiber runs until it waits for others; then the
+// next lane of its warp runs, and behind the last one another warp, drawn at random.
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,157 +9,159 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include <map>
-#include <vector>
+#include <string>
 #include "device.h"
-#include "emulator.h"
+#include "machine.h"
 
 enum {
-    LANES = 32,
-    RESIDENT = 3,            // blocks that run at a time
     STACK_BYTES = 256 << 10, // of a fiber
-    PAGE = 4096,
-    MOST_SHARED = 227 << 10,
+    BURST = 32,              // times that a warp goes on, at most, before another one does
 };
 
-enum class wait_for { nothing, warp, barrier, ended };
-enum class warp_operation { product, transpose, shuffle, barrier };
-
-struct copy {
-    void *to;
-    const void *from; // NULL: zeros
-    size_t bytes;
-};
-
-struct block;
-
-struct fiber {
-    jmp_buf context;
-    ucontext_t start;
-    char *stack;
-    bool started;
-    wait_for waits;
-    struct block *block;
-    unsigned thread;
-    std::vector<struct copy> open;                // copies of no group yet
-    std::vector<std::vector<struct copy>> groups; // under way
-};
-
-struct warp {
-    warp_operation operation;
-    unsigned arrived;
-    unsigned words[LANES][6]; // of the lanes that arrived
-    unsigned given[LANES][6]; // of all lanes, until all have arrived at the next operation
-    float results[LANES][4];
-};
-
-struct block {
-    bool active;
-    unsigned index;              // in the grid
-    struct emulated_index place; //
-    unsigned arrived, ended;     // at the barrier; threads
-    char *shared, *shared_map;
-    std::vector<struct fiber> fibers;
-    std::vector<struct warp> warps;
-};
+enum warp_operation { PRODUCT, TRANSPOSE, SHUFFLE, BARRIER };
 
 struct emulated_index threadIdx, blockIdx, gridDim;
+struct fiber *current;
 
 static struct block blocks[RESIDENT];
-static const struct emulated_launch *launch;
-static struct fiber *current;
-static jmp_buf scheduler;
-static const char *failure;
+static std::vector<struct grid *> queue;
+static size_t first;           // launches before it are complete
+static uint32_t launches = 16; // number of the next one
+static bool failed;
 static unsigned long long random_state = 1;
-static std::map<void *, std::pair<void *, size_t>> allocations;
+static void *scheduler[5]; // of __builtin_setjmp
+
+// The lanes that run now, one after another: those of one warp, from lane `start` in steps of
+// `stride`.
+static struct {
+    struct fiber **lanes;
+    unsigned start, stride, next;
+    bool ran;
+} turn;
 
 void emulate_seed(unsigned long long seed) {
     random_state = seed * 2 + 1;
 }
 
-static unsigned random_below(unsigned n) {
+unsigned emulate_random(unsigned below) {
     random_state = random_state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (unsigned)(random_state >> 33) % n;
+    return (unsigned)(random_state >> 33) % below;
 }
 
-static void complain(const char *what) {
-    fprintf(stderr, "emulator: %s: block (%u, %u, %u) thread %u: %s\n", launch->name,
-            current->block->place.x, current->block->place.y, current->block->place.z,
-            current->thread, what);
+static void say(const struct fiber *fiber, const char *format, va_list arguments) {
+    const struct block *block = fiber->block;
+    fprintf(stderr, "emulator: %s: block (%u, %u, %u) thread %u: ", block->grid->launch.name,
+            block->place.x, block->place.y, block->place.z, fiber->thread);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    failed = true;
+}
+
+[[noreturn]] __attribute__((noinline)) static void leave() {
+    __builtin_longjmp(scheduler, 1);
+}
+
+void emulate_fault(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    say(current, format, arguments);
+    va_end(arguments);
+    leave();
 }
 
 // ---- Fibers ----
 
-static void yield(wait_for what) {
-    current->waits = what;
-    if (!_setjmp(current->context))
-        _longjmp(scheduler, 1);
-}
+[[noreturn]] static void next_lane();
 
+// The body of every fiber; a fiber serves one thread after another.
 static void fiber_main() {
-    launch->run(launch->argument);
-    if (!current->groups.empty() || !current->open.empty()) {
-        for (const auto &group : current->groups)
-            if (!group.empty())
-                failure = "ends with copies under way";
-        if (!current->open.empty())
-            failure = "ends with copies under way";
-        if (failure)
-            complain(failure);
+    for (;;) {
+        struct block *block = current->block;
+        block->grid->launch.run(block->grid->launch.argument);
+        if (copies_under_way())
+            emulate_fault("ends with copies under way");
+        if (block->arrived)
+            emulate_fault("ends while others wait at a barrier");
+        block->ended++;
+        current->waits = wait_for::ended;
+        if (!__builtin_setjmp(current->context))
+            next_lane();
     }
-    current->block->ended++;
-    if (current->block->arrived && !failure) {
-        failure = "ends while others wait at a barrier";
-        complain(failure);
-    }
-    current->waits = wait_for::ended;
-    _longjmp(scheduler, 1);
 }
 
-static void resume(struct fiber *fiber) {
-    current = fiber;
-    threadIdx = {fiber->thread, 0, 0};
-    blockIdx = fiber->block->place;
-    if (_setjmp(scheduler))
-        return;
-    if (fiber->started)
-        _longjmp(fiber->context, 1);
-    fiber->started = true;
-    setcontext(&fiber->start);
+[[noreturn]] __attribute__((noinline)) static void start_fiber(struct fiber *fiber) {
+    static unsigned fibers;
+    ucontext_t context;
+    fiber->stack = (char *)mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber->stack;
+    // Not all at the same place of a page: caches like that better.
+    context.uc_stack.ss_size = STACK_BYTES - fibers++ % 61 * 1088;
+    context.uc_link = NULL;
+    makecontext(&context, fiber_main, 0);
+    setcontext(&context);
+    abort();
 }
 
-static void prepare_fiber(struct fiber *fiber, struct block *block, unsigned thread) {
-    if (!fiber->stack)
-        fiber->stack = (char *)mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
-                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    getcontext(&fiber->start);
-    fiber->start.uc_stack.ss_sp = fiber->stack;
-    fiber->start.uc_stack.ss_size = STACK_BYTES;
-    fiber->start.uc_link = NULL;
-    makecontext(&fiber->start, fiber_main, 0);
-    fiber->started = false;
-    fiber->waits = wait_for::nothing;
-    fiber->block = block;
-    fiber->thread = thread;
-    fiber->open.clear();
-    fiber->groups.clear();
+[[noreturn]] __attribute__((noinline)) static void next_lane() {
+    while (turn.next < LANES) {
+        struct fiber *fiber = turn.lanes[(turn.start + turn.next++ * turn.stride) % LANES];
+        if (fiber->waits != wait_for::nothing)
+            continue;
+        turn.ran = true;
+        current = fiber;
+        threadIdx = {fiber->thread, 0, 0};
+        if (!fiber->stack)
+            start_fiber(fiber);
+        __builtin_longjmp(fiber->context, 1);
+    }
+    leave();
+}
+
+__attribute__((noinline)) static void yield(wait_for what) {
+    current->waits = what;
+    if (!__builtin_setjmp(current->context))
+        next_lane();
+}
+
+void emulate_switch() {
+    yield(wait_for::nothing);
 }
 
 // ---- What threads do together ----
 
+// Threads from `first` on, `count` of them, go on.
+static void release(struct block *block, unsigned first_thread, unsigned count, wait_for what) {
+    for (unsigned t = first_thread; t < first_thread + count; t++)
+        if (block->fibers[t]->waits == what)
+            block->fibers[t]->waits = wait_for::nothing;
+}
+
+// What one of these threads knows of other blocks, all know.
+static void share_knowledge(struct block *block, unsigned first_thread, unsigned count,
+                            std::vector<struct knowledge> *all) {
+    for (unsigned t = first_thread; t < first_thread + count; t++) {
+        std::vector<struct knowledge> &known = block->fibers[t]->known;
+        all->insert(all->end(), known.begin(), known.end());
+        known.clear();
+    }
+}
+
 void __syncthreads() {
     struct block *block = current->block;
-    if (++block->arrived < launch->threads) {
-        if (block->ended) {
-            failure = "a barrier that not all threads reach";
-            complain(failure);
-        }
+    unsigned threads = block->grid->launch.threads;
+    if (block->ended)
+        emulate_fault("a barrier that not all threads reach");
+    if (++block->arrived < threads) {
         yield(wait_for::barrier);
         return;
     }
     block->arrived = 0;
-    for (unsigned t = 0; t < launch->threads; t++)
-        if (block->fibers[t].waits == wait_for::barrier)
-            block->fibers[t].waits = wait_for::nothing;
+    block->barrier_time = ++block->time;
+    block->all_waited |= block->waited;
+    share_knowledge(block, 0, threads, &block->known);
+    release(block, 0, threads, wait_for::barrier);
 }
 
 static float half_word(unsigned word, int odd) {
@@ -179,14 +180,23 @@ static void compute_product(struct warp *w) {
             for (int odd = 0; odd < 2; odd++)
                 b[2 * i + word * 8 + odd][g] = half_word(w->given[lane][4 + word], odd);
     }
-    float sum[16][8] = {};
-    for (int r = 0; r < 16; r++)
+    for (int r = 0; r < 16; r++) {
+        float sum[8] = {};
         for (int k = 0; k < 16; k++)
             for (int c = 0; c < 8; c++)
-                sum[r][c] += a[r][k] * b[k][c];
-    for (int lane = 0; lane < LANES; lane++)
-        for (int i = 0; i < 4; i++)
-            w->results[lane][i] = sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+                sum[c] += a[r][k] * b[k][c];
+        for (int c = 0; c < 8; c++)
+            w->results[r % 8 * 4 + c / 2][r / 8 * 2 + c % 2] = sum[c];
+    }
+}
+
+// Of all that a warp does together, only its barrier orders accesses to memory.
+static void order_warp(struct block *block, unsigned warp) {
+    std::vector<struct knowledge> all;
+    share_knowledge(block, warp * LANES, LANES, &all);
+    for (unsigned lane = 0; lane < LANES && !all.empty(); lane++)
+        block->fibers[warp * LANES + lane]->known = all;
+    block->warps[warp].time = ++block->time;
 }
 
 // Leaves this lane's words and waits for the other lanes; the last one computes products.
@@ -194,42 +204,38 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
     unsigned lane = current->thread % LANES;
     struct block *block = current->block;
     struct warp *w = &block->warps[current->thread / LANES];
-    if (w->arrived && w->operation != operation) {
-        failure = "lanes of a warp do different things";
-        complain(failure);
-    }
+    if (w->arrived && w->operation != operation)
+        emulate_fault("lanes of a warp do different things");
     w->operation = operation;
-    if (count)
-        memcpy(w->words[lane], words, (size_t)count * sizeof *words);
+    for (int i = 0; i < count; i++)
+        w->words[lane][i] = words[i];
     if (++w->arrived < LANES) {
         yield(wait_for::warp);
         return w;
     }
     w->arrived = 0;
     memcpy(w->given, w->words, sizeof w->given);
-    if (operation == warp_operation::product)
+    if (operation == PRODUCT)
         compute_product(w);
-    for (unsigned t = 0; t < LANES; t++) {
-        struct fiber *other = &block->fibers[current->thread / LANES * LANES + t];
-        if (other->waits == wait_for::warp)
-            other->waits = wait_for::nothing;
-    }
+    if (operation == BARRIER)
+        order_warp(block, current->thread / LANES);
+    release(block, current->thread - lane, LANES, wait_for::warp);
     return w;
 }
 
 void emulate_product(float (&sum)[4], const unsigned (&words)[6]) {
-    struct warp *w = with_warp(warp_operation::product, words, 6);
+    struct warp *w = with_warp(PRODUCT, words, 6);
     for (int i = 0; i < 4; i++)
         sum[i] += w->results[current->thread % LANES][i];
 }
 
 unsigned emulate_shuffle(unsigned word, int distance) {
     unsigned lane = current->thread % LANES;
-    return with_warp(warp_operation::shuffle, &word, 1)->given[lane ^ (unsigned)distance][0];
+    return with_warp(SHUFFLE, &word, 1)->given[lane ^ (unsigned)distance][0];
 }
 
 unsigned emulate_transpose(unsigned word) {
-    struct warp *w = with_warp(warp_operation::transpose, &word, 1);
+    struct warp *w = with_warp(TRANSPOSE, &word, 1);
     unsigned g = current->thread % LANES / 4, i = current->thread % 4, result = 0;
     for (unsigned odd = 0; odd < 2; odd++) { // element (2i + odd, g) of the source
         unsigned source = w->given[(2 * i + odd) * 4 + g / 2][0];
@@ -239,82 +245,232 @@ unsigned emulate_transpose(unsigned word) {
 }
 
 void __syncwarp() {
-    with_warp(warp_operation::barrier, NULL, 0);
+    with_warp(BARRIER, NULL, 0);
 }
 
-void __threadfence() {
+// ---- Kernels ----
+
+// How this thread may rely on the kernel before: it is complete, and so are those that a block of
+// it waited for.
+static void note_wait() {
+    struct block *block = current->block;
+    current->waited = true;
+    if (!block->waited) {
+        block->waited = true;
+        block->grid->waited++;
+    }
 }
 
-unsigned atomicInc(unsigned *counter, unsigned limit) {
-    unsigned before = *counter;
-    *counter = before >= limit ? 0 : before + 1;
-    return before;
+static struct grid *grid_before(const struct grid *grid) {
+    size_t index = grid->number - queue[0]->number;
+    return index ? queue[index - 1] : NULL;
 }
 
-// ---- Memory ----
+void emulate_wait_for_kernel() {
+    struct grid *grid = current->block->grid, *before = grid_before(grid);
+    if (grid->chained && !before->complete)
+        yield(wait_for::kernel);
+    if (grid->chained)
+        grid->waited_floor = before->waited || !before->chained ? grid->number : before->floor;
+    note_wait();
+}
 
-unsigned emulate_bf16(float value) {
-    unsigned bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return 0x7fff;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+static void trigger(struct block *block) {
+    if (!block->triggered)
+        block->grid->triggered++;
+    block->triggered = true;
+}
+
+void emulate_trigger() {
+    trigger(current->block);
+}
+
+bool emulate_kept(int statement) {
+    static std::map<std::string, std::vector<bool>> *met;
+    static const char *skip = getenv("EMULATOR_SKIP"), *list = getenv("EMULATOR_STATEMENTS");
+    const char *kernel = current->block->grid->launch.name;
+    if (list) { // append what is met for the first time
+        if (!met)
+            met = new std::map<std::string, std::vector<bool>>;
+        std::vector<bool> &here = (*met)[kernel];
+        if (here.size() <= (size_t)statement)
+            here.resize((size_t)statement + 1);
+        FILE *file = here[(size_t)statement] ? NULL : fopen(list, "a");
+        here[(size_t)statement] = true;
+        if (file) {
+            fprintf(file, "%d %s\n", statement, kernel);
+            fclose(file);
+        }
+    }
+    if (!skip || atoi(skip) != statement)
+        return true;
+    const char *only = strchr(skip, ' ');
+    return only && strcmp(only + 1, kernel) != 0;
 }
 
 char *emulate_shared_memory() {
     return current->block->shared;
 }
 
-void emulate_copy(void *shared, const void *global, int bytes, bool wanted) {
-    const char *to = (const char *)shared, *start = current->block->shared;
-    if (to < start || to + bytes > start + launch->shared_bytes || (size_t)to % bytes ||
-        (size_t)global % bytes) {
-        failure = "a copy outside of shared memory, or not aligned";
-        complain(failure);
+// ---- Scheduling ----
+
+void emulate_launch(const struct emulated_launch *launch) {
+    struct grid *grid = new struct grid();
+    grid->launch = *launch;
+    grid->number = launches++;
+    grid->chained = launch->chained && !queue.empty();
+    queue.push_back(grid);
+}
+
+static void start_grid(struct grid *grid) {
+    const unsigned *extent = grid->launch.grid;
+    const struct grid *before = grid_before(grid);
+    grid->order.resize(extent[0] * extent[1] * extent[2]);
+    for (unsigned i = 0; i < grid->order.size(); i++) {
+        unsigned j = emulate_random(i + 1);
+        grid->order[i] = grid->order[j];
+        grid->order[j] = i;
     }
-    memset(shared, 0xff, (size_t)bytes);
-    current->open.push_back({shared, wanted ? global : NULL, (size_t)bytes});
+    grid->floor = grid->number;
+    if (grid->chained)
+        grid->floor = !before->chained || before->waited == before->order.size() ? before->number
+                                                                                 : before->floor;
+    grid->waited_floor = grid->floor;
 }
 
-void emulate_commit() {
-    current->groups.push_back(current->open);
-    current->open.clear();
+// The launch whose blocks may start now: one that nothing is before, or chained to one of which
+// every block has said so or has ended. NULL: none.
+static struct grid *find_startable() {
+    for (size_t i = first; i < queue.size(); i++) {
+        struct grid *grid = queue[i];
+        if (grid->order.empty()) {
+            const struct grid *before = i > first ? queue[i - 1] : NULL;
+            if (before && (!grid->chained || before->triggered < before->order.size()))
+                return NULL;
+            start_grid(grid);
+        }
+        if (grid->next < grid->order.size())
+            return grid;
+    }
+    return NULL;
 }
 
-void emulate_wait(int pending) {
-    while ((int)current->groups.size() > pending) {
-        for (const struct copy &copy : current->groups.front())
-            if (copy.from)
-                memcpy(copy.to, copy.from, copy.bytes);
-            else
-                memset(copy.to, 0, copy.bytes);
-        current->groups.erase(current->groups.begin());
+static void start_block(struct block *block, struct grid *grid) {
+    unsigned index = grid->order[grid->next++], threads = grid->launch.threads;
+    const unsigned *extent = grid->launch.grid;
+    block->active = true;
+    block->grid = grid;
+    block->instance = new_instance(grid);
+    block->place = {index % extent[0], index / extent[0] % extent[1],
+                    index / extent[0] / extent[1]};
+    block->arrived = block->ended = 0;
+    block->waited = block->triggered = block->all_waited = false;
+    if (block->time >= MOST_BLOCK_TIME) {
+        forget_shared((unsigned)(block - blocks));
+        block->time = 0;
+    }
+    block->start_time = ++block->time;
+    block->barrier_time = 0;
+    block->known.clear();
+    block->shared =
+        shared_memory_end((unsigned)(block - blocks)) - (grid->launch.shared_bytes + 15) / 16 * 16;
+    while (block->fibers.size() < threads)
+        block->fibers.push_back(new struct fiber());
+    for (unsigned w = 0; w < threads / LANES; w++)
+        block->warps[w].arrived = block->warps[w].time = 0;
+    for (unsigned t = 0; t < threads; t++) {
+        struct fiber *fiber = block->fibers[t];
+        fiber->block = block;
+        fiber->thread = t;
+        fiber->waits = wait_for::nothing;
+        fiber->waited = false;
+        fiber->fenced.clear();
+        fiber->observed.clear();
+        fiber->known.clear();
     }
 }
 
-void *emulate_allocate(size_t bytes) {
-    size_t rounded = (bytes + 15) / 16 * 16, pages = (rounded + PAGE - 1) / PAGE * PAGE;
-    char *map = (char *)mmap(NULL, pages + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED || mprotect(map + PAGE, pages, PROT_READ | PROT_WRITE) != 0)
-        return NULL;
-    memset(map + PAGE, 0xff, pages);
-    void *pointer = map + PAGE + pages - rounded;
-    allocations[pointer] = {map, pages + 2 * PAGE};
-    return pointer;
+// Runs the lanes of one warp that can run. Whether there were any.
+static bool run_warp(struct block *block, unsigned warp) {
+    turn.lanes = &block->fibers[warp * LANES];
+    turn.start = emulate_random(LANES);
+    turn.stride = emulate_random(LANES / 2) * 2 + 1;
+    turn.next = 0;
+    turn.ran = false;
+    if (!__builtin_setjmp(scheduler))
+        next_lane();
+    return turn.ran;
 }
 
-void emulate_release(void *pointer) {
-    auto found = allocations.find(pointer);
-    munmap(found->second.first, found->second.second);
-    allocations.erase(found);
+static void end_block(struct block *block) {
+    struct grid *grid = block->grid;
+    block->active = false;
+    trigger(block);
+    if (++grid->ended < grid->order.size())
+        return;
+    grid->complete = true;
+    for (struct block &other : blocks)
+        if (other.active && other.grid->number == grid->number + 1)
+            release(&other, 0, other.grid->launch.threads, wait_for::kernel);
+    while (first < queue.size() && queue[first]->complete)
+        first++;
+}
+
+// Runs a random warp of the block, or the next one that can run, for a while. Whether there was
+// one.
+static bool run_block(struct block *block) {
+    const struct emulated_launch *launch = &block->grid->launch;
+    unsigned warps = launch->threads / LANES, start = emulate_random(warps);
+    blockIdx = {block->place.x, block->place.y, block->place.z};
+    gridDim = {launch->grid[0], launch->grid[1], launch->grid[2]};
+    for (unsigned i = 0; i < warps; i++) {
+        unsigned warp = (start + i) % warps, burst = emulate_random(BURST);
+        if (!run_warp(block, warp))
+            continue;
+        while (burst-- && !failed && run_warp(block, warp))
+            ;
+        if (block->ended == launch->threads && !failed)
+            end_block(block);
+        return true;
+    }
+    return false;
+}
+
+// One step of a random block, running or new. Whether there was one that could go on.
+static bool step() {
+    unsigned start = emulate_random(RESIDENT);
+    for (unsigned i = 0; i < RESIDENT; i++) {
+        struct block *block = &blocks[(start + i) % RESIDENT];
+        if (!block->active) {
+            struct grid *grid = find_startable();
+            if (!grid)
+                continue;
+            start_block(block, grid);
+        }
+        if (run_block(block))
+            return true;
+    }
+    return false;
+}
+
+static void tell_deadlock(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    for (const struct block &block : blocks)
+        for (unsigned t = 0; block.active && t < block.grid->launch.threads && !failed; t++)
+            if (block.fibers[t]->waits == wait_for::warp ||
+                block.fibers[t]->waits == wait_for::barrier)
+                say(block.fibers[t], format, arguments);
+    va_end(arguments);
+    failed = true;
 }
 
 static void out_of_range(int, siginfo_t *info, void *) {
     char text[256];
     int n = snprintf(text, sizeof text,
                      "emulator: %s: block (%u, %u, %u) thread %u: address %p is out of range\n",
-                     launch ? launch->name : "host", blockIdx.x, blockIdx.y, blockIdx.z,
-                     threadIdx.x, info->si_addr);
+                     current ? current->block->grid->launch.name : "host", blockIdx.x, blockIdx.y,
+                     blockIdx.z, threadIdx.x, info->si_addr);
     (void)!write(2, text, (size_t)n);
     _exit(70);
 }
@@ -332,83 +488,18 @@ static void catch_faults() {
     sigaction(SIGBUS, &action, NULL);
 }
 
-// ---- Scheduling ----
-
-static void start_block(struct block *block, unsigned index) {
-    const unsigned *grid = launch->grid;
-    block->active = true;
-    block->index = index;
-    block->place = {index % grid[0], index / grid[0] % grid[1], index / grid[0] / grid[1]};
-    block->arrived = block->ended = 0;
-    if (!block->shared_map) {
-        block->shared_map = (char *)emulate_allocate(MOST_SHARED);
-    }
-    block->shared = block->shared_map + (MOST_SHARED - (launch->shared_bytes + 15) / 16 * 16);
-    memset(block->shared_map, 0xff, MOST_SHARED);
-    if (block->fibers.size() < launch->threads)
-        block->fibers.resize(launch->threads);
-    block->warps.assign(launch->threads / LANES, {});
-    for (unsigned t = 0; t < launch->threads; t++)
-        prepare_fiber(&block->fibers[t], block, t);
-}
-
-// Runs the lanes of one warp that can run. Whether there were any.
-static bool run_warp(struct block *block, unsigned warp) {
-    bool ran = false;
-    unsigned first = random_below(LANES);
-    for (unsigned i = 0; i < LANES && !failure; i++) {
-        struct fiber *fiber = &block->fibers[warp * LANES + (first + i) % LANES];
-        if (fiber->waits == wait_for::nothing) {
-            resume(fiber);
-            ran = true;
-        }
-    }
-    return ran;
-}
-
-// A step of one block: a random warp, or the next one that can run.
-static void run_block(struct block *block) {
-    unsigned warps = launch->threads / LANES, first = random_below(warps);
-    for (unsigned i = 0; i < warps; i++)
-        if (run_warp(block, (first + i) % warps))
-            return;
-    if (!failure && block->ended < launch->threads) {
-        failure = "threads wait for others that never come";
-        complain(failure);
-    }
-}
-
-int emulate_launch(const struct emulated_launch *wanted) {
+int emulate_finish() {
     static bool catching;
     if (!catching)
         catch_faults();
     catching = true;
-    launch = wanted;
-    gridDim = {wanted->grid[0], wanted->grid[1], wanted->grid[2]};
-    failure = NULL;
-    std::vector<unsigned> order(wanted->grid[0] * wanted->grid[1] * wanted->grid[2]);
-    for (unsigned i = 0; i < order.size(); i++) { // a random order of blocks
-        unsigned j = random_below(i + 1);
-        order[i] = order[j];
-        order[j] = i;
-    }
-    unsigned next = 0, running = 0;
-    while ((next < order.size() || running) && !failure) {
-        struct block *block = &blocks[random_below(RESIDENT)];
-        if (!block->active) {
-            if (next == order.size())
-                continue;
-            start_block(block, order[next++]);
-            running++;
-        }
-        run_block(block);
-        if (block->ended == wanted->threads) {
-            block->active = false;
-            running--;
-        }
-    }
-    for (struct block &block : blocks)
-        block.active = false;
-    launch = NULL;
-    return failure ? -1 : 0;
+    while (first < queue.size() && !failed)
+        if (!step())
+            tell_deadlock("waits for threads that never come");
+    for (struct grid *grid : queue)
+        delete grid;
+    queue.clear();
+    first = 0;
+    current = NULL;
+    return failed ? -1 : 0;
 }

@@ -1,6 +1,7 @@
-// Runs a kernel of engine.cu on the CPU, every thread as a fiber. Blocks run a few at a time, warps
-// in random order; shared memory starts as NaN; a barrier or a warp operation that not all threads
-// reach ends the run with a message, and so does an address outside of what was allocated.
+// Runs the kernels of engine.cu on the CPU, every thread as a fiber. A few blocks run at a time,
+// warps and lanes in an order drawn from a seed; a kernel that is chained to the one before starts
+// while that one ends. Ends with a message on stderr: accesses that nothing orders (memory.cc),
+// barriers and warp operations that not all threads reach.
 #pragma once
 #include <stddef.h>
 
@@ -8,14 +9,18 @@ struct emulated_launch {
     const char *name;
     unsigned grid[3], threads, shared_bytes;
     void (*run)(const void *argument); // the kernel
-    const void *argument;
+    const void *argument;              // lives until emulate_finish
+    bool chained; // programmatic stream serialization: may start before the launch before it ends
 };
 
-// 0, or -1 after a message on stderr.
-int emulate_launch(const struct emulated_launch *launch);
+void emulate_seed(unsigned long long seed);
 
-// Device memory: NaN all over, between two pages that may not be touched.
+// Adds a kernel to those that run in order.
+void emulate_launch(const struct emulated_launch *launch);
+
+// Runs them. 0, or -1 after a message on stderr; then nothing may be launched any more.
+int emulate_finish();
+
+// Device memory, NaN all over. NULL if there is no room.
 void *emulate_allocate(size_t bytes);
 void emulate_release(void *pointer);
-
-void emulate_seed(unsigned long long seed);

@@ -1,0 +1,99 @@
+// Compiles engine.cu to the machine code of one GPU architecture, as the engine itself would do it,
+// and prints what the assembler says of each kernel: "NAME REGISTERS SHARED_BYTES SPILLED_BYTES".
+// A warning is a failure. Needs NVRTC, but no GPU.
+//
+//     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS RING_BYTES OUTPUT
+//
+// FOLDER is where NVRTC lies; ARCHITECTURE such as 87.
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "../runtime/error.h"
+#include "../runtime/error.c"
+#include "../runtime/cuda_driver.h"
+#include "../runtime/cuda_driver.c"
+
+static char *read_text(const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (!file || fseek(file, 0, SEEK_END) != 0)
+        return NULL;
+    size_t bytes = (size_t)ftell(file);
+    char *text = calloc(1, bytes + 1);
+    rewind(file);
+    if (text && fread(text, 1, bytes, file) != bytes)
+        text[0] = '\0';
+    fclose(file);
+    return text;
+}
+
+static int write_file(const char *path, const char *data, size_t bytes, struct error *error) {
+    FILE *file = fopen(path, "wb");
+    if (file && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0)
+        return EXIT_OK;
+    return fail(error, EXIT_OUTPUT, "%s: cannot be written", path);
+}
+
+// The compiler's log, a few lines a kernel, as one line a kernel.
+static int print_report(char *log, struct error *error) {
+    char name[128] = "";
+    int spilled = 0;
+    for (char *line = strtok(log, "\n"); line; line = strtok(NULL, "\n")) {
+        int stores = 0, loads = 0, registers = 0, shared = 0;
+        char *at = strstr(line, "Compiling entry function '");
+        if (at) {
+            sscanf(at, "Compiling entry function '%127[^']'", name);
+        } else if ((at = strstr(line, "bytes stack frame, "))) {
+            sscanf(at, "bytes stack frame, %d bytes spill stores, %d bytes spill loads", &stores,
+                   &loads);
+            spilled = stores + loads;
+        } else if ((at = strstr(line, "Used "))) {
+            sscanf(at, "Used %d registers", &registers);
+            char *smem = strstr(at, " bytes smem");
+            while (smem && smem > at && smem[-1] >= '0' && smem[-1] <= '9')
+                smem--;
+            if (smem)
+                sscanf(smem, "%d", &shared);
+            printf("%s %d %d %d\n", name, registers, shared, spilled);
+        } else if (strstr(line, "warning") || strstr(line, "error")) {
+            return fail(error, EXIT_DEVICE, "NVRTC: %.400s", line);
+        }
+    }
+    return EXIT_OK;
+}
+
+static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) {
+    char arch[64], streams[64], ring[64];
+    const char *options[] = {arch, streams, ring, "--ptxas-options=-v"};
+    const int count = sizeof options / sizeof *options;
+    char *source = read_text(argv[2]), *cubin = NULL, *log = NULL;
+    size_t bytes = 0;
+    if (!source)
+        return fail(error, EXIT_INPUT, "%s: cannot be read", argv[2]);
+    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s", argv[3]);
+    snprintf(streams, sizeof streams, "-DSTREAMS=%s", argv[4]);
+    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%s", argv[5]);
+    int code = nvrtc_build(nvrtc, source, count, options, &cubin, &bytes, &log, error);
+    if (!code)
+        code = print_report(log, error);
+    if (!code)
+        code = write_file(argv[6], cubin, bytes, error);
+    free(source);
+    free(cubin);
+    free(log);
+    return code;
+}
+
+int main(int argc, char **argv) {
+    struct nvrtc nvrtc;
+    struct error error = {0};
+    if (argc != 7)
+        return EXIT_USAGE;
+    int code = nvrtc_open(&nvrtc, argv[1], &error);
+    if (!code)
+        code = compile(&nvrtc, argv, &error);
+    nvrtc_close(&nvrtc);
+    if (code)
+        fprintf(stderr, "cubin: %s\n", error.text);
+    return code;
+}

@@ -1,0 +1,256 @@
+// Small kernels with one fault each, and some without: what the emulator must say of them.
+//
+//     faulty             lists them: name|a part of the complaint, which is empty for good ones
+//     faulty NAME        runs a kernel; exit 1 if the emulator complains
+//
+// Compiled like kernels.cc.
+#include <stdio.h>
+#include "emulator.h"
+#include "kernels.h"
+
+#define STREAMS         1 // not used
+#define WARP_RING_BYTES 8192
+#include ENGINE_CU
+
+const int emulated_streams = 0, emulated_ring_bytes = 0;
+const size_t emulated_task_bytes = 0;
+
+void emulate_kernel(void *, const void *) {
+}
+
+enum { WORDS = 1000, BLOCKS = 6, BLOCK_THREADS = 64, SHARED_WORDS = 256 };
+
+struct arguments {
+    int *data; // [WORDS] device memory
+    unsigned *counter;
+};
+
+static int *shared_words() {
+    return (int *)shared_memory();
+}
+
+static int thread() {
+    return (int)threadIdx.x;
+}
+
+// A word of this thread alone, in the upper half.
+static int &own(const struct arguments &a) {
+    return a.data[500 + blockIdx.x * BLOCK_THREADS + threadIdx.x];
+}
+
+static bool leader() {
+    return blockIdx.x == 0 && thread() == 0;
+}
+
+static int copied(const struct arguments &a, bool waits) {
+    copy_async(shared_words() + 4 * thread(), a.data + 4 * (thread() % 8), true);
+    commit_copies();
+    if (waits)
+        wait_copies<0>();
+    return shared_words()[4 * thread()];
+}
+
+// Blocks leave a word each; the last one to arrive adds them up. fence: where.
+enum { NO_FENCE, LATE_FENCE, ALL_FENCES };
+static void add_up(const struct arguments &a, int fence) {
+    int *last = shared_words();
+    if (thread() == 1)
+        a.data[blockIdx.x] = 1;
+    __syncthreads();
+    if (thread() == 0) {
+        if (fence != NO_FENCE && fence != LATE_FENCE)
+            __threadfence();
+        *last = atomicInc(a.counter, BLOCKS - 1) == BLOCKS - 1;
+        if (fence != NO_FENCE)
+            __threadfence();
+    }
+    __syncthreads();
+    if (*last && thread() == 2)
+        for (int i = 1; i < BLOCKS; i++)
+            a.data[0] += a.data[i];
+}
+
+struct kernel {
+    const char *name, *complaint;
+    void (*run)(const struct arguments &);
+    void (*next)(const struct arguments &); // chained behind it
+};
+
+static void nothing(const struct arguments &) {
+    wait_for_previous_kernel();
+}
+
+static void write_words(const struct arguments &a) {
+    wait_for_previous_kernel();
+    a.data[blockIdx.x * BLOCK_THREADS + threadIdx.x] = 1;
+}
+
+static void read_words(const struct arguments &a) {
+    wait_for_previous_kernel();
+    own(a) = a.data[threadIdx.x];
+}
+
+static const struct kernel KERNELS[] = {
+    {"good: a barrier", "",
+     [](const struct arguments &) {
+         shared_words()[thread()] = 1;
+         __syncthreads();
+         shared_words()[thread() ^ 63] += 1;
+     },
+     NULL},
+    {"good: a warp's barrier", "",
+     [](const struct arguments &) {
+         shared_words()[thread()] = 1;
+         __syncwarp();
+         shared_words()[thread() ^ 31] += 1;
+     },
+     NULL},
+    {"good: a copy", "", [](const struct arguments &a) { own(a) = 0 * copied(a, true); }, NULL},
+    {"good: the last block adds up", "", [](const struct arguments &a) { add_up(a, ALL_FENCES); },
+     NULL},
+    {"good: a kernel that waits", "", write_words, read_words},
+    {"good: halves of a word", "",
+     [](const struct arguments &a) { ((short *)a.data)[blockIdx.x * 64 + threadIdx.x] = 1; }, NULL},
+    {"no barrier", "nothing orders",
+     [](const struct arguments &) {
+         shared_words()[thread()] = 1;
+         __syncthreads();
+         shared_words()[thread()] = 2;
+         __syncwarp();
+         shared_words()[thread() ^ 63] += 1;
+     },
+     NULL},
+    {"no warp's barrier", "nothing orders",
+     [](const struct arguments &) {
+         shared_words()[thread()] = 1;
+         __syncwarp();
+         shared_words()[thread()] = 2;
+         __shfl_xor_sync(0xffffffff, 1, 1);
+         shared_words()[thread() ^ 31] += 1;
+     },
+     NULL},
+    {"a copy not waited for", "a copy under way",
+     [](const struct arguments &a) { own(a) = 0 * copied(a, false); }, NULL},
+    {"a copy of another thread", "reads shared memory",
+     [](const struct arguments &a) { own(a) = copied(a, true) + shared_words()[thread() ? 0 : 4]; },
+     NULL},
+    {"a copy without an end", "copies under way",
+     [](const struct arguments &a) {
+         copy_async(shared_words() + 4 * thread(), a.data, true);
+         commit_copies();
+     },
+     NULL},
+    {"a copy that is not aligned", "not aligned",
+     [](const struct arguments &a) { copy_async(shared_words() + 4 * thread(), a.data + 1, true); },
+     NULL},
+    {"no fence", "nothing orders", [](const struct arguments &a) { add_up(a, NO_FENCE); }, NULL},
+    {"a fence too late", "nothing orders", [](const struct arguments &a) { add_up(a, LATE_FENCE); },
+     NULL},
+    {"blocks that write the same", "nothing orders",
+     [](const struct arguments &a) { a.data[threadIdx.x] = (int)blockIdx.x; }, NULL},
+    {"no wait for the kernel before", "1 launches before", write_words,
+     [](const struct arguments &a) { own(a) = a.data[threadIdx.x]; }},
+    {"a write before the wait", "1 launches before", read_words,
+     [](const struct arguments &a) {
+         a.data[blockIdx.x * 64 + threadIdx.x] = 1;
+         wait_for_previous_kernel();
+     }},
+    {"shared memory that nobody wrote", "nobody has written",
+     [](const struct arguments &a) { own(a) = shared_words()[thread()]; }, NULL},
+    {"behind shared memory", "shared memory at 1024 is out of range",
+     [](const struct arguments &) { shared_words()[SHARED_WORDS] = leader(); }, NULL},
+    {"before shared memory", "shared memory at -4 is out of range",
+     [](const struct arguments &) { shared_words()[-1] = leader(); }, NULL},
+    {"a copy behind shared memory", "shared memory at 1024 is out of range",
+     [](const struct arguments &a) { copy_async(shared_words() + SHARED_WORDS, a.data, true); },
+     NULL},
+    {"behind device memory", "out of range",
+     [](const struct arguments &a) {
+         if (leader())
+             a.data[WORDS] = 1;
+     },
+     NULL},
+    {"before device memory", "out of range",
+     [](const struct arguments &a) {
+         if (leader())
+             a.data[500] = a.data[-1];
+     },
+     NULL},
+    {"far behind device memory", "out of range",
+     [](const struct arguments &a) {
+         if (leader())
+             a.data[1 << 28] = 1;
+     },
+     NULL},
+    {"a copy from behind device memory", "out of range",
+     [](const struct arguments &a) {
+         copy_async(shared_words() + 4 * thread(), a.data + WORDS, true);
+     },
+     NULL},
+    {"a barrier that some threads do not reach", "a barrier",
+     [](const struct arguments &) {
+         if (thread() < 40)
+             __syncthreads();
+     },
+     NULL},
+    {"a barrier that a warp does not reach", "barrier",
+     [](const struct arguments &) {
+         if (thread() < 32)
+             __syncthreads();
+         else
+             __syncwarp();
+     },
+     NULL},
+    {"a barrier and a shuffle", "never come",
+     [](const struct arguments &) {
+         if (thread() % 2)
+             __syncthreads();
+         else
+             __shfl_xor_sync(0xffffffff, 1, 1);
+     },
+     NULL},
+    {"a warp's barrier and a shuffle", "different things",
+     [](const struct arguments &) {
+         if (thread() % 2)
+             __syncwarp();
+         else
+             __shfl_xor_sync(0xffffffff, 1, 1);
+     },
+     NULL},
+};
+
+struct bound {
+    void (*run)(const struct arguments &);
+    struct arguments arguments;
+};
+
+static void call(const void *argument) {
+    const struct bound *bound = (const struct bound *)argument;
+    bound->run(bound->arguments);
+}
+
+static void start(const struct bound *bound, const char *name, bool chained) {
+    struct emulated_launch launch = {name, {BLOCKS, 1, 1}, BLOCK_THREADS, SHARED_WORDS * 4,
+                                     call, bound,          chained};
+    emulate_launch(&launch);
+}
+
+__attribute__((no_sanitize("thread"))) int main(int argc, char **argv) {
+    for (const struct kernel &kernel : KERNELS) {
+        if (argc == 1)
+            printf("%s|%s\n", kernel.name, kernel.complaint);
+        if (argc == 1 || strcmp(argv[1], kernel.name) != 0)
+            continue;
+        struct arguments arguments = {(int *)emulate_allocate(WORDS * sizeof(int)),
+                                      (unsigned *)emulate_allocate(sizeof(unsigned))};
+        *arguments.counter = 0;
+        struct bound one = {kernel.run, arguments}, next = {kernel.next, arguments};
+        struct bound before = {nothing, arguments};
+        start(&before, "nothing", false);
+        start(&one, "first", true);
+        if (kernel.next)
+            start(&next, "second", true);
+        return emulate_finish() == 0 ? 0 : 1;
+    }
+    return argc == 1 ? 0 : 2;
+}

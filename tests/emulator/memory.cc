@@ -1,0 +1,487 @@
+// Device memory and shared memory, and a record of who accessed what. The kernels are compiled so
+// that each of their accesses calls a function here. Reported are addresses out of range, reads of
+// shared memory that the block has not written, and accesses to the same place, one of them a
+// write, that nothing orders: no barrier, no wait for the kernel before, no fence with an atomic
+// operation. That does not depend on which of them came first, so a missing barrier shows
+// whatever the order of threads happens to be.
+//
+// A thread's accesses are ordered among themselves; those of a warp by __syncwarp, but not by
+// shuffles and products; those of a block by __syncthreads. Copies to shared memory write from when
+// they are started to when their thread has waited for them.
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <map>
+#include "device.h"
+#include "machine.h"
+
+enum : size_t {
+    PAGE = 4096,
+    SLOT_BYTES = 256 << 10,               // of address space for a block's shared memory
+    SHARED_BYTES = RESIDENT * SLOT_BYTES, // shared memory lies first
+    DEVICE_BYTES = (size_t)4 << 30,       // then device memory
+    ARENA_BYTES = SHARED_BYTES + DEVICE_BYTES,
+    SHARED_GRAIN = 4, // bytes that have one record
+    DEVICE_GRAIN = 2,
+};
+
+// A record of an access, in shared memory: thread << 20 | the block's time; 0: none. Times go on
+// from one block to the next in the same slot. In device memory the block's instance << 32 is
+// added. Instead of a thread: several of a warp, of a block, of a launch; a copy under way.
+enum : unsigned {
+    THREADS = 1024,
+    OF_WARP = THREADS, // + warp
+    OF_BLOCK = OF_WARP + MOST_WARPS,
+    OF_LAUNCH,
+    UNDER_WAY = 2048, // + thread
+    TIME_BITS = 20,
+    MOST_TIME = 1 << TIME_BITS,
+};
+
+struct shared_cell {
+    uint32_t written, read;
+};
+
+struct device_cell {
+    uint64_t written, read;
+};
+
+struct allocation {
+    size_t start, end; // in the arena
+    bool written;      // by a kernel; before that, reads are not recorded
+};
+
+// What each page of the arena is; READ: wholly in an allocation that no kernel has written.
+enum page_kind : unsigned char { OUTSIDE, READ, OTHER };
+
+static char *arena;
+static struct shared_cell *shared_cells;
+static struct device_cell *device_cells;
+static std::vector<uint32_t> launch_of = {0}; // of each instance
+static size_t taken = SHARED_BYTES;           // of the arena
+static struct allocation **pages;             // the allocation of each page, or NULL
+static enum page_kind *page_kinds;
+static unsigned until_switch;
+
+static unsigned switch_period() {
+    static const char *period = getenv("EMULATOR_SWITCH");
+    return period ? (unsigned)atoi(period) : 0;
+}
+
+static void *reserve(size_t bytes, int protection) {
+    void *found = mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (found == MAP_FAILED) {
+        perror("emulator: reserving memory");
+        exit(70);
+    }
+    return found;
+}
+
+static void open_arena() {
+    if (arena)
+        return;
+    const int usable = PROT_READ | PROT_WRITE;
+    arena = (char *)reserve(ARENA_BYTES, PROT_NONE);
+    mprotect(arena, SHARED_BYTES, usable);
+    shared_cells = (struct shared_cell *)reserve(
+        SHARED_BYTES / SHARED_GRAIN * sizeof(struct shared_cell), usable);
+    device_cells = (struct device_cell *)reserve(
+        DEVICE_BYTES / DEVICE_GRAIN * sizeof(struct device_cell), usable);
+    pages = (struct allocation **)reserve(ARENA_BYTES / PAGE * sizeof *pages, usable);
+    page_kinds = (enum page_kind *)reserve(ARENA_BYTES / PAGE * sizeof *page_kinds, usable);
+    until_switch = switch_period() ? 1 + emulate_random(switch_period()) : 0;
+}
+
+char *shared_memory_end(unsigned slot) {
+    return arena + (slot + 1) * SLOT_BYTES;
+}
+
+uint32_t new_instance(const struct grid *grid) {
+    open_arena();
+    launch_of.push_back(grid->number);
+    return (uint32_t)launch_of.size() - 1;
+}
+
+void forget_shared(unsigned slot) {
+    memset(shared_cells + slot * SLOT_BYTES / SHARED_GRAIN, 0,
+           SLOT_BYTES / SHARED_GRAIN * sizeof(struct shared_cell));
+}
+
+// ---- Order ----
+
+static uint32_t shared_record(unsigned who) {
+    return (uint32_t)who << TIME_BITS | current->block->time;
+}
+
+static uint64_t device_record(unsigned who) {
+    return (uint64_t)current->block->instance << 32 | shared_record(who);
+}
+
+// Whether an access of the current block is ordered before what the current thread does now.
+static inline bool ordered_here(uint32_t access) {
+    const struct block *block = current->block;
+    unsigned who = access >> TIME_BITS, time = access % MOST_TIME, thread = current->thread;
+    if (who >= UNDER_WAY)
+        return false;
+    unsigned warp = who < THREADS ? who / LANES : who - OF_WARP;
+    return who == thread || time < block->barrier_time ||
+           (warp == thread / LANES && time < block->warps[warp].time);
+}
+
+static bool known_to(const std::vector<struct knowledge> &known, uint32_t instance, unsigned who,
+                     uint32_t time) {
+    for (const struct knowledge &k : known) {
+        if (k.instance != instance)
+            continue;
+        unsigned warp = who < THREADS ? who / LANES : who - OF_WARP;
+        if (time < k.block || (time < k.warp && warp == k.thread / LANES) ||
+            (time < k.own && who == k.thread))
+            return true;
+    }
+    return false;
+}
+
+// The same of any access to device memory.
+static bool ordered(uint64_t access) {
+    const struct fiber *fiber = current;
+    const struct block *block = fiber->block;
+    uint32_t instance = (uint32_t)(access >> 32), launch = launch_of[instance];
+    unsigned who = (uint32_t)access >> TIME_BITS, time = access % MOST_TIME;
+    if (!access)
+        return true;
+    if (launch != block->grid->number) {
+        bool waited = fiber->waited || block->all_waited;
+        return launch < block->grid->floor || (waited && (launch < block->grid->waited_floor ||
+                                                          launch + 1 == block->grid->number));
+    }
+    if (who == OF_LAUNCH)
+        return false;
+    if (instance == block->instance)
+        return ordered_here((uint32_t)access);
+    return known_to(block->known, instance, who, time) ||
+           known_to(fiber->known, instance, who, time);
+}
+
+// Whose reads a record stands for that stood for those of `who`, and now for the current thread's.
+static unsigned with_reader(unsigned who) {
+    unsigned warp = current->thread / LANES;
+    return who / LANES == warp || who == OF_WARP + warp ? OF_WARP + warp : OF_BLOCK;
+}
+
+// ---- Accesses ----
+
+// Where the code of an access is: for addr2line.
+static unsigned long code_offset(const void *code) {
+    Dl_info self;
+    if (!dladdr(code, &self))
+        return 0;
+    return (unsigned long)((const char *)code - (const char *)self.dli_fbase) - 1;
+}
+
+// access, other: "reads" or "writes"; distance: launches between them.
+[[noreturn]] static void tell_race(const char *access, const char *memory, size_t offset,
+                                   const char *other, unsigned who, bool elsewhere,
+                                   unsigned distance, const void *code) {
+    char whom[64], when[40] = "";
+    if (who >= UNDER_WAY)
+        snprintf(whom, sizeof whom, "a copy under way, of thread %u,", who - UNDER_WAY);
+    else if (who < THREADS)
+        snprintf(whom, sizeof whom, "thread %u", who);
+    else
+        snprintf(whom, sizeof whom, "one of several threads");
+    if (distance)
+        snprintf(when, sizeof when, " %u launches before", distance);
+    emulate_fault("%s %s memory at %#zx, which %s%s %s%s: nothing orders these (code %#lx)", access,
+                  memory, offset, whom, elsewhere ? " of another block" : "", other, when,
+                  code_offset(code));
+}
+
+// Every access to shared memory: in the grains that it touches, the accesses that it must be
+// behind are ordered, or it is a fault.
+static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes, bool write,
+                         uint32_t mine, const void *code) {
+    const struct shared_cell *end = cells + (offset + bytes + SHARED_GRAIN - 1) / SHARED_GRAIN;
+    const uint32_t start = current->block->start_time;
+    for (struct shared_cell *c = cells + offset / SHARED_GRAIN; c < end; c++) {
+        if (c->written % MOST_TIME < start) { // by an earlier block
+            if (!write)
+                emulate_fault("reads shared memory at %#zx, which nobody has written (code %#lx)",
+                              offset, code_offset(code));
+        } else if (!ordered_here(c->written)) {
+            tell_race(write ? "writes" : "reads", "shared", offset, "writes",
+                      c->written >> TIME_BITS, false, 0, code);
+        }
+        bool free = c->read % MOST_TIME < start || ordered_here(c->read);
+        if (!write) {
+            c->read = free ? mine : shared_record(with_reader(c->read >> TIME_BITS));
+            continue;
+        }
+        if (!free)
+            tell_race("writes", "shared", offset, "reads", c->read >> TIME_BITS, false, 0, code);
+        *c = {mine, 0};
+    }
+}
+
+[[noreturn]] static void tell_device_race(bool write, size_t offset, const char *other,
+                                          uint64_t access, const void *code) {
+    uint32_t instance = (uint32_t)(access >> 32);
+    tell_race(write ? "writes" : "reads", "device", offset, other, (uint32_t)access >> TIME_BITS,
+              instance != current->block->instance,
+              current->block->grid->number - launch_of[instance], code);
+}
+
+// The same in device memory.
+static void touch_device(struct device_cell *cells, size_t offset, size_t bytes, bool write,
+                         const void *code) {
+    const uint64_t mine = device_record(current->thread);
+    const struct device_cell *end = cells + (offset + bytes + DEVICE_GRAIN - 1) / DEVICE_GRAIN;
+    uint64_t good = 0; // known to be ordered
+    for (struct device_cell *c = cells + offset / DEVICE_GRAIN; c < end; c++) {
+        if (c->written != good && !ordered(c->written))
+            tell_device_race(write, offset, "writes", c->written, code);
+        good = c->written;
+        if (c->read == mine && !write)
+            continue;
+        bool free = ordered(c->read);
+        if (write && !free)
+            tell_device_race(write, offset, "reads", c->read, code);
+        if (write)
+            *c = {mine, 0};
+        else if (free)
+            c->read = mine;
+        else if (c->read >> 32 == mine >> 32 && (uint32_t)c->read >> TIME_BITS != OF_LAUNCH)
+            c->read = device_record(with_reader((uint32_t)c->read >> TIME_BITS));
+        else
+            c->read = device_record(OF_LAUNCH);
+    }
+}
+
+// The thread's access to shared memory, now or by a copy.
+static void access_shared(size_t at, size_t bytes, bool write, uint32_t mine, const void *code) {
+    size_t start = (size_t)(current->block->shared - arena);
+    if (at < start || at + bytes > start + current->block->grid->launch.shared_bytes)
+        emulate_fault("shared memory at %ld is out of range: there are %u bytes (code %#lx)",
+                      (long)at - (long)start, current->block->grid->launch.shared_bytes,
+                      code_offset(code));
+    touch_shared(shared_cells + start / SHARED_GRAIN, at - start, bytes, write, mine, code);
+}
+
+static void note_written(struct allocation *allocation) {
+    allocation->written = true;
+    for (size_t page = allocation->start / PAGE; page < allocation->end / PAGE; page++)
+        page_kinds[page] = OTHER;
+}
+
+static void access(const void *address, size_t bytes, bool write, const void *code) {
+    size_t at = (size_t)((const char *)address - arena);
+    if (at >= ARENA_BYTES) // the thread's own, or the host's
+        return;
+    if (until_switch && --until_switch == 0) {
+        until_switch = 1 + emulate_random(switch_period());
+        emulate_switch();
+    }
+    if (at < SHARED_BYTES) {
+        access_shared(at, bytes, write, shared_record(current->thread), code);
+        return;
+    }
+    if (!write && bytes <= 16 && page_kinds[at / PAGE] == READ &&
+        at / PAGE == (at + bytes - 1) / PAGE)
+        return;
+    struct allocation *allocation = pages[at / PAGE];
+    if (!allocation || at < allocation->start || at + bytes > allocation->end)
+        emulate_fault("device memory %p is out of range (code %#lx)", address, code_offset(code));
+    if (write && !allocation->written)
+        note_written(allocation);
+    if (allocation->written)
+        touch_device(device_cells + (allocation->start - SHARED_BYTES) / DEVICE_GRAIN,
+                     at - allocation->start, bytes, write, code);
+}
+
+// ---- Copies to shared memory ----
+
+static void push_copy(const struct copy &copy) {
+    struct copy_queue *queue = &current->copies;
+    if (queue->end - queue->first == queue->ring.size()) {
+        std::vector<struct copy> larger(queue->ring.empty() ? 64 : 2 * queue->ring.size());
+        for (size_t i = queue->first; i < queue->end; i++)
+            larger[i & (larger.size() - 1)] = queue->ring[i & (queue->ring.size() - 1)];
+        queue->ring = larger;
+    }
+    queue->ring[queue->end++ & (queue->ring.size() - 1)] = copy;
+}
+
+void emulate_copy(void *shared, const void *global, int bytes, bool wanted) {
+    const void *code = __builtin_return_address(0);
+    if ((size_t)shared % (size_t)bytes || (wanted && (size_t)global % (size_t)bytes))
+        emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
+    access_shared((size_t)((const char *)shared - arena), (size_t)bytes, true,
+                  shared_record(UNDER_WAY + current->thread), code);
+    if (wanted)
+        access(global, (size_t)bytes, false, code);
+    push_copy({(char *)shared, wanted ? (uintptr_t)global : 0, (unsigned)bytes});
+}
+
+static void land(const struct copy &copy) {
+    size_t at = (size_t)(copy.to - arena);
+    if (copy.from)
+        memcpy(copy.to, (const void *)(uintptr_t)copy.from, copy.bytes);
+    else
+        memset(copy.to, 0, copy.bytes);
+    for (size_t i = at / SHARED_GRAIN; i < (at + copy.bytes) / SHARED_GRAIN; i++)
+        shared_cells[i].written = shared_record(current->thread);
+}
+
+void emulate_commit() {
+    push_copy({});
+    current->copies.groups++;
+}
+
+void emulate_wait(int pending) {
+    struct copy_queue *queue = &current->copies;
+    while (queue->groups > (size_t)pending) {
+        const struct copy &copy = queue->ring[queue->first++ & (queue->ring.size() - 1)];
+        if (copy.bytes)
+            land(copy);
+        else
+            queue->groups--;
+    }
+}
+
+bool copies_under_way() {
+    const struct copy_queue *queue = &current->copies;
+    for (size_t i = queue->first; i < queue->end; i++)
+        if (queue->ring[i & (queue->ring.size() - 1)].bytes)
+            return true;
+    return false;
+}
+
+// ---- Fences and atomic operations ----
+//
+// As PTX's memory model has it: what a thread knows at a fence, an atomic operation behind it
+// tells; what an atomic operation is told, its thread may rely on behind a fence.
+
+static std::map<unsigned *, std::vector<struct knowledge>> *told;
+
+void __threadfence() {
+    struct fiber *f = current;
+    struct block *block = f->block;
+    f->known.insert(f->known.end(), f->observed.begin(), f->observed.end());
+    f->observed.clear();
+    f->fenced = f->known;
+    f->fenced.insert(f->fenced.end(), block->known.begin(), block->known.end());
+    block->time++;
+    f->fenced.push_back({block->instance, f->thread, block->time,
+                         block->warps[f->thread / LANES].time, block->barrier_time});
+}
+
+unsigned atomicInc(unsigned *counter, unsigned limit) {
+    struct fiber *f = current;
+    size_t at = (size_t)((char *)counter - arena);
+    const struct allocation *allocation = at < ARENA_BYTES ? pages[at / PAGE] : NULL;
+    if (!allocation || at < allocation->start || at + sizeof *counter > allocation->end)
+        emulate_fault("an atomic operation out of range");
+    if (!told)
+        told = new std::map<unsigned *, std::vector<struct knowledge>>;
+    std::vector<struct knowledge> &all = (*told)[counter];
+    if (!all.empty() && launch_of[all[0].instance] != f->block->grid->number)
+        all.clear();
+    all.insert(all.end(), f->fenced.begin(), f->fenced.end());
+    f->observed = all;
+    unsigned before = *counter;
+    *counter = before >= limit ? 0 : before + 1;
+    return before;
+}
+
+// In shared memory; of the accesses of other kinds it is ordered like a read.
+unsigned atomicAdd(unsigned *counter, unsigned value) {
+    access(counter, sizeof *counter, false, __builtin_return_address(0));
+    unsigned before = *counter;
+    *counter += value;
+    return before;
+}
+
+// ---- Device memory ----
+
+void *emulate_allocate(size_t bytes) {
+    open_arena();
+    size_t rounded = (bytes + 15) / 16 * 16, all = (rounded + PAGE - 1) / PAGE * PAGE;
+    if (all + 2 * PAGE > ARENA_BYTES - taken ||
+        mprotect(arena + taken + PAGE, all, PROT_READ | PROT_WRITE) != 0)
+        return NULL;
+    size_t end = taken + PAGE + all;
+    struct allocation *made = new allocation{end - rounded, end, false};
+    for (size_t page = taken / PAGE + 1; page < end / PAGE; page++)
+        pages[page] = made, page_kinds[page] = page * PAGE >= made->start ? READ : OTHER;
+    memset(arena + made->start, 0xff, rounded);
+    taken = end;
+    return arena + made->start;
+}
+
+// Its addresses are not used again.
+void emulate_release(void *pointer) {
+    size_t start = (size_t)((char *)pointer - arena);
+    struct allocation *allocation = pages[start / PAGE];
+    size_t first = start / PAGE, last = allocation->end / PAGE;
+    for (size_t page = first; page < last; page++)
+        pages[page] = NULL, page_kinds[page] = OUTSIDE;
+    madvise(arena + first * PAGE, (last - first) * PAGE, MADV_DONTNEED);
+    mprotect(arena + first * PAGE, (last - first) * PAGE, PROT_NONE);
+    delete allocation;
+}
+
+// ---- What the compiler calls ----
+
+extern "C" {
+void __tsan_init() {
+}
+
+void __tsan_read1(const void *address) {
+    access(address, 1, false, __builtin_return_address(0));
+}
+
+void __tsan_read2(const void *address) {
+    access(address, 2, false, __builtin_return_address(0));
+}
+
+void __tsan_read4(const void *address) {
+    access(address, 4, false, __builtin_return_address(0));
+}
+
+void __tsan_read8(const void *address) {
+    access(address, 8, false, __builtin_return_address(0));
+}
+
+void __tsan_read16(const void *address) {
+    access(address, 16, false, __builtin_return_address(0));
+}
+
+void __tsan_read_range(const void *address, size_t bytes) {
+    access(address, bytes, false, __builtin_return_address(0));
+}
+
+void __tsan_write1(void *address) {
+    access(address, 1, true, __builtin_return_address(0));
+}
+
+void __tsan_write2(void *address) {
+    access(address, 2, true, __builtin_return_address(0));
+}
+
+void __tsan_write4(void *address) {
+    access(address, 4, true, __builtin_return_address(0));
+}
+
+void __tsan_write8(void *address) {
+    access(address, 8, true, __builtin_return_address(0));
+}
+
+void __tsan_write16(void *address) {
+    access(address, 16, true, __builtin_return_address(0));
+}
+
+void __tsan_write_range(void *address, size_t bytes) {
+    access(address, bytes, true, __builtin_return_address(0));
+}
+}
