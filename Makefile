@@ -18,6 +18,7 @@ ADAPTERS = $(foreach p,2 4 8,$(FETCHED)/adapter_p$(p).safetensors)
 CUBIN = out/tools/cubin
 NVRTC = out/nvrtc
 DEMO = out/smollm2-135m
+DEMO_INT4 = out/smollm2-135m-int4
 
 .PHONY: help setup demo model specs test lint bench cost cost-measured law choose quality clean
 .DELETE_ON_ERROR:
@@ -119,6 +120,12 @@ demo-model: setup-fetch $(GGUF) $(ADAPTERS)
 demo: demo-model
 	@codegen/demo.sh $(DEMO)/engine
 
+# The same with the GGUF's own blocks of 4 bits, for measurements.
+.PHONY: demo-int4
+demo-int4: setup-fetch $(GGUF) $(ADAPTERS)
+	@$(MAKE) --no-print-directory model FROM=$(GGUF) ADAPTER="$(ADAPTERS)" \
+	    SPEC=SmolLM2-135M-ParScale-int4 NAME=$(notdir $(DEMO_INT4))
+
 # ---- tests ---------------------------------------------------------------------------------------
 
 test: setup demo-model
@@ -167,10 +174,10 @@ emulate:
 
 # LLAMA=1 builds llama.cpp once and measures it in turns with the engine; LLAMA_BIN names a folder
 # with its programs where they are.
-bench: demo-model
+bench: demo-model demo-int4
 	@$(if $(LLAMA),codegen/install.sh cmake g++ make && tests/build_llama.sh out/llama)
 	@LLAMA_BIN=$(or $(LLAMA_BIN),$(if $(LLAMA),out/llama/bin)) \
-	    $(LUA) tests/bench.lua $(DEMO) $(GGUF)
+	    $(LUA) tests/bench.lua $(DEMO) $(DEMO_INT4) $(GGUF)
 
 # Measured on the machine where it runs: every P of every size and dtype, to one CSV.
 SIZES = 0.7B 1.8B 4.7B

@@ -1,8 +1,9 @@
--- SmolLM2-135M by name: plain, and with the adapters that `make demo` uses.
+-- SmolLM2-135M by name: plain, with the adapters that `make demo` uses, and those on
+-- the GGUF's own blocks of 4 bits.
 
 local models = {}
 
-local function add(name, streams)
+local function add(name, streams, weight_dtype)
     models[name] = {
         name = name,
         model_type = "llama",
@@ -17,10 +18,12 @@ local function add(name, streams)
         tie_word_embeddings = true,
         max_position_embeddings = 8192,
         parscale_n = streams,
+        weight_dtype = weight_dtype,
     }
 end
 
 add("SmolLM2-135M", 1)
 add("SmolLM2-135M-ParScale", { 1, 2, 4, 8 })
+add("SmolLM2-135M-ParScale-int4", { 1, 2, 4, 8 }, "int4")
 
 return models

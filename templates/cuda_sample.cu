@@ -236,7 +236,8 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
         logits[id] = sample_penalized(before, sampling.repeat_penalty);
     __syncthreads();
     int token = sample_logits(space, logits, sampling, position + 1);
-    __syncthreads(); // thread 0 may still read what is put back now
+    // Thread 0 may still read what is put back now.
+    __syncthreads();
     if (id >= 0)
         logits[id] = before;
     if (threadIdx.x == 0)

@@ -78,6 +78,21 @@ for _, path in ipairs({ "plain", "neon" }) do
         out:gsub("\n", "")), err)
 end
 local native = build.read(model .. "/model.psc")
+
+-- An engine with quantised weights, and its products: see quantized_harness.c.
+local int4 = build.generate(("--from %s --name int4 --spec '%s'"):format(golden.folder(name),
+    build.write("int4.lua", "return { weight_dtype = 'int4' }\n")))
+compiles("gcc", "-O3 -fno-trapping-math", int4)
+compiles("clang", "-O3 -fno-trapping-math", int4)
+local products = build.path("products")
+build.must("%s %s -O1 -static -Wall -Wextra -Werror -DENGINE='\"%s/engine.c\"' -o '%s' "
+    .. "'%squantized_harness.c' -lm -pthread", CROSS, build.flags, int4, products, here)
+for line in build.must("qemu-aarch64 '%s'", products):gmatch("[^\n]+") do
+    local found = build.values(line)
+    tap.ok(found.cases == 160 and found.error <= 1 and found.wrong == 0,
+        "aarch64, products, " .. line)
+end
+
 build.must("%s %s -static -o '%s/pack' '%s/pack.c' -lm -pthread", CROSS, build.flags, model, model)
 build.must("qemu-aarch64 '%s/pack' '%s/pack.job' '%s'", model, model, build.path("cross.psc"))
 tap.ok(build.read(build.path("cross.psc")) == native, "aarch64: the packer makes the same pack")

@@ -31,14 +31,14 @@ local function small_kernels()
 end
 
 -- A model small and odd enough that every statement of every kernel is needed: attention in two
--- parts, more steps of a product than are copied ahead.
+-- parts, more steps of a product than are copied ahead, runs of several ids to sample from.
 local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwen2_parscale",
     hidden_size = 80, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 4,
-    num_key_value_heads = 2, head_dim = 16, vocab_size = 150, parscale_n = 2,
+    num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 2,
     parscale_n_tokens = 160, rms_norm_eps = 1e-6, rope_theta = 10000.0, parscale_attn_smooth = 0.1,
     weight_dtype = "bf16", tie_word_embeddings = true, max_position_embeddings = 64 }]]
 local STREAMS, TOKENS = 2, 3
-local SAMPLED = 36 -- tokens, for the kernel that samples
+local SAMPLED = 36 -- tokens, for the kernels that sample and measure
 
 local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syncwarp%(%)",
     "__threadfence%(%)", "wait_copies<[^;]*>%(%)", "commit_copies%(%)" }
@@ -91,8 +91,9 @@ local function engine_kernels()
         build.must("%s", command(sampling, ("EMULATOR_STATEMENTS='%s'"):format(list)))
         for statement, kernel in build.read(list):gmatch("(%d+) ([%w_]+)\n") do
             local which = statements[tonumber(statement)]
-            if (kernel == "sample_token") == sampling then
-                which.met = true
+            which.met = which.met or {}
+            if not which.met[kernel] then
+                which.met[kernel] = true
                 labels[#labels + 1] = { name = ("%s of %s"):format(which.text, kernel),
                                         line = which.line }
                 commands[#labels] = command(sampling, ("EMULATOR_SKIP='%s %s'"):format(statement,
