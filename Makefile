@@ -152,10 +152,11 @@ lint-shell:
 
 # What a machine with a GPU, CUDA and gcc needs for its tests: one folder.
 GPU_FOLDER = out/gpu
+GPU_SPECS = ParScale-1.8B-P8 ParScale-1.8B-P8:int8 ParScale-1.8B-P8:int4
 .PHONY: test-gpu-folder test-gpu
 test-gpu-folder: demo-model
 	@rm -rf $(GPU_FOLDER)
-	@tests/gpu_prepare.sh $(GPU_FOLDER) $(DEMO) ParScale-1.8B-P8
+	@tests/gpu_prepare.sh $(GPU_FOLDER) $(DEMO) $(GPU_SPECS)
 	@echo 'made $(GPU_FOLDER): there, sh tests/gpu.sh RESULTS'
 
 test-gpu: test-gpu-folder

@@ -300,6 +300,11 @@ function emit.cuda_dims(p)
         { "QKV_ROW_TILES", l.qkv.row_tiles },
         { "GATE_UP_ROW_TILES", l.gate_up.row_tiles },
         { "HEAD_ROW_TILES", p.head.row_tiles },
+        { "TILE_COLUMNS", p.formats.layers.columns, "of a tile of layers, embedding and head" },
+        { "LAYER_TILE_BYTES", l.qkv.tile_bytes },
+        { "HIDDEN_COLUMN_TILES", l.qkv.column_tiles, "of qkv, gate_up, embedding and head" },
+        { "O_COLUMN_TILES", l.o.column_tiles },
+        { "DOWN_COLUMN_TILES", l.down.column_tiles },
         { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },

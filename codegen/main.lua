@@ -128,9 +128,14 @@ local function write_kernels(folder, kernels)
     end
 end
 
+local function format_of(p)
+    return p.quantized and "quantized" or "bf16"
+end
+
 -- The GPU part: engine.cu, whose text engine.c carries, and the kernels that are compiled now.
 local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
+    generated["cuda_weights.cu"] = ('#include "cuda_weights_%s.cu"\n'):format(format_of(p))
     local kernels = emit.cuda(root, p, generated)
     write_kernels(folder, kernels)
     local compiled = cubins.make(p, folder, options.cubin, options.nvrtc,
@@ -155,7 +160,7 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
-        ["weights.c"] = ('#include "weights_%s.c"\n'):format(p.quantized and "quantized" or "bf16"),
+        ["weights.c"] = ('#include "weights_%s.c"\n'):format(format_of(p)),
         ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }
     make_folder(options.out)

@@ -367,6 +367,9 @@ local function gpu_plan(spec, p)
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
+    local function inputs(n) -- 16s of activations: whole tiles of weights
+        return tiles(align(n, p.formats.layers.columns))
+    end
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
     local list = {
@@ -375,11 +378,11 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * tiles(h), tiles(H * d)) * TILE * 2,
+        { "input", C * math.max(2 * inputs(h), inputs(H * d)) * TILE * 2,
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
-        { "activation", C * tiles(spec.intermediate_size) * TILE * 2,
+        { "activation", C * inputs(spec.intermediate_size) * TILE * 2,
           "[columns, intermediate] bf16" },
-        { "normed", (P + 7) // 8 * tiles(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
+        { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
         { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
         { "query", C * H * d * 4, "[columns, heads, head_dim]" },
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
@@ -388,7 +391,7 @@ local function gpu_plan(spec, p)
         { "mix_input", P * tiles(h) * TILE_BYTES,
           "[two parts, P * hidden] bf16, one of 8 columns" },
         { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
-        { "head_input", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "stream_weights", 2 * P * 4, "[2, P]" },
         { "logits", 2 * V * 4, "[2, vocab]" },
         { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },

@@ -76,8 +76,7 @@ spec.schema = {
             .. "int4 quantise groups of 32 weights; a GGUF's Q8_0 and Q4_0 blocks (int8), Q4_0 and "
             .. "Q4_1 blocks (int4) keep their values. Embedding and head are int8 in both." },
     { key = "backends", kind = "choice", choices = { "cpu", "cpu+cuda" }, ours = true,
-        default = function(s) return s.weight_dtype:find("^int") and "cpu" or "cpu+cuda" end,
-        default_doc = "cpu+cuda; cpu for int8 and int4",
+        default = "cpu+cuda",
         doc = "What the engine can run on; cpu leaves the GPU part out, for the smallest engine." },
     { key = "cache_dtype", kind = "choice", choices = { "bf16" }, ours = true, default = "bf16",
         doc = "Type of the key/value caches." },
@@ -211,10 +210,6 @@ local function check_relations(s, where)
     if s.context > s.max_position_embeddings then
         fail("%s: context: found %d, expected at most max_position_embeddings %d",
             where, s.context, s.max_position_embeddings)
-    end
-    if s.backends == "cpu+cuda" and s.weight_dtype:find("^int") then
-        fail('%s: weight_dtype: found %s, expected "bf16" or "bf16x2" with backends "cpu+cuda"',
-            where, spec.show(s.weight_dtype))
     end
     for _, id in ipairs(s.eos_token_id) do
         if id >= s.vocab_size then

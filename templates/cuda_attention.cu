@@ -349,4 +349,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 10 ? 2 : 1)
             out[column_index(COLUMN_GROUPS, k, stream)] = bf16_bits(sum / total);
         }
     }
+    if (INPUT_TILES > 1 && blockIdx.y == gridDim.y - 1) { // zeros up to a whole tile of weights
+        for (int k = HEADS * HEAD_DIM + threadIdx.x; k < HEADS_TILES * TILE; k += THREADS)
+            out[column_index(COLUMN_GROUPS, k, stream)] = 0;
+    }
 }

@@ -10,17 +10,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_tas
     id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
     if (threadIdx.x == 0 && stream == 0)
         task.history[task.ids ? task.position + token : task.state->position] = id;
-    const char *row = task.weights + EMBEDDING_OFFSET +
-                      (long long)(id / TILE) * HIDDEN_TILES * WEIGHT_PLANES * TILE_BYTES;
     const float *weight = (const float *)(task.weights + LAYERS_OFFSET + INPUT_NORM_OFFSET);
     float *out = task.residual + (long long)(stream * task.tokens + token) * HIDDEN_SIZE;
     for (int first = 0; first < HIDDEN_SIZE; first += THREADS) {
         int i = first + threadIdx.x;
-        float x = 0;
-        for (int plane = 0; plane < WEIGHT_PLANES && i < HIDDEN_SIZE; plane++)
-            x += from_bf16(
-                ((const unsigned short *)row)[(plane * HIDDEN_TILES + i / TILE) * TILE_ELEMENTS +
-                                              tile_index(id % TILE, i % TILE)]);
+        float x = i < HIDDEN_SIZE ? embedding_weight(task, id, i) : 0.0f;
         float square = x * x;
         for (int distance = 4; distance > 0; distance /= 2)
             square += __shfl_xor_sync(0xffffffff, square, distance);
@@ -38,13 +32,18 @@ enum { // shared memory of the decode kernels, in bytes: ring, sums of finish_sp
     DECODE_SHARED = RING_BYTES + COLUMN_GROUPS * SPLIT_SUM_BYTES + TILE * 4,
 };
 
-// normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_qkv(const struct gpu_task task) {
+// normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input. With
+// quantised weights it takes more registers than the compiler would give it, so one block is asked
+// for; 0 leaves it to the compiler.
+extern "C" __global__ void __launch_bounds__(THREADS, INPUT_TILES - 1)
+    decode_qkv(const struct gpu_task task) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
     float *scales = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
-    const struct tile *row = matrix_row(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_TILES);
-    struct stream<STREAMS, 2> product = {
-        split_run(row, HIDDEN_TILES), (const struct columns *)task.normed, HIDDEN_TILES
+    const struct tile *row =
+        matrix_row<layer_tiles>(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_COLUMN_TILES);
+    struct stream<layer_tiles, STREAMS, 2> product = {
+        split_run(row, HIDDEN_COLUMN_TILES),
+            (const struct columns *)task.normed, HIDDEN_COLUMN_TILES
     };
     product.start();
     struct place at = split_place(threadIdx.x);
@@ -74,8 +73,8 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
                                                        const char *matrix, int column_tiles,
                                                        const char *input, const float *norm) {
     float *sums = (float *)(shared_memory() + RING_BYTES);
-    const struct tile *tiles = matrix_row(matrix, blockIdx.x, column_tiles);
-    struct stream<STREAMS, 1> product = {
+    const struct tile *tiles = matrix_row<layer_tiles>(matrix, blockIdx.x, column_tiles);
+    struct stream<layer_tiles, STREAMS, 1> product = {
         split_run(tiles, column_tiles), (const struct columns *)input, column_tiles
     };
     product.start();
@@ -111,7 +110,7 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
 
 extern "C" __global__ void __launch_bounds__(THREADS) decode_o(const struct gpu_task task) {
     const char *layer = layer_weights(task);
-    decode_residual(task, layer + O_OFFSET, HEADS_TILES, task.input,
+    decode_residual(task, layer + O_OFFSET, O_COLUMN_TILES, task.input,
                     (const float *)(layer + POST_NORM_OFFSET));
 }
 
@@ -119,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_down(const struct g
     const char *layer = layer_weights(task);
     const char *next = task.layer + 1 < LAYERS ? layer + LAYER_STRIDE + INPUT_NORM_OFFSET
                                                : task.weights + FINAL_NORM_OFFSET;
-    decode_residual(task, layer + DOWN_OFFSET, INTERMEDIATE_TILES, task.activation,
+    decode_residual(task, layer + DOWN_OFFSET, DOWN_COLUMN_TILES, task.activation,
                     (const float *)next);
 }
 
@@ -134,10 +133,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struc
     float *scales = (float *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < GATE_UP_ROW_TILES;
-    struct stream<STREAMS, 1> product = {
-        {matrix_row(layer_weights(task) + GATE_UP_OFFSET, row_tile, HIDDEN_TILES), 0,
-         valid ? HIDDEN_TILES *WEIGHT_PLANES : 0},
-            (const struct columns *)task.normed, HIDDEN_TILES,
+    struct stream<layer_tiles, STREAMS, 1> product = {
+        {matrix_row<layer_tiles>(layer_weights(task) + GATE_UP_OFFSET, row_tile,
+                                 HIDDEN_COLUMN_TILES),
+         0, valid ? HIDDEN_COLUMN_TILES *WEIGHT_PLANES : 0},
+            (const struct columns *)task.normed, HIDDEN_COLUMN_TILES,
     };
     product.start();
     wait_for_previous_kernel();

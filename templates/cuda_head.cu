@@ -2,12 +2,12 @@
 // weighs the streams, the output head and the greedy choice. Activations keep their low parts here:
 // one column leaves room for them.
 
-// Element k of one column, as high and low parts. K: of the column.
-static __device__ inline void store_parts(char *column, int k, int K, float value) {
+// Element k of one column, as high and low parts. tiles: 16s of the column.
+static __device__ inline void store_parts(char *column, int k, int tiles, float value) {
     unsigned short *high = (unsigned short *)column;
     int at = column_index(1, k, 0);
     high[at] = bf16_bits(value);
-    high[K / TILE * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
+    high[tiles * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
 }
 
 // residual -> final, mix_input; with one stream -> head_input. Grid: streams.
@@ -30,10 +30,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
     for (int i = threadIdx.x; i < HIDDEN_SIZE; i += THREADS) {
         float y = x[i] * scale * weight[i];
         if (STREAMS == 1) {
-            store_parts(task.head_input, i, HIDDEN_SIZE, y);
+            store_parts(task.head_input, i, HIDDEN_INPUT_TILES, y);
         } else {
             task.final[stream * HIDDEN_SIZE + i] = y;
-            store_parts(task.mix_input, stream * HIDDEN_SIZE + i, STREAMS * HIDDEN_SIZE, y);
+            store_parts(task.mix_input, stream * HIDDEN_SIZE + i, STREAMS * HIDDEN_TILES, y);
         }
     }
     if (STREAMS == 1 && threadIdx.x == 0)
@@ -43,8 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
 // One column times one row of tiles: sums [1, WARPS, WARP, 4] of finish_split in shared memory.
 static __device__ __forceinline__ void
 one_column(const char *matrix, int row_tile, int column_tiles, const char *input, float *sums) {
-    struct stream<1, 2> product = {
-        split_run(matrix_row(matrix, row_tile, column_tiles), column_tiles),
+    struct stream<bf16_tiles, 1, 2> product = {
+        split_run(matrix_row<bf16_tiles>(matrix, row_tile, column_tiles), column_tiles),
             (const struct columns *)input, column_tiles
     };
     product.start();
@@ -64,8 +64,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) mix_streams(const struct g
         float2 y = finish_split(sums, threadIdx.x);
         float low = y.x + bias[at.row], high = y.y + bias[at.row + 8];
         int row = blockIdx.x * TILE + at.row;
-        store_parts(task.mixed, row, HIDDEN_SIZE, low / (1.0f + expf(-low)));
-        store_parts(task.mixed, row + 8, HIDDEN_SIZE, high / (1.0f + expf(-high)));
+        store_parts(task.mixed, row, HIDDEN_TILES, low / (1.0f + expf(-low)));
+        store_parts(task.mixed, row + 8, HIDDEN_TILES, high / (1.0f + expf(-high)));
     }
 }
 
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) weigh_streams(const struct
         float y = 0;
         for (int p = 0; p < STREAMS; p++)
             y += (expf(weights[p] - max) * factor + least) * task.final[p * HIDDEN_SIZE + i];
-        store_parts(task.head_input, i, HIDDEN_SIZE, y);
+        store_parts(task.head_input, i, HIDDEN_INPUT_TILES, y);
     }
     if (threadIdx.x < STREAMS)
         task.stream_weights[newest_position(task) % 2 * STREAMS + threadIdx.x] =
@@ -130,10 +130,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) head(const struct gpu_task
     struct gpu_best *found = (struct gpu_best *)(shared_memory() + RING_BYTES);
     int row_tile = blockIdx.x * WARPS + warp_id();
     bool valid = row_tile < HEAD_ROW_TILES;
-    struct stream<1, 2> product = {
-        {matrix_row(task.weights + HEAD_OFFSET, row_tile, HIDDEN_TILES), 0,
-         valid ? HIDDEN_TILES *WEIGHT_PLANES : 0},
-            (const struct columns *)task.head_input, HIDDEN_TILES,
+    struct stream<head_tiles, 1, 2> product = {
+        {matrix_row<head_tiles>(task.weights + HEAD_OFFSET, row_tile, HIDDEN_COLUMN_TILES), 0,
+         valid ? HIDDEN_COLUMN_TILES *WEIGHT_PLANES : 0},
+            (const struct columns *)task.head_input, HIDDEN_COLUMN_TILES,
     };
     product.start();
     wait_for_previous_kernel();

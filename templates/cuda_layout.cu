@@ -8,11 +8,14 @@ enum {
     COLUMN_BYTES = TILE_BYTES / 2, // 16 activations of 8 columns
     COLUMN_GROUPS = (STREAMS + 7) / 8,
     HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
-    HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GROUP_HEADS = HEADS / KV_HEADS,
     HEAD_BLOCKS = (HEAD_ROW_TILES + 7) / 8, // of the output head
-    INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
+    // Inputs are filled up to whole tiles of weights, with zeros where those have none.
+    INPUT_TILES = TILE_COLUMNS / TILE, // 16s of activations that a tile of weights takes
+    HIDDEN_INPUT_TILES = HIDDEN_COLUMN_TILES * INPUT_TILES,
+    HEADS_TILES = O_COLUMN_TILES * INPUT_TILES,
+    INTERMEDIATE_TILES = DOWN_COLUMN_TILES * INPUT_TILES,
 };
 
 static __device__ inline int lane_id() {
@@ -38,12 +41,6 @@ static __device__ inline int chunk_place(int c) {
 static __device__ inline int fragment_index(int row, int column) {
     int pair = column / 2, lane = row % 8 * 4 + pair % 4, word = row / 8 * 2 + pair / 4;
     return (lane * 4 + word) * 2 + column % 2;
-}
-
-// Element (row, column) of a tile of the pack.
-static __device__ inline int tile_index(int row, int column) {
-    int pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
-    return (chunk * 4 + word) * 2 + column % 2;
 }
 
 // Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k,
@@ -78,13 +75,6 @@ static __device__ inline int newest_position(const struct gpu_task &task) {
 
 static __device__ inline const char *layer_weights(const struct gpu_task &task) {
     return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
-}
-
-// Row `row_tile` of a matrix, the chunk that this lane copies.
-static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
-                                                       int column_tiles) {
-    const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
-    return (const struct tile *)(matrix + tiles * TILE_BYTES) + lane_id();
 }
 
 // Cache of one (layer, stream, kv head): for every 16 positions a row of tiles of keys, then one of

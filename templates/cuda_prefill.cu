@@ -2,73 +2,6 @@
 // being columns of the products: [columns / 16, k / 16] tiles. Weights and activations stream
 // through shared memory in asynchronous copies.
 
-enum {
-    BLOCK_TILES = 8, // rows of tiles of weights, and of activations, that a block multiplies
-    STEP_TILES = 2,  // of K at a time
-    STAGES = 4,      // steps under way
-    STAGE_BYTES = 2 * BLOCK_TILES * STEP_TILES * TILE_BYTES,
-    PREFILL_SHARED = STAGES * STAGE_BYTES,
-    WARP_ROWS = 4,    // rows of tiles of weights that a warp multiplies
-    WARP_COLUMNS = 4, // and of activations
-    COLUMN_WARPS = BLOCK_TILES / WARP_COLUMNS,
-    PRODUCT_WARPS = BLOCK_TILES / WARP_ROWS * COLUMN_WARPS,
-    PRODUCT_THREADS = PRODUCT_WARPS * WARP,
-};
-
-// Matrix and activations of a product. K is passed once for each pair of their parts: planes of the
-// weights, high and low parts of the activations.
-struct product {
-    const char *weights, *input; //
-    int row_tiles, column_tiles; // of the weights; column_tiles: K / 16
-    int input_parts;             // 1: bf16, 2: high and low parts, one behind the other in a row
-    int columns;                 //
-};
-
-// This thread's pieces of every step: 16 bytes of one k of COPIES rows of weights and of columns.
-enum { COPIES = BLOCK_TILES * STEP_TILES / PRODUCT_WARPS };
-
-struct copies {
-    unsigned rows[COPIES], columns[COPIES]; // bytes from weights and input to the rows, at k = 0
-};
-
-static __device__ __forceinline__ struct copies plan_copies(const struct product &p) {
-    struct copies c;
-    int columns_tiles = (p.columns + TILE - 1) / TILE;
-#pragma unroll
-    for (int i = 0; i < COPIES; i++) {
-        int offset = i * (PRODUCT_WARPS / STEP_TILES) + warp_id() / STEP_TILES;
-        int row = blockIdx.y * BLOCK_TILES + offset, column = blockIdx.x * BLOCK_TILES + offset;
-        row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
-        column = column < columns_tiles ? column : columns_tiles - 1;
-        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-        c.columns[i] =
-            (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-    }
-    return c;
-}
-
-// Starts copying step `step` of K to its stage: [rows and columns, STEP_TILES] tiles.
-static __device__ __forceinline__ void copy_step(const struct product &p, const struct copies &c,
-                                                 int step) {
-    char *stage = shared_memory() + step % STAGES * STAGE_BYTES + warp_id() * TILE_BYTES;
-    int k = step * STEP_TILES + warp_id() % STEP_TILES;
-    bool wanted = k < WEIGHT_PLANES * p.input_parts * p.column_tiles; // zeros behind the end
-    int row_k = k, column_k = k;
-    if (WEIGHT_PLANES > 1 || p.input_parts > 1) {
-        int pass = k / p.column_tiles;
-        row_k = k - (pass - pass / p.input_parts) * p.column_tiles;
-        column_k = k - (pass - pass % p.input_parts) * p.column_tiles;
-    }
-    const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
-#pragma unroll
-    for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + (i * PRODUCT_THREADS + chunk_place(lane_id())) * 16, weights + c.rows[i],
-                   wanted);
-        copy_async(stage + ((COPIES + i) * PRODUCT_THREADS + lane_id()) * 16, input + c.columns[i],
-                   wanted);
-    }
-}
-
 // sum [row tile of the warp][8 columns of the warp][.]: weights x input, this block's part.
 static __device__ __forceinline__ void
 multiply_block(const struct product &p, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
@@ -86,33 +19,7 @@ multiply_block(const struct product &p, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS
         if (step + STAGES - 1 < steps)
             copy_step(p, c, step + STAGES - 1);
         commit_copies();
-        const struct tile *stage =
-            (const struct tile *)(shared_memory() + step % STAGES * STAGE_BYTES);
-        const struct tile *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP +
-                                  chunk_place(chunk_id());
-        const struct tile *columns =
-            stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP +
-            lane_id();
-#pragma unroll
-        for (int k = 0; k < STEP_TILES; k++) {
-            if (step * STEP_TILES + k < all) { // measured: faster than multiplying zeros
-                struct tile a[WARP_ROWS], b[WARP_COLUMNS];
-#pragma unroll
-                for (int i = 0; i < WARP_ROWS; i++) {
-                    a[i] = rows[(i * STEP_TILES + k) * WARP];
-                    b[i] = columns[(i * STEP_TILES + k) * WARP];
-                }
-#pragma unroll
-                for (int i = 0; i < WARP_ROWS; i++) {
-#pragma unroll
-                    for (int j = 0; j < WARP_COLUMNS; j++) {
-                        struct columns even = {b[j].x, b[j].y}, odd = {b[j].z, b[j].w};
-                        multiply(sum[i][2 * j], a[i], even);
-                        multiply(sum[i][2 * j + 1], a[i], odd);
-                    }
-                }
-            }
-        }
+        multiply_stage(shared_memory() + step % STAGES * STAGE_BYTES, all - step * STEP_TILES, sum);
     }
 }
 
@@ -141,6 +48,8 @@ prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, 
         return;
     const float *x = task.residual + (long long)column * HIDDEN_SIZE;
     const float *weight = (const float *)(layer_weights(task) + weight_offset);
+    const int WIDTH = HIDDEN_INPUT_TILES * TILE;
+    const long long stride = (long long)parts * HIDDEN_INPUT_TILES * TILE_BYTES;
     float sum = 0;
 #pragma unroll 8
     for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
@@ -153,10 +62,13 @@ prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, 
         float2 v = *(const float2 *)(x + i), w = *(const float2 *)(weight + i);
         v = make_float2(v.x * scale * w.x, v.y * scale * w.y);
         unsigned high = to_bf16(v.x, v.y);
-        long long stride = (long long)parts * HIDDEN_TILES * TILE_BYTES;
         *input_word(task.input, stride, column, i) = high;
         if (parts == 2)
-            *input_word(task.input, stride, column, HIDDEN_SIZE + i) = low_parts(high, v.x, v.y);
+            *input_word(task.input, stride, column, WIDTH + i) = low_parts(high, v.x, v.y);
+    }
+    for (int i = HIDDEN_SIZE + lane_id() * 2; i < WIDTH; i += 2 * WARP) {
+        for (int part = 0; part < parts; part++)
+            *input_word(task.input, stride, column, part * WIDTH + i) = 0;
     }
 }
 
@@ -182,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
     struct product p = {layer_weights(task) + QKV_OFFSET,
                         task.input,
                         QKV_ROW_TILES,
-                        HIDDEN_TILES,
+                        HIDDEN_INPUT_TILES,
                         2,
                         distinct_columns(task)};
     float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
@@ -267,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
     struct product p = {layer_weights(task) + GATE_UP_OFFSET,
                         task.input,
                         GATE_UP_ROW_TILES,
-                        HIDDEN_TILES,
+                        HIDDEN_INPUT_TILES,
                         1,
                         task.tokens * STREAMS};
     float sum[WARP_ROWS][2 * WARP_COLUMNS][4] = {};
@@ -353,6 +265,12 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
                 *input_word(task.input, stride, column, k + d * TILE) = upper;
             if (query < queries && d * TILE + lane_id() % 4 * 2 + 8 < HEAD_DIM)
                 *input_word(task.input, stride, column, k + d * TILE + 8) = lower;
+        }
+        bool last_head = kv_head == KV_HEADS - 1 && query % GROUP_HEADS == GROUP_HEADS - 1;
+        if (INPUT_TILES > 1 && query < queries &&
+            last_head) { // zeros up to a whole tile of weights
+            for (k = HEADS * HEAD_DIM + lane_id() % 4 * 2; k < HEADS_TILES * TILE; k += 8)
+                *input_word(task.input, stride, column, k) = 0;
         }
     }
 }

@@ -10,53 +10,85 @@
 enum {
     WARPS = 8,
     THREADS = WARPS * WARP,
-    CHUNK = 4,                              // tiles of a step
     RING_BYTES = WARPS * WARP_RING_BYTES,   // of shared memory, first in all these kernels
     SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4, // of one group of columns: what finish_split adds up
 };
 
-// A run of tiles of one row: [first, end), the chunk of each that this lane copies.
+// A run of tiles of one row: [first, end); `tiles`: this lane's 16 bytes of the row's first ones.
 struct run {
     const struct tile *tiles;
     int first, end;
 };
 
+// A format of weights is a struct: the size of its tiles, and for a struct stream how the tiles of
+// a step are copied and how one of them is multiplied. This is bf16; an engine with quantised
+// weights has it for its adapters.
+struct bf16_tiles {
+    enum { BYTES = TILE_BYTES, INPUTS = 1 }; // INPUTS: 16s of activations that a tile takes
+
+    template <typename STREAM>
+    static __device__ __forceinline__ void copy(const STREAM &stream, int step) {
+        int k = stream.run.first + step * STREAM::CHUNK;
+#pragma unroll
+        for (int i = 0; i < STREAM::CHUNK; i++) // zeros behind the end
+            copy_async(stream.tile_place(step, i) + chunk_place(lane_id()),
+                       stream.run.tiles + (k + i) * WARP, k + i < stream.run.end);
+    }
+
+    template <typename STREAM>
+    static __device__ __forceinline__ void
+    multiply_tile(const STREAM &stream, float (&sum)[STREAM::GROUPS][4], int step, int i) {
+        struct tile weights = stream.tile_place(step, i)[chunk_place(chunk_id())];
+#pragma unroll
+        for (int group = 0; group < STREAM::GROUPS; group++) {
+#pragma unroll
+            for (int part = 0; part < STREAM::PARTS; part++)
+                multiply(sum[group], weights, *stream.input_place(step, i, group, part));
+        }
+    }
+};
+
+// Row `row_tile` of a matrix: this lane's 16 bytes of its first tiles.
+template <typename FORMAT>
+static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
+                                                       int column_tiles) {
+    const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
+    return (const struct tile *)(matrix + tiles * FORMAT::BYTES) + lane_id();
+}
+
 // One warp's product: a run of weights times COLUMNS activations in groups of 8, as bf16, or as the
 // sum of two bf16: PARTS of them, one behind the other.
-template <int COLUMNS, int PARTS> struct stream {
+template <typename FORMAT, int COLUMNS, int INPUT_PARTS> struct stream {
     enum {
+        PARTS = INPUT_PARTS,
         GROUPS = (COLUMNS + 7) / 8,
-        SLOT_BYTES = TILE_BYTES + GROUPS * PARTS * COLUMN_BYTES, // a tile and its activations
-        AHEAD = WARP_RING_BYTES / SLOT_BYTES / CHUNK,            // steps that are under way
+        INPUTS = FORMAT::INPUTS,
+        SLOT_BYTES = FORMAT::BYTES + INPUTS * GROUPS * PARTS * COLUMN_BYTES, // with activations
+        FIT = WARP_RING_BYTES / SLOT_BYTES,
+        CHUNK = FIT >= 8   ? 4
+                : FIT >= 4 ? 2
+                           : 1, // tiles of a step
+        AHEAD = FIT / CHUNK,    // steps that are under way
         SLOTS = AHEAD * CHUNK,
         EARLY = AHEAD < 2 ? AHEAD : 2, // steps whose weights are copied before the wait: more would
                                        // be in the way of the previous kernel's last loads
     };
 
     struct run run;
-    const struct columns *input; // [parts, column_tiles, groups, WARP]
-    int column_tiles;            // K / 16; the second plane of the weights has the same activations
+    const struct columns *input; // [parts, column_tiles, INPUTS, groups, WARP]
+    int column_tiles;            // the second plane of the weights has the same activations
 
-    // Where the warp keeps tile i of step `step`, and this lane its activations.
+    // Where the warp keeps tile i of step `step`, and its activations.
     __device__ __forceinline__ struct tile *tile_place(int step, int i) const {
         return (struct tile *)(shared_memory() + warp_id() * WARP_RING_BYTES) +
-               (step % AHEAD * CHUNK + i) * WARP;
+               (step % AHEAD * CHUNK + i) * (FORMAT::BYTES / 16);
     }
 
-    __device__ __forceinline__ struct columns *columns_place(int step, int i, int group,
-                                                             int part) const {
-        int slot = ((step % AHEAD * CHUNK + i) * GROUPS + group) * PARTS + part;
+    __device__ __forceinline__ struct columns *input_place(int step, int i, int n, int part) const {
+        int slot = ((step % AHEAD * CHUNK + i) * INPUTS * GROUPS + n) * PARTS + part;
         return (struct columns *)(shared_memory() + warp_id() * WARP_RING_BYTES +
-                                  SLOTS * TILE_BYTES) +
+                                  SLOTS * FORMAT::BYTES) +
                slot * WARP + lane_id();
-    }
-
-    __device__ __forceinline__ void copy_weights(int step) const {
-        int k = run.first + step * CHUNK;
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) // zeros behind the end
-            copy_async(tile_place(step, i) + chunk_place(lane_id()), run.tiles + (k + i) * WARP,
-                       k + i < run.end);
     }
 
     __device__ __forceinline__ void copy_input(int step) const {
@@ -66,13 +98,13 @@ template <int COLUMNS, int PARTS> struct stream {
             bool wanted = k < run.end;
             k = WEIGHT_PLANES > 1 && k >= column_tiles ? k - column_tiles : k;
 #pragma unroll
-            for (int group = 0; group < GROUPS; group++) {
+            for (int n = 0; n < INPUTS * GROUPS; n++) {
 #pragma unroll
                 for (int part = 0; part < PARTS; part++)
-                    copy_columns(columns_place(step, i, group, part),
-                                 input + ((part * column_tiles + k) * GROUPS + group) * WARP +
+                    copy_columns(input_place(step, i, n, part),
+                                 input + ((part * column_tiles + k) * INPUTS * GROUPS + n) * WARP +
                                      lane_id(),
-                                 wanted && group * 8 + lane_id() / 4 < COLUMNS);
+                                 wanted && n % GROUPS * 8 + lane_id() / 4 < COLUMNS);
             }
         }
     }
@@ -81,7 +113,7 @@ template <int COLUMNS, int PARTS> struct stream {
     __device__ __forceinline__ void start() const {
 #pragma unroll
         for (int step = 0; step < EARLY; step++)
-            copy_weights(step);
+            FORMAT::copy(*this, step);
     }
 
     // sum += weights x activations
@@ -90,7 +122,7 @@ template <int COLUMNS, int PARTS> struct stream {
 #pragma unroll
         for (int step = 0; step < AHEAD; step++) {
             if (step >= EARLY)
-                copy_weights(step);
+                FORMAT::copy(*this, step);
             copy_input(step);
             commit_copies();
         }
@@ -98,17 +130,10 @@ template <int COLUMNS, int PARTS> struct stream {
             wait_copies<AHEAD - 1>();
             __syncwarp();
 #pragma unroll
-            for (int i = 0; i < CHUNK; i++) {
-                struct tile weights = tile_place(step, i)[chunk_place(chunk_id())];
-#pragma unroll
-                for (int group = 0; group < GROUPS; group++) {
-#pragma unroll
-                    for (int part = 0; part < PARTS; part++)
-                        multiply(sum[group], weights, *columns_place(step, i, group, part));
-                }
-            }
+            for (int i = 0; i < CHUNK; i++)
+                FORMAT::multiply_tile(*this, sum, step, i);
             __syncwarp();
-            copy_weights(step + AHEAD);
+            FORMAT::copy(*this, step + AHEAD);
             copy_input(step + AHEAD);
             commit_copies();
         }
@@ -176,7 +201,8 @@ static __device__ inline void store_normed(const struct gpu_task &task, int row,
     unsigned short *high = (unsigned short *)task.normed;
     int at = column_index(COLUMN_GROUPS, row, column);
     high[at] = bf16_bits(value);
-    high[HIDDEN_TILES * COLUMN_GROUPS * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
+    high[HIDDEN_INPUT_TILES * COLUMN_GROUPS * WARP * 4 + at] =
+        bf16_bits(value - from_bf16(high[at]));
 }
 
 // The norm's scales of all columns, by the first warps: `begin` loads while the product starts,

@@ -4,6 +4,8 @@
 #include "cuda_primitives.cu"
 #include "cuda_layout.cu"
 #include "cuda_product.cu"
+#include "cuda_block.cu"
+#include "cuda_weights.cu"
 #include "cuda_attention.cu"
 #include "cuda_decode.cu"
 #include "cuda_head.cu"

@@ -1,6 +1,7 @@
 // Checks and measures an engine, linked as a library, on a GPU. Prints key=value pairs.
 //
-//     gpu_harness compare PACK STREAMS TOKENS        against the CPU: mean KL of prefill and decode
+//     gpu_harness compare PACK STREAMS TOKENS [ISA]  against the CPU: mean KL, logits' error over
+//                                                    their deviation; of prefill and decode
 //     gpu_harness repeat PACK STREAMS TOKENS         greedy tokens twice, bit for bit
 //     gpu_harness fill PACK STREAMS PIECE            a prompt of context - 1 tokens: mean KL of its
 //                                                    end to that of the same prompt in pieces
@@ -28,10 +29,14 @@ enum {
 
 static const struct parscale_sampling GREEDY = {.top_p = 1, .repeat_penalty = 1};
 
-static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache) {
+static struct parscale *open_on(const char *device, const char *pack, int streams, bool no_cache,
+                                const char *isa) {
     struct parscale *model = NULL;
-    struct parscale_options options = {
-        .pack = pack, .device = device, .streams = streams, .no_kernel_cache = no_cache};
+    struct parscale_options options = {.pack = pack,
+                                       .device = device,
+                                       .streams = streams,
+                                       .no_kernel_cache = no_cache,
+                                       .isa = isa};
     if (parscale_open(&model, &options)) {
         fprintf(stderr, "gpu_harness: %s\n", parscale_error(model));
         exit(1);
@@ -95,8 +100,23 @@ static size_t best_of(const float *logits, size_t n) {
     return best;
 }
 
-static void compare(const char *pack, int streams, size_t tokens) {
-    struct parscale *cpu = open_on("cpu", pack, streams, false);
+// Sums over logits: the squared error of b, the squared deviation of a from its mean.
+struct squares {
+    double error, deviation;
+};
+
+static void add_squares(struct squares *squares, const float *a, const float *b, size_t n) {
+    double mean = 0;
+    for (size_t i = 0; i < n; i++)
+        mean += a[i] / (double)n;
+    for (size_t i = 0; i < n; i++) {
+        squares->error += (a[i] - (double)b[i]) * (a[i] - (double)b[i]);
+        squares->deviation += (a[i] - mean) * (a[i] - mean);
+    }
+}
+
+static void compare(const char *pack, int streams, size_t tokens, const char *isa) {
+    struct parscale *cpu = open_on("cpu", pack, streams, false, isa);
     size_t vocab = (size_t)parscale_info(cpu)->vocab_size;
     int32_t *ids = some_ids(tokens, (int)vocab);
     struct kept expected = {malloc(tokens * vocab * sizeof(float)), vocab};
@@ -105,22 +125,29 @@ static void compare(const char *pack, int streams, size_t tokens) {
         exit(1);
     must(parscale_score(cpu, ids, tokens, keep, &expected), cpu);
     parscale_close(cpu);
-    struct parscale *gpu = open_on("cuda", pack, streams, false);
+    struct parscale *gpu = open_on("cuda", pack, streams, false, NULL);
     must(parscale_score(gpu, ids, tokens, keep, &found), gpu);
     double prefill = 0, decode = 0;
+    struct squares prefilled = {0}, decoded = {0};
     size_t agree = 0;
-    for (size_t i = 0; i < tokens; i++)
+    for (size_t i = 0; i < tokens; i++) {
         prefill += divergence(expected.logits + i * vocab, found.logits + i * vocab, vocab);
+        add_squares(&prefilled, expected.logits + i * vocab, found.logits + i * vocab, vocab);
+    }
     must(parscale_rewind(gpu, 0), gpu);
     for (size_t i = 0; i < tokens; i++) {
         const float *reference = expected.logits + i * vocab;
         must(parscale_decode(gpu, ids[i]), gpu);
         const float *logits = parscale_logits(gpu);
         decode += divergence(reference, logits, vocab);
+        add_squares(&decoded, reference, logits, vocab);
         agree += best_of(reference, vocab) == best_of(logits, vocab);
     }
-    printf("compare streams=%d tokens=%zu kl_prefill=%.3g kl_decode=%.3g same_best=%zu\n", streams,
-           tokens, prefill / (double)tokens, decode / (double)tokens, agree);
+    printf("compare streams=%d tokens=%zu kl_prefill=%.3g kl_decode=%.3g error_prefill=%.3g "
+           "error_decode=%.3g same_best=%zu\n",
+           streams, tokens, prefill / (double)tokens, decode / (double)tokens,
+           sqrt(prefilled.error / prefilled.deviation), sqrt(decoded.error / decoded.deviation),
+           agree);
     parscale_close(gpu);
     free(ids);
     free(expected.logits);
@@ -144,11 +171,11 @@ static uint64_t greedy_digest(struct parscale *model, const int32_t *prompt, siz
 }
 
 static void repeat(const char *pack, int streams, size_t tokens) {
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     int32_t *prompt = some_ids(64, parscale_info(model)->vocab_size);
     uint64_t first = greedy_digest(model, prompt, 64, tokens);
     parscale_close(model);
-    model = open_on("cuda", pack, streams, false);
+    model = open_on("cuda", pack, streams, false, NULL);
     uint64_t second = greedy_digest(model, prompt, 64, tokens);
     printf("repeat streams=%d tokens=%zu first=%016llx second=%016llx equal=%d\n", streams, tokens,
            (unsigned long long)first, (unsigned long long)second, first == second);
@@ -212,7 +239,7 @@ static double decode_seconds(struct parscale *model, const int32_t *ids, size_t 
 }
 
 static void speed(const char *pack, int streams, size_t context, size_t prompt) {
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     int32_t *ids = some_ids(prompt > context ? prompt : context, parscale_info(model)->vocab_size);
     double prefill = prefill_seconds(model, ids, prompt);
     printf("speed streams=%d context=%zu decode_ms=%.4f prompt=%zu prefill_ms=%.2f "
@@ -243,7 +270,7 @@ static void start_rows(const struct table *table) {
     static const char *const NAMES[] = {"first_start_s", NULL, "later_start_s"};
     for (int i = 0; i < 3; i++) { // without the kernel cache; to fill it; with it
         double began = clock_seconds();
-        struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0);
+        struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0, NULL);
         double upload = parscale_info(model)->upload_seconds;
         if (NAMES[i])
             row(table, NAMES[i], 0, clock_seconds() - began - upload);
@@ -280,7 +307,7 @@ static void decode_rows(const struct table *table, struct parscale *model, size_
 
 static void print_table(const struct table *table, char **contexts) {
     start_rows(table);
-    struct parscale *model = open_on("cuda", table->pack, table->streams, false);
+    struct parscale *model = open_on("cuda", table->pack, table->streams, false, NULL);
     const struct parscale_info *info = parscale_info(model);
     row(table, "pack_bytes", 0, (double)info->pack_bytes);
     row(table, "gpu_cache_bytes", 0, (double)info->gpu_cache_bytes);
@@ -296,7 +323,7 @@ static void print_table(const struct table *table, char **contexts) {
 
 // One decode step behind `context` positions, for a profiler.
 static void step(const char *pack, int streams, size_t context) {
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     int32_t *ids = some_ids(context, parscale_info(model)->vocab_size);
     must(parscale_prefill(model, ids, context), model);
     must(parscale_decode(model, ids[0]), model);
@@ -320,7 +347,7 @@ static void fill_context(struct parscale *model, const int32_t *ids, size_t piec
 }
 
 static void fill(const char *pack, int streams, size_t piece) {
-    struct parscale *model = open_on("cuda", pack, streams, false);
+    struct parscale *model = open_on("cuda", pack, streams, false, NULL);
     size_t context = (size_t)parscale_info(model)->context;
     size_t vocab = (size_t)parscale_info(model)->vocab_size;
     int32_t *ids = some_ids(context, (int)vocab);
@@ -341,7 +368,7 @@ static void fill(const char *pack, int streams, size_t piece) {
 // Seconds to open a model, without the upload first.
 static void start(const char *pack, int streams, bool no_cache) {
     double began = clock_seconds();
-    struct parscale *model = open_on("cuda", pack, streams, no_cache);
+    struct parscale *model = open_on("cuda", pack, streams, no_cache, NULL);
     const struct parscale_info *info = parscale_info(model);
     double all = clock_seconds() - began;
     printf(
@@ -356,7 +383,7 @@ int main(int argc, char **argv) {
         return 2;
     int streams = atoi(argv[3]);
     if (strcmp(argv[1], "compare") == 0)
-        compare(argv[2], streams, strtoul(argv[4], NULL, 10));
+        compare(argv[2], streams, strtoul(argv[4], NULL, 10), argc == 6 ? argv[5] : NULL);
     else if (strcmp(argv[1], "repeat") == 0)
         repeat(argv[2], streams, strtoul(argv[4], NULL, 10));
     else if (strcmp(argv[1], "speed") == 0 && argc == 6)

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Prepares what tests/gpu.sh needs on a machine that has a GPU, CUDA and gcc, but no Lua:
-#     tests/gpu_prepare.sh FOLDER REAL [SPEC...]
+#     tests/gpu_prepare.sh FOLDER REAL [SPEC[:WEIGHT_DTYPE]...]
 # Engines and packs of the golden folders; of the real model, whose engine is in the folder REAL
 # (`make demo-model`; "" for none), the engine and what its pack is made from, 120 MB; an engine and its
-# packer for each spec, for random weights.
+# packer for each spec, for random weights, bf16 or as WEIGHT_DTYPE says.
 set -eu
 folder=$1
 real=$2
@@ -19,9 +19,17 @@ for golden in tests/data/golden/*/; do
     lua5.4 tests/gpu_expected.lua "$golden" >"$out/expected"
     rm -f "$out/pack" "$out/pack.c" "$out/pack.job" "$out/report.md"
 done
-for spec in "$@"; do
+for argument in "$@"; do
+    spec=${argument%:*}
+    name=$(basename "$spec" .lua)
+    dtype=bf16
+    if [ "$spec" != "$argument" ]; then
+        dtype=${argument##*:}
+        name=$name-$dtype
+    fi
+    echo "return { weight_dtype = \"$dtype\" }" >"$folder/dtype.lua"
     lua5.4 codegen/main.lua --from random --spec "$spec" --spec tests/gpu_streams.lua \
-        --out "$folder/random" >/dev/null
+        --spec "$folder/dtype.lua" --name "$name" --out "$folder/random" >/dev/null
 done
 if [ -n "$real" ]; then
     mkdir -p "$folder/real"

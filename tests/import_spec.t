@@ -130,10 +130,6 @@ refused("a stop id past the vocabulary", { "s.lua: eos_token_id: found 1000" }, 
     "eos_token_id", { 5, 1000 })
 do
     local s = load_text(good_spec)
-    s.backends, s.weight_dtype = "cpu+cuda", "int8"
-    refused("quantised weights on a GPU", { 's.lua: weight_dtype: found "int8"', "bf16" },
-        spec.complete, s, "s.lua")
-    s = load_text(good_spec)
     s.head_dim, s.num_attention_heads = nil, 6
     refused("a head_dim that is not whole", { "s.lua: head_dim: found 10.6" }, spec.complete, s,
         "s.lua")

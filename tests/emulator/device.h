@@ -3,6 +3,7 @@
 #pragma once
 #include <math.h>
 #include <string.h>
+#include "../../templates/f16.h"
 
 #define EMULATOR
 #define __global__
