@@ -3,7 +3,7 @@
 
 CFLAGS = -std=c11 -O3 -fno-trapping-math
 LUA = lua5.4
-PROVE = prove --timer
+PROVE = prove --timer -j2
 SEED = 0
 
 GENERATE_PACKAGES = gcc libc6-dev lua5.4 lua-argparse lua-cjson lua-filesystem unicode-data
@@ -37,8 +37,8 @@ help:
 	@echo 'make test-gpu-folder  make the folder from which they run elsewhere'
 	@echo 'make lint     clang-format, clang-tidy, luacheck, shellcheck'
 	@echo 'make bench    measure decode, prefill and start; LLAMA=1 compares with llama.cpp'
-	@echo 'make bench-gpu        measure the engines of SIZES ("0.7B 1.8B 4.7B") and DTYPES ("bf16") on an'
-	@echo '              NVIDIA GPU, and PyTorch where it is; write the tables of docs/performance.md'
+	@echo 'make bench-gpu        measure the engines of SIZES ("0.7B 1.8B 4.7B") and DTYPES ("bf16 int8 int4") on'
+	@echo '              an NVIDIA GPU, and PyTorch where it is; write the tables of docs/performance.md'
 	@echo 'make bench-gpu-folder make the folder from which that runs elsewhere'
 	@echo 'make bench-gpu-tables CSV=FILE  write the tables from what was measured elsewhere'
 	@echo 'make cost     [MODEL=NAME|FILE] [GPU=a100|...|cpu] [CORPUS=python|pile]'
@@ -129,6 +129,7 @@ demo-int4: setup-fetch $(GGUF) $(ADAPTERS)
 # ---- tests ---------------------------------------------------------------------------------------
 
 test: setup demo-model
+	@codegen/find_nvrtc.sh $(NVRTC) >/dev/null
 	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
 
 # tests/lint.t runs these four.
@@ -181,11 +182,11 @@ bench: demo-model demo-int4
 
 # Measured on the machine where it runs: every P of every size and dtype, to one CSV.
 SIZES = 0.7B 1.8B 4.7B
-DTYPES = bf16
+DTYPES = bf16 int8 int4
 CSV = $(GPU_FOLDER)/results/bench.csv
 .PHONY: bench-gpu bench-gpu-folder bench-gpu-tables
 bench-gpu-folder: setup-generate
-	@$(LUA) tests/gpu_bench_prepare.lua $(GPU_FOLDER) '$(SIZES)' '$(DTYPES)'
+	@tests/gpu_bench_prepare.sh $(GPU_FOLDER) '$(SIZES)' '$(DTYPES)'
 	@echo 'made $(GPU_FOLDER): there, sh tests/gpu_bench.sh RESULTS'
 
 bench-gpu: bench-gpu-folder

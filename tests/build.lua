@@ -68,6 +68,16 @@ function M.seconds(command, ...)
     return tonumber(finish) - tonumber(start)
 end
 
+-- The processor time that it takes: what it would take on a machine that does nothing else.
+function M.processor_seconds(command, ...)
+    local out = M.must("{ %s\n} >/dev/null; times", command:format(...))
+    local seconds = 0
+    for minutes, rest in out:match("([^\n]*)\n*$"):gmatch("(%d+)m([%d.]+)s") do
+        seconds = seconds + 60 * tonumber(minutes) + tonumber(rest)
+    end
+    return seconds
+end
+
 -- Runs the generator; returns the engine's folder.
 function M.generate(arguments)
     local out = M.must("lua5.4 '%scodegen/main.lua' --out '%s' %s", M.root, M.path("models"),

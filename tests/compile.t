@@ -23,7 +23,7 @@ local function compiles(cc, flags, folder)
             folder, name)
         local code, _, err = build.shell(command)
         if code == 0 then
-            seconds = build.seconds("%s", command)
+            seconds = build.processor_seconds("%s", command)
         end
         tap.ok(code == 0 and seconds < SECONDS,
             ("%s %s %s.c: %.1f s"):format(cc, flags, name, seconds), err)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures the engines that tests/gpu_bench_prepare.lua made, on this machine's GPU:
+# Measures the engines that tests/gpu_bench_prepare.sh made, on this machine's GPU:
 #     sh tests/gpu_bench.sh RESULTS [PART...]        from the prepared folder
 # Parts: engine peer profile; all if none is named. engine and peer append rows to
 # RESULTS/bench.csv, from which tests/gpu_tables.lua makes the tables; profile writes

@@ -13,7 +13,11 @@ local tap = require("tap")
 
 local STREAMS = 2
 local folder = build.path("gpu")
-build.must("cd '%s' && lua5.4 tests/gpu_bench_prepare.lua '%s' test bf16", build.root, folder)
+local spec = build.write("test.lua", [[return { model_type = "qwen2_parscale", hidden_size = 64,
+    intermediate_size = 96, num_hidden_layers = 1, num_attention_heads = 4, num_key_value_heads = 2,
+    vocab_size = 100, max_position_embeddings = 64, rms_norm_eps = 1e-6, rope_theta = 10000.0,
+    tie_word_embeddings = true, parscale_attn_smooth = 0.1 }]])
+build.must("cd '%s' && tests/gpu_bench_prepare.sh '%s' '%s' bf16", build.root, folder, spec)
 local model = { out = folder .. "/bench/test-bf16" }
 build.pack(model.out, 1)
 emulated.emulator(model.out, STREAMS)

@@ -82,7 +82,7 @@ do -- by hand: 151936 * 896 embeddings; 2 KV heads of 56, keys and values, bf16,
     -- Vectors are fp32 in the pack, tiles are filled up: hardly more than the parameters' bytes.
     tap.ok(P1[4] >= P1[3] and P1[4] < P1[3] * 1.001 and P8[4] > P1[4] and P8[4] < P8[3] * 1.002,
         "make specs: bytes a token", list)
-    local seconds = build.seconds("lua5.4 '%scodegen/specs.lua'", build.root)
+    local seconds = build.processor_seconds("lua5.4 '%scodegen/specs.lua'", build.root)
     tap.ok(seconds < 2, ("make specs takes %.2f s"):format(seconds))
 end
 
@@ -92,12 +92,12 @@ local cubin = build.path("cubin")
 build.must("%s -std=c11 -D_GNU_SOURCE -O1 -o '%s' '%scodegen/cubin.c' -ldl", build.cc, cubin,
     build.root)
 local nvrtc = build.must("'%scodegen/find_nvrtc.sh' '%sout/nvrtc'", build.root, build.root)
-    :match("[^\n]+$")
+    :match("^[^\n]+")
 
 -- For one architecture; cubins.t has all of them, for one of these models.
 local function test_nvrtc(name, P, folder)
-    local code, out, err = build.shell("LD_LIBRARY_PATH='%s' '%s' '%s/engine.cu' 90 %d 16384 "
-        .. "'%s'", nvrtc, cubin, folder, P, build.path("kernels"))
+    local code, out, err = build.shell("'%s' '%s' '%s/engine.cu' 90 %d 16384 '%s'", cubin, nvrtc,
+        folder, P, build.path("kernels"))
     tap.ok(code == 0 and out:find("decode_qkv"), name .. ": NVRTC compiles engine.cu", out .. err)
 end
 
@@ -107,7 +107,7 @@ for _, size in ipairs(SIZES) do
         local command = ("lua5.4 '%scodegen/main.lua' --from random --spec %s --out '%s'"):format(
             build.root, name, build.path("models"))
         local folder = build.path("models/" .. name)
-        local seconds = build.seconds("%s", command)
+        local seconds = build.processor_seconds("%s", command)
         tap.ok(seconds < 1, ("%s: generated in %.2f s"):format(name, seconds))
         local code, _, err = build.shell("%s -std=c11 -O0 -Wall -Wextra -Werror -c -o '%s/engine.o'"
             .. " '%s/engine.c'", build.cc, folder, folder)
