@@ -9,6 +9,7 @@
 package.path = "./tests/?.lua;" .. package.path
 
 local cjson = require("cjson")
+local run = require("run")
 
 local folders, gguf = { bf16 = arg[1], int4 = arg[2] }, arg[3]
 local rounds = tonumber(os.getenv("ROUNDS") or 5)
@@ -33,16 +34,6 @@ local function median(key)
     table.sort(list)
     local middle = #list // 2 + 1
     return #list % 2 == 1 and list[middle] or (list[middle - 1] + list[middle]) / 2
-end
-
-local function run(command, ...)
-    local pipe = assert(io.popen(command:format(...), "r"))
-    local output = pipe:read("a")
-    if not pipe:close() then
-        io.stderr:write("failed: ", command:format(...), "\n")
-        os.exit(1)
-    end
-    return output
 end
 
 -- ---- the engine --------------------------------------------------------------------------------

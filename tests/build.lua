@@ -63,19 +63,24 @@ end
 
 -- The wall time that a command takes, which must work.
 function M.seconds(command, ...)
-    local out = M.must("date +%%s.%%N; { %s\n} >/dev/null; date +%%s.%%N", command:format(...))
+    local out = M.must("date +%%s.%%N; { %s\n} >/dev/null && date +%%s.%%N", command:format(...))
     local start, finish = out:match("([%d.]+)\n([%d.]+)")
     return tonumber(finish) - tonumber(start)
 end
 
--- The processor time that it takes: what it would take on a machine that does nothing else.
-function M.processor_seconds(command, ...)
-    local out = M.must("{ %s\n} >/dev/null; times", command:format(...))
+-- The processor time, what it would take on a machine that does nothing else, from the output of a
+-- command with `&& times` behind it.
+function M.times(out)
     local seconds = 0
     for minutes, rest in out:match("([^\n]*)\n*$"):gmatch("(%d+)m([%d.]+)s") do
         seconds = seconds + 60 * tonumber(minutes) + tonumber(rest)
     end
     return seconds
+end
+
+-- The processor time of a command, which must work.
+function M.processor_seconds(command, ...)
+    return M.times((M.must("{ %s\n} >/dev/null && times", command:format(...))))
 end
 
 -- Runs the generator; returns the engine's folder.

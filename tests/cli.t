@@ -8,11 +8,7 @@ package.path = here .. "?.lua;" .. package.path
 local cjson = require("cjson")
 local tap = require("tap")
 
-local folder = os.getenv("ENGINE_DIR")
-if not folder then
-    print("1..0 # SKIP ENGINE_DIR is not set: no engine to test")
-    os.exit(0)
-end
+local folder = tap.needs("ENGINE_DIR")
 
 local scratch = os.tmpname()
 os.remove(scratch)

@@ -18,13 +18,10 @@ local WARNINGS = "-std=c11 -Wall -Wextra -Werror"
 local function compiles(cc, flags, folder)
     local out = build.path("compiled")
     for _, name in ipairs({ "engine", "pack" }) do
-        local seconds = 0
         local command = ("%s %s %s -o '%s' '%s/%s.c' -lm -pthread"):format(cc, WARNINGS, flags, out,
             folder, name)
-        local code, _, err = build.shell(command)
-        if code == 0 then
-            seconds = build.processor_seconds("%s", command)
-        end
+        local code, said, err = build.shell("%s && times", command)
+        local seconds = code == 0 and build.times(said) or 0
         tap.ok(code == 0 and seconds < SECONDS,
             ("%s %s %s.c: %.1f s"):format(cc, flags, name, seconds), err)
     end

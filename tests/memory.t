@@ -7,14 +7,9 @@ package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
 
 local cjson = require("cjson")
 
-local folder = os.getenv("ENGINE_DIR")
-if not folder then
-    print("1..0 # SKIP ENGINE_DIR is not set: no engine to test")
-    os.exit(0)
-end
-
-local build = require("build")
 local tap = require("tap")
+local folder = tap.needs("ENGINE_DIR")
+local build = require("build")
 
 local MIB, SLACK = 1 << 20, 64
 

@@ -11,6 +11,7 @@ package.path = "./?.lua;" .. package.path
 local cjson = require("cjson")
 local models = require("codegen.models")
 local plan = require("codegen.plan")
+local run = require("tests.run")
 local spec = require("codegen.spec")
 
 local folder, text = arg[1], arg[2]
@@ -24,16 +25,6 @@ local FILES = { "build_helpers.py", "chunkmap.py", "diffgrid.py", "dirdiff.py", 
 local BLOCK, SKIPPED, BLOCKS = 512, 1, 2
 local RESAMPLES, SEED, CONFIDENCE = 10000, 1, 0.95
 local ROUNDS, TOKENS, CONTEXT = 3, 64, 512 -- of the times; positions of the memory
-
-local function run(command, ...)
-    local pipe = assert(io.popen(command:format(...), "r"))
-    local output = pipe:read("a")
-    if not pipe:close() then
-        io.stderr:write("failed: ", command:format(...), "\n")
-        os.exit(1)
-    end
-    return output
-end
 
 -- ---- nats a token ------------------------------------------------------------------------------
 

@@ -269,25 +269,6 @@ local SHAPES = {
     { 64, 129, 3, 2, 1, 32, 65, 1, 48, false },
 }
 
--- The published computation with the weights of the pack, in the form that golden_harness reads.
-local function expected(c, weights)
-    local ids, parts = {}, {}
-    for t = 1, 40 do
-        ids[t] = math.random(0, c.vocab_size - 1)
-        parts[t] = string.pack("<i4", ids[t])
-    end
-    local logits, streams = reference.forward(c, weights, ids)
-    for _, rows in ipairs({ logits, c.parscale_n > 1 and streams or {} }) do
-        for _, row in ipairs(rows) do
-            for _, number in ipairs(row) do
-                parts[#parts + 1] = string.pack("<f", number)
-            end
-        end
-    end
-    return build.write("expected", string.pack("<i4i4i4i4", #ids, c.vocab_size, c.parscale_n, 0)
-        .. table.concat(parts))
-end
-
 local function test_logits(number, shape, dtype)
     local c = {
         model_type = "qwen2_parscale", hidden_size = shape[1], intermediate_size = shape[2],
@@ -304,7 +285,7 @@ local function test_logits(number, shape, dtype)
     for tensor, numbers in pairs((quantized.read(build.read(folder .. "/model.psc"), plan))) do
         weights[tensor] = numbers
     end
-    local file = expected(c, weights)
+    local file = build.write("expected", reference.expected(c, weights, 40))
     local harness = build.harness(folder, "golden_harness", "-std=c11 -O1 -fno-trapping-math")
     for _, path in ipairs({ "plain", table.unpack(build.paths) }) do
         local label = ("%s, hidden %d, ffn %d, P %d, %s: "):format(dtype, shape[1], shape[2],

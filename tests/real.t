@@ -6,14 +6,9 @@
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
 
-local folder = os.getenv("ENGINE_DIR")
-if not folder then
-    print("1..0 # SKIP ENGINE_DIR is not set: no engine to test")
-    os.exit(0)
-end
-
-local build = require("build")
 local tap = require("tap")
+local folder = tap.needs("ENGINE_DIR")
+local build = require("build")
 
 local DATA = here .. "data/smollm2/"
 local DECODED = 64 -- tokens that are fed one by one

@@ -286,4 +286,22 @@ function M.forward(c, w, ids)
     return logits, weights
 end
 
+-- What golden_harness compares with: random ids, and what is computed for them.
+function M.expected(c, weights, tokens)
+    local ids, parts = {}, {}
+    for t = 1, tokens do
+        ids[t] = math.random(0, c.vocab_size - 1)
+        parts[t] = string.pack("<i4", ids[t])
+    end
+    local logits, streams = M.forward(c, weights, ids)
+    for _, rows in ipairs({ logits, c.parscale_n > 1 and streams or {} }) do
+        for _, row in ipairs(rows) do
+            for _, number in ipairs(row) do
+                parts[#parts + 1] = string.pack("<f", number)
+            end
+        end
+    end
+    return string.pack("<i4i4i4i4", tokens, c.vocab_size, c.parscale_n, 0) .. table.concat(parts)
+end
+
 return M

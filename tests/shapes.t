@@ -46,29 +46,11 @@ local function label(shape)
         shape[7], shape[8], shape[9])
 end
 
--- The file that golden_harness compares with.
-local function expected(c, weights, tokens)
-    local ids, parts = {}, {}
-    for t = 1, tokens do
-        ids[t] = math.random(0, c.vocab_size - 1)
-        parts[t] = string.pack("<i4", ids[t])
-    end
-    local logits, stream_weights = reference.forward(c, weights, ids)
-    for _, rows in ipairs({ logits, c.parscale_n > 1 and stream_weights or {} }) do
-        for _, row in ipairs(rows) do
-            for _, number in ipairs(row) do
-                parts[#parts + 1] = string.pack("<f", number)
-            end
-        end
-    end
-    return build.write("expected", string.pack("<i4i4i4i4", tokens, c.vocab_size, c.parscale_n, 0)
-        .. table.concat(parts))
-end
-
 local function test_shape(number, shape)
     local c, name = config(shape), label(shape)
     local checkpoint = build.path("shape" .. number)
-    local file = expected(c, reference.checkpoint(c, checkpoint), shape.tokens or 40)
+    local file = build.write("expected", reference.expected(c,
+        reference.checkpoint(c, checkpoint), shape.tokens or 40))
     local folder = build.generate("--from " .. checkpoint)
     build.pack(folder)
     local harness = build.harness(folder, "golden_harness", "-std=c11 -O1 -fno-trapping-math")

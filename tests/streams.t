@@ -9,14 +9,9 @@ package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
 local cjson = require("cjson")
 local lfs = require("lfs")
 
-local folder, gguf = os.getenv("ENGINE_DIR"), os.getenv("PARSCALE_GGUF")
-if not (folder and gguf) then
-    print("1..0 # SKIP ENGINE_DIR or PARSCALE_GGUF is not set: no engine to test")
-    os.exit(0)
-end
-
-local build = require("build")
 local tap = require("tap")
+local folder, gguf = tap.needs("ENGINE_DIR", "PARSCALE_GGUF")
+local build = require("build")
 
 local STREAMS = { 1, 2, 4, 8 }
 local TOKENS = 8

@@ -28,4 +28,17 @@ function tap.done()
     os.exit(tap.failed == 0, true)
 end
 
+-- The values of environment variables; without one of them there is nothing to test.
+function tap.needs(...)
+    local values = {}
+    for i, name in ipairs({ ... }) do
+        values[i] = os.getenv(name)
+        if not values[i] then
+            print(("1..0 # SKIP %s is not set: no engine to test"):format(name))
+            os.exit(0)
+        end
+    end
+    return table.unpack(values)
+end
+
 return tap
