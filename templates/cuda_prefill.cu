@@ -39,6 +39,17 @@ static __device__ inline unsigned *input_word(char *input, long long stride, int
            fragment_index(column % TILE, k % TILE) / 2;
 }
 
+// residual [columns, hidden] = the embedding of the token. Grid: tokens, streams.
+extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_task task) {
+    wait_for_previous_kernel();
+    int token = blockIdx.x, stream = blockIdx.y, id = task.ids[token];
+    if (threadIdx.x == 0 && stream == 0)
+        task.history[task.position + token] = id;
+    float *out = task.residual + (long long)(stream * task.tokens + token) * HIDDEN_SIZE;
+    for (int i = threadIdx.x; i < HIDDEN_SIZE; i += THREADS)
+        out[i] = embedding_weight(task, id, i);
+}
+
 // residual -> input, normalised; low parts too if `parts` is 2. Each warp one column.
 static __device__ __forceinline__ void
 prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, int parts) {

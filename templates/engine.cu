@@ -7,6 +7,7 @@
 #include "cuda_block.cu"
 #include "cuda_weights.cu"
 #include "cuda_attention.cu"
+#include "cuda_ring.cu"
 #include "cuda_decode.cu"
 #include "cuda_head.cu"
 #include "sample_arithmetic.h"

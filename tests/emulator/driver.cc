@@ -412,12 +412,12 @@ static int compiled_streams; // by the last call of the compiler
 
 // The kernels were compiled with this library; the engine must want the same constants.
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
-    char ring[40];
+    char shared[40];
     bool equal = false;
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", emulated_ring_bytes);
+    snprintf(shared, sizeof shared, "-DSHARED_BYTES=%d", emulated_shared_bytes);
     for (int i = 0; i < count; i++) {
         sscanf(options[i], "-DSTREAMS=%d", &compiled_streams);
-        equal |= strcmp(options[i], ring) == 0;
+        equal |= strcmp(options[i], shared) == 0;
     }
     void *kernels = equal ? open_kernels(compiled_streams) : NULL;
     return kernels ? failing("nvrtcCompileProgram") : INVALID_VALUE;

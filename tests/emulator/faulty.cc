@@ -12,7 +12,7 @@
 #define WARP_RING_BYTES 8192
 #include ENGINE_CU
 
-const int emulated_streams = 0, emulated_ring_bytes = 0;
+const int emulated_streams = 0, emulated_shared_bytes = 0;
 const size_t emulated_task_bytes = 0;
 
 void emulate_kernel(void *, const void *) {
