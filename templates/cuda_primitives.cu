@@ -268,10 +268,11 @@ static __device__ inline void copy_slot(void *shared, const void *global, int by
     if (threadIdx.x % WARP == 0) {
         unsigned long long policy;
         asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-        asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::
-                         "r"(shared_address(barrier)),
-                     "r"(bytes)
-                     : "memory");
+        asm volatile(
+            "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
+                shared_address(barrier)),
+            "r"(bytes)
+            : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                      ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
                      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
