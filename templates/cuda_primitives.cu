@@ -193,13 +193,11 @@ static __device__ inline void pause() {
 // Barriers in shared memory that threads arrive at without waiting (PTX: mbarrier). A phase ends
 // with its last arrival and the next one begins; phases 0, 2, ... have parity 0. init_barrier of
 // all, publish_barriers, both by one thread, and __syncthreads come before any use.
+#ifndef EMULATOR
 static __device__ inline unsigned shared_address(const void *shared) {
-#ifdef EMULATOR
-    return 0;
-#else
     return (unsigned)__cvta_generic_to_shared(shared);
-#endif
 }
+#endif
 
 static __device__ inline void init_barrier(unsigned long long *barrier, int arrivals) {
 #ifdef EMULATOR
@@ -267,10 +265,11 @@ static __device__ inline void copy_slot(void *shared, const void *global, int by
     if (threadIdx.x % WARP == 0) {
         unsigned long long policy;
         asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-        asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::
-                         "r"(shared_address(barrier)),
-                     "r"(bytes)
-                     : "memory");
+        asm volatile(
+            "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
+                shared_address(barrier)),
+            "r"(bytes)
+            : "memory");
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                      ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
                      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)

@@ -77,8 +77,8 @@ local function engine_kernels()
 
     local chain = build.harness(folder, "gpu_chain_harness", "-std=c11 -O1")
     local function command(sampling, environment)
-        environment = emulated.environment({ out = folder }, "EMULATOR_SHARED=101376 "
-            .. environment)
+        environment = emulated.environment({ out = folder },
+            "EMULATOR_MULTIPROCESSORS=132 EMULATOR_SHARED=101376 " .. environment)
         if sampling then
             return ("%s '%s' '%s/model.psc' %d"):format(environment, chain, folder, SAMPLED)
         end
