@@ -363,7 +363,7 @@ end
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
-    local MOST_SPLITS, MOST_BLOCKS = 16, 512
+    local MOST_SPLITS, MOST_BLOCKS = 16, 192
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
@@ -387,6 +387,7 @@ local function gpu_plan(spec, p)
         { "query", C * H * d * 4, "[columns, heads, head_dim]" },
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
         { "arrivals", items * 4, "[P, head groups]" },
+        { "added", MOST_BLOCKS * P * h * 4, "[blocks, P, hidden]: what parts of the MLP add" },
         { "meetings", 4, "blocks that arrived, in a decode step" },
         { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },

@@ -1,5 +1,5 @@
 // The layers of a decode step: all streams are columns of each product. The phases of a layer, q|k|v,
-// attention, o, gate and up, down, follow each other; between two of them all blocks meet. Before it
+// attention, o, MLP and the sum of its parts, follow each other; between two of them all blocks meet. Before it
 // waits there, a block loads what no other block writes; its weights arrive all the time.
 
 // What a block carries from phase to phase.
@@ -37,10 +37,6 @@ typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 1, H
     gate_up_product;
 typedef struct row_product<layer_tiles, O_COLUMN_TILES, WEIGHT_PLANES, 1, HEADS_TILES, STREAMS>
     o_product;
-typedef struct row_product<layer_tiles, DOWN_COLUMN_TILES, WEIGHT_PLANES, 1, INTERMEDIATE_TILES,
-                           STREAMS>
-    down_product;
-
 // normed -> query, cache. In layer 0 all streams have one input.
 static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, struct step &step) {
     const int columns = task.layer == 0 ? 1 : STREAMS, position = task.state->position;
@@ -77,12 +73,17 @@ static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, s
     step.meeting.arrive();
 }
 
-// residual += W x, for o_proj and down_proj, and the input of the next product, whose norm has the
-// weights `norm`. A row of tiles has one owner, who alone reads and writes its residual.
-template <typename PRODUCT>
-static __device__ __forceinline__ void decode_residual(const struct gpu_task &task,
-                                                       struct step &step, const char *input,
-                                                       const float *norm) {
+// Leaves row `row` of a column of the residual, and of the input of the next product, whose norm has
+// the weight `weight` there.
+static __device__ __forceinline__ void store_residual(const struct gpu_task &task, int row,
+                                                      int column, float y, float weight) {
+    task.residual[column * HIDDEN_SIZE + row] = y;
+    store_normed(task, row, column, y * weight);
+}
+
+// residual += o_proj x. A row of tiles has one owner, who alone reads and writes its residual.
+static __device__ __forceinline__ void decode_o(const struct gpu_task &task, struct step &step) {
+    const float *norm = (const float *)(layer_weights(task) + POST_NORM_OFFSET);
     int first = blockIdx.x;
     do {
         float2 before[FINISHES], weight[FINISHES];
@@ -98,7 +99,7 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
         }
         if (first == blockIdx.x)
             step.meeting.wait();
-        PRODUCT::multiply_rows(step.ring, input, batch_rows(first, HIDDEN_TILES));
+        o_product::multiply_rows(step.ring, task.input, batch_rows(first, HIDDEN_TILES));
         consumers_barrier();
 #pragma unroll
         for (int i = 0; i < FINISHES; i++) {
@@ -106,13 +107,10 @@ static __device__ __forceinline__ void decode_residual(const struct gpu_task &ta
             float square = 0;
             if (f.mine) {
                 int row = f.row_tile * TILE + f.at.row;
-                float *out = task.residual + f.at.column * HIDDEN_SIZE + row;
                 float2 y = finish_split(f.sums, f.thread);
                 y = make_float2(before[i].x + y.x, before[i].y + y.y);
-                out[0] = y.x;
-                out[8] = y.y;
-                store_normed(task, row, f.at.column, y.x * weight[i].x);
-                store_normed(task, row + 8, f.at.column, y.y * weight[i].y);
+                store_residual(task, row, f.at.column, y.x, weight[i].x);
+                store_residual(task, row + 8, f.at.column, y.y, weight[i].y);
                 square = y.x * y.x + y.y * y.y;
             }
             // Each warp has 4 pairs of rows of 8 columns.
@@ -133,34 +131,143 @@ static __device__ inline float swiglu(float gate, float up) {
     return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
 }
 
-// normed -> activation = silu(gate) * up. A row of tiles is 8 gates and their 8 ups.
-static __device__ __forceinline__ void decode_gate_up(const struct gpu_task &task,
-                                                      struct step &step) {
-    float *scales = workplace()->scales;
-    unsigned short *out = (unsigned short *)task.activation;
-    int first = blockIdx.x;
-    step.meeting.wait();
-    do {
-        struct column_scales norm;
-        norm.begin(task);
-        gate_up_product::multiply_rows(step.ring, task.normed,
-                                       batch_rows(first, GATE_UP_ROW_TILES));
-        norm.end(scales);
+// Some channels of silu(gate) * up, `rows` rows of tiles, to shared memory. A row of tiles is 8 gates
+// and their 8 ups.
+static __device__ __forceinline__ void inner_part(const struct gpu_task &task, struct step &step,
+                                                  int rows) {
+    unsigned short *inner = (unsigned short *)workplace()->inner;
+    const float *scales = workplace()->scales;
+    for (int first = 0; first < MLP_ROWS; first += SUM_ROWS) {
+        int batch = rows - first < 0 ? 0 : rows - first < SUM_ROWS ? rows - first : SUM_ROWS;
+        gate_up_product::multiply_rows(step.ring, task.normed, batch);
         consumers_barrier();
 #pragma unroll
         for (int i = 0; i < FINISHES; i++) {
-            struct finish f(i, first, GATE_UP_ROW_TILES);
-            if (f.mine) {
-                float2 y = finish_split(f.sums, f.thread);
-                float scale = scales[f.at.column];
-                out[column_index(COLUMN_GROUPS, f.row_tile * 8 + f.at.row, f.at.column)] =
-                    bf16_bits(swiglu(y.x * scale, y.y * scale));
+            int n = threadIdx.x + i * THREADS, row = n / (COLUMN_GROUPS * 64);
+            struct place at = split_place(n % (COLUMN_GROUPS * 64));
+            float value = 0;
+            if (row < batch && at.column < STREAMS) {
+                float2 y = finish_split(work_floats() + row * gate_up_product::ROW_FLOATS,
+                                        n % (COLUMN_GROUPS * 64));
+                value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
+            }
+            inner[column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column)] =
+                bf16_bits(value);
+        }
+        consumers_barrier();
+    }
+}
+
+// What those channels add to the residual: [columns, hidden] from `out` on, `more`: to what is
+// there. Each warp has rows of its own.
+static __device__ __forceinline__ void outer_part(struct step &step, float *out, int tiles,
+                                                  bool more) {
+    struct workplace *w = workplace();
+    struct columns x[MLP_TILES][layer_tiles::INPUTS * COLUMN_GROUPS];
+#pragma unroll
+    for (int i = 0; i < MLP_CHANNELS / TILE * COLUMN_GROUPS; i++)
+        x[i / (layer_tiles::INPUTS * COLUMN_GROUPS)][i % (layer_tiles::INPUTS * COLUMN_GROUPS)] =
+            w->inner[i * WARP + lane_id()];
+    for (int first = 0; first < HIDDEN_TILES; first += SLOT_PIECES) {
+        wait_barrier(&w->full[step.ring.slot], step.ring.parity);
+        const char *slot = ring_slot(step.ring.slot);
+#pragma unroll
+        for (int i = 0; i < SLOT_PIECES / WARPS; i++) {
+            int piece = i * WARPS + warp_id(), row = (first + piece) * TILE + lane_id() / 4;
+            if (first + piece >= HIDDEN_TILES)
+                break;
+            float sum[COLUMN_GROUPS][4] = {};
+#pragma unroll
+            for (int t = 0; t < MLP_TILES; t++)
+                if (t < tiles)
+                    layer_tiles::multiply_tile(
+                        sum, slot + piece * PIECE_BYTES + t * layer_tiles::BYTES, x[t]);
+#pragma unroll
+            for (int n = 0; n < COLUMN_GROUPS * 4; n++) {
+                int column = n / 4 * 8 + lane_id() % 4 * 2 + n % 2;
+                float *to = out + column * HIDDEN_SIZE + row + n / 2 % 2 * 8;
+                if (column < STREAMS)
+                    *to = more ? *to + sum[n / 4][n % 4] : sum[n / 4][n % 4];
             }
         }
-        first += SUM_ROWS * gridDim.x;
-        if (first < GATE_UP_ROW_TILES)
-            consumers_barrier();
-    } while (first < GATE_UP_ROW_TILES);
+        __syncwarp();
+        if (lane_id() == 0)
+            arrive(&w->empty[step.ring.slot]);
+        step.ring.next();
+    }
+}
+
+// normed -> what this block's channels of the MLP add to the residual: its part of task.added
+// [blocks, columns, hidden]. Gate, up and down are one phase, as no other block is asked.
+static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, struct step &step) {
+    float *added = task.added + (long long)blockIdx.x * STREAMS * HIDDEN_SIZE;
+    const struct share share;
+    step.meeting.wait();
+    struct column_scales norm;
+    norm.begin(task);
+    norm.end(workplace()->scales); // read behind a barrier
+    for (int first = share.first; first < share.end; first += MLP_TILES) {
+        int tiles = share.part_tiles(first);
+        inner_part(task, step, inner_rows(first, tiles));
+        for (int plane = 0; plane < WEIGHT_PLANES; plane++)
+            outer_part(step, added, tiles, first > share.first || plane > 0);
+        consumers_barrier(); // before others' channels take the place
+    }
+    step.meeting.arrive();
+}
+
+// residual += what all blocks' channels add, in a fixed order. SLICES threads share 8 rows of one
+// column: each adds up some blocks' parts, and then finishes one row.
+enum {
+    SLICE_COLUMNS = STREAMS > 8 ? 16 : STREAMS > 4 ? 8 : STREAMS > 2 ? 4 : STREAMS,
+    SLICES = SLICE_COLUMNS > 4 ? THREADS / 2 / SLICE_COLUMNS : WARP,
+};
+
+static __device__ __forceinline__ float add_slices(const float *from, int slice, int blocks) {
+    float4 low = make_float4(0, 0, 0, 0), high = low;
+#pragma unroll 8
+    for (int block = slice; block < blocks; block += SLICES) {
+        const float4 *part = (const float4 *)(from + (long long)block * STREAMS * HIDDEN_SIZE);
+        float4 a = part[0], b = part[1];
+        low = make_float4(low.x + a.x, low.y + a.y, low.z + a.z, low.w + a.w);
+        high = make_float4(high.x + b.x, high.y + b.y, high.z + b.z, high.w + b.w);
+    }
+    float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, mine = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        for (int distance = SLICES / 2; distance > 0; distance /= 2)
+            sums[i] += __shfl_xor_sync(0xffffffff, sums[i], distance);
+        mine = i == slice ? sums[i] : mine;
+    }
+    return mine;
+}
+
+static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step,
+                                                  const float *norm) {
+    int slice = threadIdx.x % SLICES, half = threadIdx.x / SLICES % 2;
+    int column = threadIdx.x / SLICES / 2;
+    bool mine = column < STREAMS;
+    for (int row_tile = blockIdx.x; row_tile < (int)blockIdx.x + 1 || row_tile < HIDDEN_TILES;
+         row_tile += gridDim.x) {
+        int rows = row_tile * TILE + half * 8, row = rows + slice;
+        bool finishes = mine && slice < 8 && row_tile < HIDDEN_TILES;
+        float before = finishes ? task.residual[column * HIDDEN_SIZE + row] : 0.0f;
+        float weight = finishes ? norm[row] : 0.0f;
+        if (row_tile == (int)blockIdx.x)
+            step.meeting.wait();
+        if (row_tile >= HIDDEN_TILES)
+            break;
+        float y = before + add_slices(task.added + (mine ? column : 0) * HIDDEN_SIZE + rows, slice,
+                                      share::blocks());
+        float square = y * y;
+        for (int distance = 4; distance > 0; distance /= 2)
+            square += __shfl_xor_sync(0xffffffff, square, distance);
+        if (finishes) {
+            store_residual(task, row, column, y, weight);
+            if (slice == 0)
+                task.squares[(row_tile * 2 + half) * TILE + column] = square;
+        }
+    }
     step.meeting.arrive();
 }
 

@@ -245,6 +245,25 @@ enum { COPY_ARRIVALS = 1 };
 enum { COPY_ARRIVALS = WARP };
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+static __device__ inline void expect_bytes(unsigned long long *barrier, int bytes) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
+                     shared_address(barrier)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+static __device__ inline void copy_bulk(void *shared, const void *global, int bytes,
+                                        unsigned long long *barrier) {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+                 : "memory");
+}
+#endif
+
 // Copies to shared memory, behind the warp's back, what is read once: its lanes all call this with
 // the same arguments, and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s
 // arrivals are those of one copy when it is there.
@@ -254,21 +273,36 @@ static __device__ inline void copy_slot(void *shared, const void *global, int by
     emulate_copy_slot(shared, global, bytes, barrier);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (threadIdx.x % WARP == 0) {
-        unsigned long long policy;
-        asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-        asm volatile(
-            "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
-                shared_address(barrier)),
-            "r"(bytes)
-            : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                     ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
-                     "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
-                     : "memory");
+        expect_bytes(barrier, bytes);
+        copy_bulk(shared, global, bytes, barrier);
     }
 #else
     for (int i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16)
         copy_async((char *)shared + i, (const char *)global + i, true);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+
+// The same for `pieces` pieces of `bytes` bytes, at most WARP: `stride` apart in global, `apart` in
+// shared memory.
+static __device__ inline void copy_pieces(char *shared, int apart, const char *global,
+                                          long long stride, int bytes, int pieces,
+                                          unsigned long long *barrier) {
+#ifdef EMULATOR
+    emulate_copy_pieces(shared, apart, global, stride, bytes, pieces, barrier);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    int lane = threadIdx.x % WARP;
+    if (lane == 0)
+        expect_bytes(barrier, pieces * bytes);
+    __syncwarp();
+    if (lane < pieces)
+        copy_bulk(shared + lane * apart, global + lane * stride, bytes, barrier);
+#else
+    int chunks = bytes / 16;
+    for (int i = threadIdx.x % WARP; i < pieces * chunks; i += WARP)
+        copy_async(shared + i / chunks * apart + i % chunks * 16,
+                   global + i / chunks * stride + i % chunks * 16, true);
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
                  : "memory");
 #endif

@@ -2,27 +2,33 @@
 
 enum {
     MOST_SLOTS = 26,
-    SLOT_TILES = 32,
-    WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
-    LARGEST_TILE = (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
-                                                                   : bf16_tiles::BYTES,
-    TILE_ROOM = STREAMS > 1 || (int)layer_tiles::BYTES > (int)head_tiles::BYTES
-                    ? LARGEST_TILE
-                    : head_tiles::BYTES,
-    SLOT_BYTES = SLOT_TILES * TILE_ROOM,
+    TILE_ROOM = (int)layer_tiles::BYTES > (int)head_tiles::BYTES ? layer_tiles::BYTES
+                : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
+                                                                  : bf16_tiles::BYTES,
+    SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
     SUM_ROWS = 8 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
     ATTENTION_BYTES = WARPS * ATTENTION_PARTIAL * 4,
     WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
-    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - 768) / SLOT_BYTES,
+    // The part of the MLP that a block does in one go: channels, and tiles of down_proj's rows.
+    MLP_CHANNELS = 64,
+    MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
+    MLP_ROWS = MLP_CHANNELS / 8, // of tiles, of gate and up
+    INNER_BYTES = MLP_CHANNELS / TILE * COLUMN_GROUPS * COLUMN_BYTES,
+    PIECE_BYTES = MLP_TILES * layer_tiles::BYTES,                     // of a row of down_proj
+    SLOT_PIECES = SLOT_BYTES / PIECE_BYTES / WARPS * WARPS < WARP     // a lane copies one
+                      ? SLOT_BYTES / PIECE_BYTES / WARPS * WARPS
+                      : WARP,
+    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - 768) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
-    FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
+    FLYING_BYTES = 32 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
-    FLYING = FLYING_FIT < 1 ? 1 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
+    FLYING = FLYING_FIT < 2 ? 2 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
 };
 
 // What lies in shared memory behind the slots and the sums.
 struct workplace {
+    struct columns inner[INNER_BYTES / 8]; // activations of MLP_CHANNELS, see column_index
     unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
     float scales[TILE], weights[TILE];                      // of norms; of streams
     struct gpu_best best[WARPS];
@@ -49,43 +55,64 @@ static __device__ inline void consumers_barrier() {
 // A matrix as the blocks share it: groups of rows of tiles, to blocks in turn.
 struct matrix {
     const char *tiles;
-    int groups, rows;                 // rows: of a group
+    int groups, rows;             // rows: of a group; 0: one row, of which each block takes a copy
     int column_tiles, tile_bytes; // of a row
 };
 
-enum {
-    LAYER_MATRICES = 4,
-    STEP_MATRICES = LAYERS * LAYER_MATRICES + (STREAMS > 1 ? 3 : 1),
-    MIX_ROWS = STREAMS * WEIGHT_PLANES, // a row for each stream: see decode_mix
+enum { MIX_ROWS = STREAMS * WEIGHT_PLANES }; // of tiles for one row of tiles: see decode_mix
+
+// q|k|v and o of a layer.
+static __device__ __forceinline__ struct matrix attention_matrix(const char *layer, bool o) {
+    struct matrix qkv = {layer + QKV_OFFSET, QKV_ROW_TILES, 1, HIDDEN_COLUMN_TILES * WEIGHT_PLANES,
+                         layer_tiles::BYTES};
+    struct matrix out = {layer + O_OFFSET, HIDDEN_TILES, 1, O_COLUMN_TILES * WEIGHT_PLANES,
+                         layer_tiles::BYTES};
+    return o ? out : qkv;
+}
+
+// Behind the layers: the aggregation network, if there is one, and the head.
+static __device__ __forceinline__ struct matrix head_matrix(const struct gpu_task &task, int n) {
+    struct matrix mix = {task.weights + MIX_OFFSET, HIDDEN_TILES, MIX_ROWS, HIDDEN_TILES,
+                         bf16_tiles::BYTES};
+    struct matrix weigh = {task.weights + WEIGH_OFFSET, HIDDEN_TILES, 0,
+                           HIDDEN_TILES * WEIGHT_PLANES, bf16_tiles::BYTES};
+    struct matrix head = {task.weights + HEAD_OFFSET, HEAD_ROW_TILES, 1,
+                          HIDDEN_COLUMN_TILES * WEIGHT_PLANES, head_tiles::BYTES};
+    return n == 2 ? head : n == 1 ? weigh : mix;
+}
+
+// This block's share of the MLP: tiles of a row of down_proj, in one plane, and the channels of gate
+// and up that they are multiplied with.
+struct share {
+    int first, end;
+
+    __device__ __forceinline__ share() {
+        int each = blocks_tiles();
+        first = blockIdx.x * each;
+        end = first + each < DOWN_COLUMN_TILES ? first + each : DOWN_COLUMN_TILES;
+    }
+
+    static __device__ __forceinline__ int blocks_tiles() {
+        return (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
+    }
+
+    // How many blocks have a share.
+    static __device__ __forceinline__ int blocks() {
+        return (DOWN_COLUMN_TILES + blocks_tiles() - 1) / blocks_tiles();
+    }
+
+    // Of the part that starts with tile `first`.
+    __device__ __forceinline__ int part_tiles(int from) const {
+        return end - from < MLP_TILES ? end - from : MLP_TILES;
+    }
 };
 
-// All matrices of a decode step, in order. The second layer of the aggregation network is one row of
-// tiles, of which each block that has a part of the hidden state takes its own copy.
-static __device__ __forceinline__ struct matrix step_matrix(const struct gpu_task &task, int n) {
-    const int planes = WEIGHT_PLANES, layer_bytes = layer_tiles::BYTES;
-    const int adapter_bytes = bf16_tiles::BYTES;
-    const char *layer = task.weights + LAYERS_OFFSET + n / LAYER_MATRICES * LAYER_STRIDE;
-    int which = n % LAYER_MATRICES;
-    if (n >= LAYERS * LAYER_MATRICES)
-        which = STEP_MATRICES - 1 - n + LAYER_MATRICES; // from the last one on
-    switch (which) {
-    case 0:
-        return {layer + QKV_OFFSET, QKV_ROW_TILES, 1, HIDDEN_COLUMN_TILES * planes, layer_bytes};
-    case 1:
-        return {layer + O_OFFSET, HIDDEN_TILES, 1, O_COLUMN_TILES * planes, layer_bytes};
-    case 2:
-        return {layer + GATE_UP_OFFSET, GATE_UP_ROW_TILES, 1, HIDDEN_COLUMN_TILES * planes,
-                layer_bytes};
-    case 3:
-        return {layer + DOWN_OFFSET, HIDDEN_TILES, 1, DOWN_COLUMN_TILES * planes, layer_bytes};
-    case 4:
-        return {task.weights + HEAD_OFFSET, HEAD_ROW_TILES, 1, HIDDEN_COLUMN_TILES * planes,
-                head_tiles::BYTES};
-    case 5:
-        return {task.weights + WEIGH_OFFSET, HIDDEN_TILES, 0, HIDDEN_TILES * planes, adapter_bytes};
-    default:
-        return {task.weights + MIX_OFFSET, HIDDEN_TILES, MIX_ROWS, HIDDEN_TILES, adapter_bytes};
-    }
+// Rows of tiles of gate and up for `tiles` tiles of down from `first` on.
+static __device__ __forceinline__ int inner_rows(int first, int tiles) {
+    const int each = TILE_COLUMNS / 8;
+    int end = (first + tiles) * each < GATE_UP_ROW_TILES ? (first + tiles) * each
+                                                         : GATE_UP_ROW_TILES;
+    return end - first * each;
 }
 
 // A place in the ring.
@@ -113,34 +140,76 @@ struct filling {
         flying--;
     }
 
-    __device__ __forceinline__ void copy_row(const char *from, const struct matrix &m) {
-        struct workplace *w = workplace();
-        for (int k = 0; k < m.column_tiles; k += SLOT_TILES) {
-            int tiles = m.column_tiles - k < SLOT_TILES ? m.column_tiles - k : SLOT_TILES;
-            if (flying == FLYING)
-                wait_for_oldest();
-            wait_barrier(&w->empty[to.slot], to.parity ^ 1);
-            copy_slot(ring_slot(to.slot), from + k * m.tile_bytes, tiles * m.tile_bytes,
-                      &w->full[to.slot]);
-            to.next();
-            flying++;
+    // The next slot, when it is free.
+    __device__ __forceinline__ char *take_slot() {
+        if (flying == FLYING)
+            wait_for_oldest();
+        wait_barrier(&workplace()->empty[to.slot], to.parity ^ 1);
+        return ring_slot(to.slot);
+    }
+
+    __device__ __forceinline__ void pass_slot() {
+        to.next();
+        flying++;
+    }
+
+    __device__ __forceinline__ void copy_row(const char *from, int column_tiles, int tile_bytes) {
+        const int most = SLOT_BYTES / tile_bytes / WARPS * WARPS;
+        for (int k = 0; k < column_tiles; k += most) {
+            int tiles = column_tiles - k < most ? column_tiles - k : most;
+            copy_slot(take_slot(), from + k * tile_bytes, tiles * tile_bytes,
+                      &workplace()->full[to.slot]);
+            pass_slot();
+        }
+    }
+
+    __device__ __forceinline__ void copy_matrix(const struct matrix &m) {
+        const int bytes = m.column_tiles * m.tile_bytes;
+        for (int group = blockIdx.x; group < m.groups; group += gridDim.x) {
+            if (m.rows == 0 && group == (int)blockIdx.x)
+                copy_row(m.tiles, m.column_tiles, m.tile_bytes);
+            for (int row = 0; row < m.rows; row++)
+                copy_row(m.tiles + ((long long)group * m.rows + row) * bytes, m.column_tiles,
+                         m.tile_bytes);
+        }
+    }
+
+    // Some channels of gate and up, then what they are multiplied with of every row of down_proj.
+    __device__ __forceinline__ void copy_mlp(const char *layer) {
+        const int row_tiles = HIDDEN_COLUMN_TILES * WEIGHT_PLANES, bytes = layer_tiles::BYTES;
+        const struct share share;
+        for (int first = share.first; first < share.end; first += MLP_TILES) {
+            int tiles = share.part_tiles(first), rows = inner_rows(first, tiles);
+            const char *gate_up = layer + GATE_UP_OFFSET +
+                                  (long long)first * (TILE_COLUMNS / 8) * row_tiles * bytes;
+            for (int row = 0; row < rows; row++)
+                copy_row(gate_up + (long long)row * row_tiles * bytes, row_tiles, bytes);
+            for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
+                const char *down = layer + DOWN_OFFSET +
+                                   (plane * DOWN_COLUMN_TILES + first) * bytes;
+                for (int row = 0; row < HIDDEN_TILES; row += SLOT_PIECES) {
+                    int pieces = HIDDEN_TILES - row < SLOT_PIECES ? HIDDEN_TILES - row : SLOT_PIECES;
+                    const int stride = DOWN_COLUMN_TILES * WEIGHT_PLANES * bytes;
+                    copy_pieces(take_slot(), PIECE_BYTES, down + (long long)row * stride, stride,
+                                tiles * bytes, pieces, &workplace()->full[to.slot]);
+                    pass_slot();
+                }
+            }
         }
     }
 };
 
-// The producer's whole work: all that this block multiplies, from matrix `first` on.
-static __device__ __forceinline__ void fill_ring(const struct gpu_task &task, int first) {
+// The producer's whole work: all that this block multiplies.
+static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
     struct filling filling = {{0, 0}, {0, 0}, 0};
-    for (int n = first; n < STEP_MATRICES; n++) {
-        const struct matrix m = step_matrix(task, n);
-        const int bytes = m.column_tiles * m.tile_bytes;
-        for (int group = blockIdx.x; group < m.groups; group += gridDim.x) {
-            if (m.rows == 0 && group == (int)blockIdx.x) // the same for all
-                filling.copy_row(m.tiles, m);
-            for (int row = 0; row < m.rows; row++)
-                filling.copy_row(m.tiles + ((long long)group * m.rows + row) * bytes, m);
-        }
+    for (int layer = task.ids ? LAYERS : 0; layer < LAYERS; layer++) {
+        const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
+        for (int o = 0; o < 2; o++)
+            filling.copy_matrix(attention_matrix(weights, o));
+        filling.copy_mlp(weights);
     }
+    for (int n = STREAMS > 1 ? 0 : 2; n < 3; n++)
+        filling.copy_matrix(head_matrix(task, n));
     while (filling.flying > 0) // a block must not end before its copies
         filling.wait_for_oldest();
 }
@@ -151,6 +220,8 @@ template <typename FORMAT, int TILES, int PLANES, int PARTS, int PART_INPUTS, in
 struct row_product {
     enum {
         ALL_TILES = TILES * PLANES,
+        SLOT_TILES = SLOT_BYTES / FORMAT::BYTES / WARPS * WARPS,
+        WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
         SLOTS = (ALL_TILES + SLOT_TILES - 1) / SLOT_TILES,
         GROUPS = (COLUMNS + 7) / 8,
         PIECES = FORMAT::INPUTS * PARTS * GROUPS, // of activations for a tile, 8 bytes each

@@ -39,10 +39,9 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
                                                    : task.weights + FINAL_NORM_OFFSET;
         decode_qkv(task, step);
         decode_attention(task, step);
-        decode_residual<o_product>(task, step, task.input,
-                                   (const float *)(weights + POST_NORM_OFFSET));
-        decode_gate_up(task, step);
-        decode_residual<down_product>(task, step, task.activation, (const float *)next);
+        decode_o(task, step);
+        decode_mlp(task, step);
+        decode_add(task, step, (const float *)next);
     }
 }
 
@@ -59,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     }
     __syncthreads();
     if (threadIdx.x >= THREADS) {
-        fill_ring(given, given.ids ? LAYERS * LAYER_MATRICES : 0);
+        fill_ring(given);
         return;
     }
     struct gpu_task task = given;

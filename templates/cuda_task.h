@@ -36,6 +36,7 @@ struct gpu_task {
     float *query;            // [columns, heads, head_dim]
     float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;      // counters, 0 between kernels
+    float *added;            // decode: [blocks, streams, hidden], what parts of the MLP add
     unsigned *meetings;      // counts the blocks of a decode step that arrived; 0 before it
     char *mixed;             // one column, high and low parts: [hidden]
     char *head_input;        // one column, high and low parts: [hidden]

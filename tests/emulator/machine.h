@@ -73,6 +73,7 @@ struct slot_copy {
     const void *from;
     size_t bytes;
     unsigned long long *barrier;
+    int arrivals; // of those that the barrier expects
 };
 
 // One launch. Launches have consecutive numbers.

@@ -360,21 +360,35 @@ bool copies_under_way() {
 
 // ---- Copies whose end a barrier tells ----
 
-void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier) {
-    const void *code = __builtin_return_address(0);
-    if (current->thread % LANES)
-        return;
+static void start_slot_copy(char *shared, const char *global, int bytes,
+                            unsigned long long *barrier, int arrivals, const void *code) {
     if ((size_t)shared % 16 || (size_t)global % 16 || bytes % 16 || bytes <= 0)
         emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
-    access_shared((size_t)((const char *)shared - arena), (size_t)bytes, true,
+    access_shared((size_t)(shared - arena), (size_t)bytes, true,
                   shared_record(UNDER_WAY + current->thread), code);
     access(global, (size_t)bytes, false, code);
-    current->block->slot_copies.push_back({(char *)shared, global, (size_t)bytes, barrier});
+    current->block->slot_copies.push_back({shared, global, (size_t)bytes, barrier, arrivals});
+}
+
+void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier) {
+    if (current->thread % LANES == 0)
+        start_slot_copy((char *)shared, (const char *)global, bytes, barrier, LANES,
+                        __builtin_return_address(0));
+}
+
+// The arrivals of a copy are divided among its pieces.
+void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,
+                         int pieces, unsigned long long *barrier) {
+    if (current->thread % LANES)
+        return;
+    for (int i = 0; i < pieces; i++)
+        start_slot_copy(shared + i * apart, global + i * stride, bytes, barrier,
+                        LANES / pieces + (i < LANES % pieces), __builtin_return_address(0));
 }
 
 void land_slot(const struct slot_copy &copy) {
     memcpy(copy.to, copy.from, copy.bytes);
-    arrive_at(copy.barrier, LANES);
+    arrive_at(copy.barrier, copy.arrivals);
 }
 
 // ---- Counters of a grid ----
