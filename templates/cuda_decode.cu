@@ -224,13 +224,22 @@ enum {
 };
 
 static __device__ __forceinline__ float add_slices(const float *from, int slice, int blocks) {
+    const int TOGETHER = 12; // loads under way
     float4 low = make_float4(0, 0, 0, 0), high = low;
-#pragma unroll 8
-    for (int block = slice; block < blocks; block += SLICES) {
-        const float4 *part = (const float4 *)(from + (long long)block * STREAMS * HIDDEN_SIZE);
-        float4 a = part[0], b = part[1];
-        low = make_float4(low.x + a.x, low.y + a.y, low.z + a.z, low.w + a.w);
-        high = make_float4(high.x + b.x, high.y + b.y, high.z + b.z, high.w + b.w);
+    for (int first = slice; first < blocks; first += TOGETHER * SLICES) {
+        float4 a[TOGETHER], b[TOGETHER];
+#pragma unroll
+        for (int i = 0; i < TOGETHER; i++) {
+            long long block = first + i * SLICES;
+            const float4 *part = (const float4 *)(from + block * STREAMS * HIDDEN_SIZE);
+            a[i] = block < blocks ? part[0] : make_float4(0, 0, 0, 0);
+            b[i] = block < blocks ? part[1] : make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; i++) {
+            low = make_float4(low.x + a[i].x, low.y + a[i].y, low.z + a[i].z, low.w + a[i].w);
+            high = make_float4(high.x + b[i].x, high.y + b[i].y, high.z + b[i].z, high.w + b[i].w);
+        }
     }
     float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, mine = 0;
 #pragma unroll
@@ -271,16 +280,13 @@ static __device__ __forceinline__ void decode_add(const struct gpu_task &task, s
     step.meeting.arrive();
 }
 
-// Whether this block is the last of `count` that arrive; what they wrote before is then seen. One
-// thread's fences are enough: barriers carry what they order to the other threads.
+// Whether this block is the last of `count` that arrive; what they wrote before is then seen. It is
+// enough that one thread asks: barriers carry what that orders to the other threads.
 static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count) {
     unsigned *before = &workplace()->word;
     consumers_barrier();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        *before = atomicInc(arrivals, count - 1);
-        __threadfence();
-    }
+    if (threadIdx.x == 0)
+        *before = arrive_and_count(arrivals, count - 1);
     consumers_barrier();
     return *before == count - 1;
 }

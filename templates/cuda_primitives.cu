@@ -164,6 +164,23 @@ static __device__ inline void arrive_grid(unsigned *counter) {
 #endif
 }
 
+// The same, and how often that was done before; the counter starts again behind `last`. The thread
+// sees what those before it saw.
+static __device__ inline unsigned arrive_and_count(unsigned *counter, unsigned last) {
+    unsigned before;
+#ifdef EMULATOR
+    __threadfence();
+    before = atomicInc(counter, last);
+    __threadfence();
+#else
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(last)
+                 : "memory");
+#endif
+    return before;
+}
+
 static __device__ inline unsigned load_acquire(const unsigned *counter) {
 #ifdef EMULATOR
     return emulate_load_acquire(counter);

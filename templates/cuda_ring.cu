@@ -21,7 +21,7 @@ enum {
                       : WARP,
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - 768) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
-    FLYING_BYTES = 32 << 10, // under way, at most: more would delay what the blocks tell each other
+    FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
     FLYING = FLYING_FIT < 2 ? 2 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
 };
