@@ -152,10 +152,9 @@ static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TI
 }
 
 template <int GROUPS>
-static __device__ __forceinline__ void add_scores(float (&score)[GROUPS][4],
-                                                  float (&low_score)[GROUPS][4],
-                                                  const struct attention<GROUPS> &a,
-                                                  const struct tile (&keys)[HEAD_TILES]) {
+static __device__ __forceinline__ void
+add_scores(float (&score)[GROUPS][4], float (&low_score)[GROUPS][4],
+           const struct attention<GROUPS> &a, const struct tile (&keys)[HEAD_TILES]) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
@@ -222,8 +221,8 @@ attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&key
 }
 
 // Results of several warps or blocks, ATTENTION_PARTIAL floats each: the sums of the lanes, the
-// maximum and the total of each of 8 columns. They are added in order, MERGED at a time, so that all
-// loads are under way at once.
+// maximum and the total of each of 8 columns. They are added in order, MERGED at a time, so that
+// all loads are under way at once.
 enum { MERGED = 8 };
 
 struct merged {
@@ -235,8 +234,7 @@ struct merged {
 static __device__ __forceinline__ struct merged merge_results(const float *parts, int count,
                                                               int n) {
     struct merged all = {make_float4(0, 0, 0, 0),
-                         make_float2(negative_infinity(), negative_infinity()),
-                         make_float2(0, 0)};
+                         make_float2(negative_infinity(), negative_infinity()), make_float2(0, 0)};
     const float *columns = parts + RESULT_FLOATS + n % 4 * 2;
     for (int first = 0; first < count; first += MERGED) {
         float4 sum[MERGED];
@@ -253,8 +251,8 @@ static __device__ __forceinline__ struct merged merge_results(const float *parts
             most.x = fmaxf(most.x, max[i].x);
             most.y = fmaxf(most.y, max[i].y);
         }
-        float2 factor = make_float2(power_of_two(all.max.x - most.x),
-                                    power_of_two(all.max.y - most.y));
+        float2 factor =
+            make_float2(power_of_two(all.max.x - most.x), power_of_two(all.max.y - most.y));
         all.max = most;
         all.total = make_float2(all.total.x * factor.x, all.total.y * factor.y);
         all.sum = make_float4(all.sum.x * factor.x, all.sum.y * factor.y, all.sum.z * factor.x,
@@ -262,8 +260,8 @@ static __device__ __forceinline__ struct merged merge_results(const float *parts
 #pragma unroll
         for (int i = 0; i < MERGED; i++) {
             if (first + i < count) {
-                factor = make_float2(power_of_two(max[i].x - most.x),
-                                     power_of_two(max[i].y - most.y));
+                factor =
+                    make_float2(power_of_two(max[i].x - most.x), power_of_two(max[i].y - most.y));
                 all.total.x += total[i].x * factor.x;
                 all.total.y += total[i].y * factor.y;
                 all.sum.x += sum[i].x * factor.x;

@@ -1,6 +1,7 @@
-// The layers of a decode step: all streams are columns of each product. The phases of a layer, q|k|v,
-// attention, o, MLP and the sum of its parts, follow each other; between two of them all blocks meet. Before it
-// waits there, a block loads what no other block writes; its weights arrive all the time.
+// The layers of a decode step: all streams are columns of each product. The phases of a layer,
+// q|k|v, attention, o, MLP and the sum of its parts, follow each other; between two of them all
+// blocks meet. Before it waits there, a block loads what no other block writes; its weights arrive
+// all the time.
 
 // What a block carries from phase to phase.
 struct step {
@@ -73,8 +74,8 @@ static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, s
     step.meeting.arrive();
 }
 
-// Leaves row `row` of a column of the residual, and of the input of the next product, whose norm has
-// the weight `weight` there.
+// Leaves row `row` of a column of the residual, and of the input of the next product, whose norm
+// has the weight `weight` there.
 static __device__ __forceinline__ void store_residual(const struct gpu_task &task, int row,
                                                       int column, float y, float weight) {
     task.residual[column * HIDDEN_SIZE + row] = y;
@@ -131,8 +132,8 @@ static __device__ inline float swiglu(float gate, float up) {
     return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
 }
 
-// Some channels of silu(gate) * up, `rows` rows of tiles, to shared memory. A row of tiles is 8 gates
-// and their 8 ups.
+// Some channels of silu(gate) * up, `rows` rows of tiles, to shared memory. A row of tiles is 8
+// gates and their 8 ups.
 static __device__ __forceinline__ void inner_part(const struct gpu_task &task, struct step &step,
                                                   int rows) {
     unsigned short *inner = (unsigned short *)workplace()->inner;
@@ -219,7 +220,10 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
 // residual += what all blocks' channels add, in a fixed order. SLICES threads share 8 rows of one
 // column: each adds up some blocks' parts, and then finishes one row.
 enum {
-    SLICE_COLUMNS = STREAMS > 8 ? 16 : STREAMS > 4 ? 8 : STREAMS > 2 ? 4 : STREAMS,
+    SLICE_COLUMNS = STREAMS > 8   ? 16
+                    : STREAMS > 4 ? 8
+                    : STREAMS > 2 ? 4
+                                  : STREAMS,
     SLICES = SLICE_COLUMNS > 4 ? THREADS / 2 / SLICE_COLUMNS : WARP,
 };
 
@@ -331,8 +335,8 @@ static __device__ __forceinline__ void store_attention(const struct gpu_task &ta
 
 // The results of the block's warps, and then of the blocks that share an item, added.
 static __device__ __forceinline__ void finish_attention(const struct gpu_task &task,
-                                                        const struct attention_part &part,
-                                                        int item, int splits) {
+                                                        const struct attention_part &part, int item,
+                                                        int splits) {
     float *partial = task.partial + (long long)item * MOST_SPLITS * ATTENTION_PARTIAL;
     float *mine = partial + part.split * ATTENTION_PARTIAL;
     consumers_barrier();

@@ -1,6 +1,6 @@
 // After the last layer, for one token: the aggregation network that weighs the streams, the output
-// head and the greedy choice. Inputs keep their low parts here. They are `normed`, the residual times
-// the weight of the final norm; the norm's scale is one factor for each stream.
+// head and the greedy choice. Inputs keep their low parts here. They are `normed`, the residual
+// times the weight of the final norm; the norm's scale is one factor for each stream.
 
 // Element k of one column, as high and low parts. tiles: 16s of the column.
 static __device__ inline void store_parts(char *column, int k, int tiles, float value) {
@@ -16,10 +16,10 @@ typedef struct row_product<bf16_tiles, HIDDEN_TILES, WEIGHT_PLANES, 2, HIDDEN_TI
 typedef struct row_product<head_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 2, HIDDEN_INPUT_TILES, 1>
     head_product;
 
-// mixed = silu(aggregate_layer.0 z + bias), z being the streams' hidden states one behind the other.
-// The part of a row of tiles that belongs to a stream is multiplied with all of them, as they are
-// columns anyway, and the column of that stream counts. Threads 16 g + p add rows g and g + 8 of
-// stream p.
+// mixed = silu(aggregate_layer.0 z + bias), z being the streams' hidden states one behind the
+// other. The part of a row of tiles that belongs to a stream is multiplied with all of them, as
+// they are columns anyway, and the column of that stream counts. Threads 16 g + p add rows g and g
+// + 8 of stream p.
 static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, struct step &step) {
     const float *bias = (const float *)(task.weights + MIX_BIAS_OFFSET);
     float *scales = workplace()->scales;
@@ -60,8 +60,8 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
 }
 
 // stream_weights = softmax(aggregate_layer.2 mixed + bias) * (1 - s) + s / P; head_input = sum over
-// p of stream_weights[p] times stream p's hidden state. Every block that has rows of it computes the
-// weights for itself.
+// p of stream_weights[p] times stream p's hidden state. Every block that has rows of it computes
+// the weights for itself.
 static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
                                                     struct step &step) {
     const float *bias = (const float *)(task.weights + WEIGH_BIAS_OFFSET);
@@ -122,8 +122,8 @@ static __device__ inline struct gpu_best best_of_warps(const struct gpu_best *fo
     return best;
 }
 
-// logits [vocab] and the best of each block. Threads 8 j + g finish rows g and g + 8 of row of tiles j
-// of a batch.
+// logits [vocab] and the best of each block. Threads 8 j + g finish rows g and g + 8 of row of
+// tiles j of a batch.
 static __device__ __forceinline__ void decode_head(const struct gpu_task &task, struct step &step) {
     float *logits = task.logits + (long long)(newest_position(task) % 2) * VOCAB_SIZE;
     float *scales = workplace()->scales, scale = 1;

@@ -14,9 +14,9 @@ enum {
     SPLIT_SUM_FLOATS = WARPS * WARP_SUM_FLOATS,
 };
 
-// A format of weights is a struct: the size of its tiles, how many 16s of activations one takes, and
-// how one in shared memory is multiplied with activations x [parts, INPUTS, GROUPS] in registers.
-// This is bf16; an engine with quantised weights has it for its adapters.
+// A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
+// and how one in shared memory is multiplied with activations x [parts, INPUTS, GROUPS] in
+// registers. This is bf16; an engine with quantised weights has it for its adapters.
 struct bf16_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 1 };
 

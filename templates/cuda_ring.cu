@@ -2,7 +2,7 @@
 
 enum {
     MOST_SLOTS = 26,
-    TILE_ROOM = (int)layer_tiles::BYTES > (int)head_tiles::BYTES ? layer_tiles::BYTES
+    TILE_ROOM = (int)layer_tiles::BYTES > (int)head_tiles::BYTES  ? layer_tiles::BYTES
                 : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
                                                                   : bf16_tiles::BYTES,
     SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
@@ -15,15 +15,17 @@ enum {
     MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
     MLP_ROWS = MLP_CHANNELS / 8, // of tiles, of gate and up
     INNER_BYTES = MLP_CHANNELS / TILE * COLUMN_GROUPS * COLUMN_BYTES,
-    PIECE_BYTES = MLP_TILES * layer_tiles::BYTES,                     // of a row of down_proj
-    SLOT_PIECES = SLOT_BYTES / PIECE_BYTES / WARPS * WARPS < WARP     // a lane copies one
+    PIECE_BYTES = MLP_TILES * layer_tiles::BYTES,                 // of a row of down_proj
+    SLOT_PIECES = SLOT_BYTES / PIECE_BYTES / WARPS * WARPS < WARP // a lane copies one
                       ? SLOT_BYTES / PIECE_BYTES / WARPS * WARPS
                       : WARP,
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - 768) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
     FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
-    FLYING = FLYING_FIT < 2 ? 2 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
+    FLYING = FLYING_FIT < 2            ? 2
+             : FLYING_FIT < RING_SLOTS ? FLYING_FIT
+                                       : RING_SLOTS,
 };
 
 // What lies in shared memory behind the slots and the sums.
@@ -81,8 +83,8 @@ static __device__ __forceinline__ struct matrix head_matrix(const struct gpu_tas
     return n == 2 ? head : n == 1 ? weigh : mix;
 }
 
-// This block's share of the MLP: tiles of a row of down_proj, in one plane, and the channels of gate
-// and up that they are multiplied with.
+// This block's share of the MLP: tiles of a row of down_proj, in one plane, and the channels of
+// gate and up that they are multiplied with.
 struct share {
     int first, end;
 
@@ -110,8 +112,8 @@ struct share {
 // Rows of tiles of gate and up for `tiles` tiles of down from `first` on.
 static __device__ __forceinline__ int inner_rows(int first, int tiles) {
     const int each = TILE_COLUMNS / 8;
-    int end = (first + tiles) * each < GATE_UP_ROW_TILES ? (first + tiles) * each
-                                                         : GATE_UP_ROW_TILES;
+    int end =
+        (first + tiles) * each < GATE_UP_ROW_TILES ? (first + tiles) * each : GATE_UP_ROW_TILES;
     return end - first * each;
 }
 
@@ -180,15 +182,16 @@ struct filling {
         const struct share share;
         for (int first = share.first; first < share.end; first += MLP_TILES) {
             int tiles = share.part_tiles(first), rows = inner_rows(first, tiles);
-            const char *gate_up = layer + GATE_UP_OFFSET +
-                                  (long long)first * (TILE_COLUMNS / 8) * row_tiles * bytes;
+            const char *gate_up =
+                layer + GATE_UP_OFFSET + (long long)first * (TILE_COLUMNS / 8) * row_tiles * bytes;
             for (int row = 0; row < rows; row++)
                 copy_row(gate_up + (long long)row * row_tiles * bytes, row_tiles, bytes);
             for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
-                const char *down = layer + DOWN_OFFSET +
-                                   (plane * DOWN_COLUMN_TILES + first) * bytes;
+                const char *down =
+                    layer + DOWN_OFFSET + (plane * DOWN_COLUMN_TILES + first) * bytes;
                 for (int row = 0; row < HIDDEN_TILES; row += SLOT_PIECES) {
-                    int pieces = HIDDEN_TILES - row < SLOT_PIECES ? HIDDEN_TILES - row : SLOT_PIECES;
+                    int pieces =
+                        HIDDEN_TILES - row < SLOT_PIECES ? HIDDEN_TILES - row : SLOT_PIECES;
                     const int stride = DOWN_COLUMN_TILES * WEIGHT_PLANES * bytes;
                     copy_pieces(take_slot(), PIECE_BYTES, down + (long long)row * stride, stride,
                                 tiles * bytes, pieces, &workplace()->full[to.slot]);
@@ -226,7 +229,9 @@ struct row_product {
         GROUPS = (COLUMNS + 7) / 8,
         PIECES = FORMAT::INPUTS * PARTS * GROUPS, // of activations for a tile, 8 bytes each
         FIT = 24 / (WARP_TILES * PIECES),         // slots whose activations fit the registers
-        CHUNK = SLOTS <= FIT ? SLOTS : FIT < 2 ? 1 : FIT / 2,
+        CHUNK = SLOTS <= FIT ? SLOTS
+                : FIT < 2    ? 1
+                             : FIT / 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
         ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
     };
@@ -237,8 +242,8 @@ struct row_product {
 
     // The activations of chunk `chunk`, for this warp's tiles.
     static __device__ __forceinline__ void load(struct inputs &in, const char *input, int chunk) {
-        const struct columns *from = (const struct columns *)input +
-                                     warp_id() * FORMAT::INPUTS * GROUPS * WARP + lane_id();
+        const struct columns *from =
+            (const struct columns *)input + warp_id() * FORMAT::INPUTS * GROUPS * WARP + lane_id();
 #pragma unroll
         for (int n = 0; n < CHUNK * WARP_TILES; n++) {
             int tile = chunk * CHUNK * SLOT_TILES + n * WARPS; // of warp 0
@@ -252,9 +257,8 @@ struct row_product {
                 int part = piece / GROUPS / FORMAT::INPUTS;
                 int at = (part * PART_INPUTS + tile * FORMAT::INPUTS + half) * GROUPS + group;
                 const struct columns none = {0, 0};
-                in.x[n][piece] = (all || there) && group * 8 + lane_id() / 4 < COLUMNS
-                                     ? from[at * WARP]
-                                     : none;
+                in.x[n][piece] =
+                    (all || there) && group * 8 + lane_id() / 4 < COLUMNS ? from[at * WARP] : none;
             }
         }
     }

@@ -9,9 +9,9 @@ static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
     id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
     if (!task.ids && blockIdx.x == 0 && threadIdx.x == 0)
         task.history[task.state->position] = id;
-    const float *weight = (const float *)(task.weights + (task.ids ? FINAL_NORM_OFFSET
-                                                                   : LAYERS_OFFSET +
-                                                                         INPUT_NORM_OFFSET));
+    const float *weight =
+        (const float *)(task.weights +
+                        (task.ids ? FINAL_NORM_OFFSET : LAYERS_OFFSET + INPUT_NORM_OFFSET));
     for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
         int i = row_tile * TILE + threadIdx.x % TILE;
         float x = 0;

@@ -88,7 +88,8 @@ template <> struct quantized<INT8_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1.
-    template <bool PLACED> static __device__ __forceinline__ struct quants unpack(const char *tile) {
+    template <bool PLACED>
+    static __device__ __forceinline__ struct quants unpack(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns even = *(const struct columns *)(tile + at);
@@ -110,7 +111,8 @@ template <> struct quantized<INT4_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2.
-    template <bool PLACED> static __device__ __forceinline__ struct quants unpack(const char *tile) {
+    template <bool PLACED>
+    static __device__ __forceinline__ struct quants unpack(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 4 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns words = *(const struct columns *)(tile + at);
@@ -265,7 +267,8 @@ multiply_stage(const char *stage, int, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS]
 #pragma unroll
         for (int i = 0; i < WARP_ROWS; i++) {
             __syncwarp();
-            struct quants q = quantized<LAYER_TILE_BYTES>::unpack<true>(rows + i * layer_tiles::BYTES);
+            struct quants q =
+                quantized<LAYER_TILE_BYTES>::unpack<true>(rows + i * layer_tiles::BYTES);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 float products[4] = {};

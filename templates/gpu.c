@@ -38,18 +38,9 @@ enum kernel {
 };
 
 static const char *const KERNEL_NAMES[KERNELS] = {
-    "embed",
-    "decode_step",
-    "prefill_input_norm",
-    "prefill_qkv",
-    "prefill_attention",
-    "prefill_o",
-    "prefill_post_norm",
-    "prefill_gate_up",
-    "prefill_down",
-    "choose",
-    "sample_token",
-    "read_memory",
+    "embed",        "decode_step",       "prefill_input_norm", "prefill_qkv",  "prefill_attention",
+    "prefill_o",    "prefill_post_norm", "prefill_gate_up",    "prefill_down", "choose",
+    "sample_token", "read_memory",
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -61,7 +52,7 @@ enum {
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,   // of a block of prefill attention
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
@@ -135,8 +126,8 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
-// A decode step, or behind a prefill what follows its layers: a block on every multiprocessor, which
-// wait for each other.
+// A decode step, or behind a prefill what follows its layers: a block on every multiprocessor,
+// which wait for each other.
 static int launch_decode(struct gpu *gpu, struct error *error) {
     struct cuda_launch_attribute together = {.id = CUDA_LAUNCH_COOPERATIVE, .value = 1};
     struct cuda_launch launch = {
@@ -612,10 +603,8 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_STEP, gpu->shared_bytes},
-        {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
+        {KERNEL_DECODE_STEP, gpu->shared_bytes},   {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
+        {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},    {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_DOWN, GPU_PREFILL_SHARED},
     };
     int code = EXIT_OK;
