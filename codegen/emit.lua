@@ -237,13 +237,17 @@ function emit.gpu_dims(p)
 end
 
 local CUDA_DIMS = [[
-// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, and
-// WARP_RING_BYTES, the shared memory in which a warp of a decode kernel keeps what it copies ahead.
+// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, WARP_RING_BYTES,
+// the shared memory in which a warp of a decode kernel keeps what it copies ahead, and MODULES:
+// which kernels, all if it is not given.
 #ifndef STREAMS
 #define STREAMS %d
 #endif
 #ifndef WARP_RING_BYTES
 #define WARP_RING_BYTES 16384
+#endif
+#ifndef MODULES
+#define MODULES 15
 #endif
 
 %s

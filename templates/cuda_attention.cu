@@ -276,6 +276,7 @@ static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count)
     return *before == count - 1;
 }
 
+#if MODULES & 1
 // query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
 // heads, streams. The last split of a group to finish adds up all of them. All positions but the
 // newest were stored in earlier steps: those need not wait.
@@ -354,3 +355,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 6 ? 2 : 1)
             out[column_index(COLUMN_GROUPS, k, stream)] = 0;
     }
 }
+#endif

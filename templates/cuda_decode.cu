@@ -122,11 +122,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_down(const struct g
                     (const float *)next);
 }
 
-// silu(gate) * up; the fast functions' error is far below a bf16's.
-static __device__ inline float swiglu(float gate, float up) {
-    return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
-}
-
 // normed -> activation = silu(gate) * up. Grid: rows of tiles / WARPS, each warp one row: 8 gates
 // and their 8 ups.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struct gpu_task task) {

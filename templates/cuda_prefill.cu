@@ -77,6 +77,7 @@ static __device__ inline int distinct_columns(const struct gpu_task &task) {
     return task.layer == 0 ? task.tokens : task.tokens * STREAMS;
 }
 
+#if MODULES & 4
 extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_input_norm(const struct gpu_task task) {
     prefill_norm(task, INPUT_NORM_OFFSET, distinct_columns(task), 2);
@@ -120,7 +121,9 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
         }
     }
 }
+#endif
 
+#if MODULES & 8
 // residual += W x
 static __device__ __forceinline__ void prefill_residual(const struct gpu_task &task,
                                                         const struct product &p) {
@@ -205,6 +208,9 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, 2)
     }
 }
 
+#endif
+
+#if MODULES & 4
 enum {
     ATTENTION_GROUPS = HEAD_TILES <= 8 ? 2 : 1, // groups of 8 queries of a warp: as registers allow
     ATTENTION_THREADS = 4 * WARP,               //
@@ -274,3 +280,4 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
         }
     }
 }
+#endif

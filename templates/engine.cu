@@ -1,4 +1,6 @@
-// The kernels, section by section. Everything is a constant but what struct gpu_task carries.
+// The kernels, section by section. Everything is a constant but what struct gpu_task carries. They
+// are compiled as four programs at the same time: MODULES, a sum of the numbers below, says which
+// of them this is.
 #include "cuda_dims.h"
 #include "cuda_task.h"
 #include "cuda_primitives.cu"
@@ -7,9 +9,15 @@
 #include "cuda_block.cu"
 #include "cuda_weights.cu"
 #include "cuda_attention.cu"
+#if MODULES & 1
 #include "cuda_decode.cu"
+#endif
+#if MODULES & 2
 #include "cuda_head.cu"
 #include "sample_arithmetic.h"
 #include "cuda_sample.cu"
-#include "cuda_prefill.cu"
 #include "cuda_measure.cu"
+#endif
+#if MODULES & 12
+#include "cuda_prefill.cu"
+#endif

@@ -8,6 +8,8 @@
 #include "cuda_driver.c"
 #include "cubin_cache.h"
 #include "cubin_cache.c"
+#include "cubin_build.h"
+#include "cubin_build.c"
 #include "nvml.h"
 #include "nvml.c"
 #include "cuda_task.h"
@@ -45,27 +47,31 @@ enum kernel {
     KERNELS,
 };
 
-static const char *const KERNEL_NAMES[KERNELS] = {
-    "embed",
-    "decode_qkv",
-    "decode_attention",
-    "decode_o",
-    "decode_gate_up",
-    "decode_down",
-    "prefill_input_norm",
-    "prefill_qkv",
-    "prefill_attention",
-    "prefill_o",
-    "prefill_post_norm",
-    "prefill_gate_up",
-    "prefill_down",
-    "final_norm",
-    "mix_streams",
-    "weigh_streams",
-    "head",
-    "choose",
-    "sample_token",
-    "read_memory",
+// Their names, and which module of engine.cu has them.
+static const struct {
+    const char *name;
+    int module;
+} KERNEL_TABLE[KERNELS] = {
+    {"embed", 0},
+    {"decode_qkv", 0},
+    {"decode_attention", 0},
+    {"decode_o", 0},
+    {"decode_gate_up", 0},
+    {"decode_down", 0},
+    {"prefill_input_norm", 2},
+    {"prefill_qkv", 2},
+    {"prefill_attention", 2},
+    {"prefill_o", 3},
+    {"prefill_post_norm", 2},
+    {"prefill_gate_up", 3},
+    {"prefill_down", 3},
+    {"final_norm", 1},
+    {"mix_streams", 1},
+    {"weigh_streams", 1},
+    {"head", 1},
+    {"choose", 1},
+    {"sample_token", 1},
+    {"read_memory", 1},
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -102,9 +108,10 @@ struct gpu {
     unsigned streams, splits; // splits: of the positions, in decode attention
     size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
     bool use_cache;           // of compiled kernels
-    bool newer_compiler;      // NVRTC is newer than the driver
+    const struct cubin *embedded;
+    struct cubin_build build; // where none is embedded
     int device, multiprocessors, shared_limit;
-    void *context, *module, *functions[KERNELS];
+    void *context, *modules[CUBIN_MODULES], *functions[KERNELS];
     void *stream, *copies; // all work, and copies of results beside it
     void *ready[2];        // events: the logits of an even, an odd position are there
     struct step_graph greedy_step, sampling_step;
@@ -149,7 +156,7 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
     void *arguments[] = {&gpu->task};
     return cuda_check(&gpu->driver,
                       gpu->driver.launch(&launch, gpu->functions[kernel], arguments, NULL),
-                      KERNEL_NAMES[kernel], error);
+                      KERNEL_TABLE[kernel].name, error);
 }
 
 // ---- The forward pass ----
@@ -585,63 +592,66 @@ static const struct cubin *find_embedded(const struct gpu *gpu) {
     return best;
 }
 
-// The kernels' machine code for this device, from the cache or compiled now.
-static int compile_kernels(struct gpu *gpu, char **cubin, struct error *error) {
-    struct nvrtc nvrtc;
-    enum { OPTIONS = 3 };
-    char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
-    const char *const options[OPTIONS] = {architecture, streams, ring};
-    int major = 0, minor = 0, driver_version = 0;
-    size_t bytes = 0;
-    char *note = gpu->info.note;
-    snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
-    snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
-    int code = nvrtc_open(&nvrtc, NULL, error);
-    if (code)
-        return code;
-    (void)nvrtc.version(&major, &minor);
-    (void)gpu->driver.version(&driver_version);
-    cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
-    gpu->info.kernels = "cached";
-    if (!gpu->use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
-        gpu->info.kernels = "compiled";
-        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, NULL, error);
-        if (!code && gpu->use_cache)
-            cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);
+// Begins to look for the kernels' machine code for this device.
+static void start_kernels(struct gpu *gpu) {
+    struct cubin_build *build = &gpu->build;
+    gpu->embedded = find_embedded(gpu);
+    if (gpu->embedded) {
+        gpu->ring_bytes = gpu->embedded->ring_bytes;
+        return;
     }
-    gpu->newer_compiler = 1000 * major + 10 * minor > driver_version;
-    nvrtc_close(&nvrtc);
+    gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
+    *build = (struct cubin_build){.source = ENGINE_CU, .use_cache = gpu->use_cache};
+    (void)gpu->driver.version(&build->driver_version);
+    snprintf(build->options[0], CUBIN_OPTION_CHARS, "--gpu-architecture=sm_%d", gpu->info.sm);
+    snprintf(build->options[1], CUBIN_OPTION_CHARS, "-DSTREAMS=%u", gpu->streams);
+    snprintf(build->options[2], CUBIN_OPTION_CHARS, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
+    cubin_build_start(build);
+}
+
+// Waits for the machine code of all modules, and loads them.
+static int load_modules(struct gpu *gpu, struct error *error) {
+    const struct cubin_build *build = &gpu->build;
+    struct gpu_info *info = &gpu->info;
+    int code = cubin_build_wait(&gpu->build, error);
+    info->kernels = "cached";
+    info->kernel_seconds = 0;
+    for (int i = 0; i < CUBIN_MODULES && !code; i++) {
+        const struct cubin_module *module = &build->modules[i];
+        if (module->compiled)
+            info->kernels = "compiled";
+        if (module->note[0])
+            memcpy(info->note, module->note, sizeof info->note);
+        if (module->seconds > info->kernel_seconds)
+            info->kernel_seconds = module->seconds;
+        code =
+            cuda_check(&gpu->driver, gpu->driver.module_load(&gpu->modules[i], module->cubin),
+                       module->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
+                                              : "loading kernels",
+                       error);
+    }
+    cubin_build_free(&gpu->build);
     return code;
 }
 
+// The embedded machine code is one module, with all kernels.
+static int load_embedded(struct gpu *gpu, struct error *error) {
+    gpu->info.kernels = "embedded";
+    return cuda_check(
+        &gpu->driver,
+        gpu->driver.module_load(&gpu->modules[0], CUBIN_WORDS + gpu->embedded->first_word),
+        "loading the embedded kernels", error);
+}
+
 static int load_kernels(struct gpu *gpu, struct error *error) {
-    const struct cuda_driver *driver = &gpu->driver;
-    const struct cubin *embedded = find_embedded(gpu);
-    const void *image = embedded ? CUBIN_WORDS + embedded->first_word : NULL;
-    char *compiled = NULL;
-    int code = EXIT_OK;
-    double start = clock_seconds();
-    if (embedded) {
-        gpu->info.kernels = "embedded";
-        gpu->ring_bytes = embedded->ring_bytes;
-    } else {
-        gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
-        code = compile_kernels(gpu, &compiled, error);
-        image = compiled;
+    int code = gpu->embedded ? load_embedded(gpu, error) : load_modules(gpu, error);
+    for (int k = 0; k < KERNELS && !code; k++) {
+        void *module = gpu->modules[gpu->embedded ? 0 : KERNEL_TABLE[k].module];
+        code = cuda_check(
+            &gpu->driver,
+            gpu->driver.module_function(&gpu->functions[k], module, KERNEL_TABLE[k].name),
+            KERNEL_TABLE[k].name, error);
     }
-    if (!code)
-        code = cuda_check(driver, driver->module_load(&gpu->module, image),
-                          embedded              ? "loading the embedded kernels"
-                          : gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
-                                                : "loading kernels",
-                          error);
-    free(compiled);
-    for (int k = 0; k < KERNELS && !code; k++)
-        code = cuda_check(driver,
-                          driver->module_function(&gpu->functions[k], gpu->module, KERNEL_NAMES[k]),
-                          KERNEL_NAMES[k], error);
-    gpu->info.kernel_seconds = clock_seconds() - start;
     return code;
 }
 
@@ -654,7 +664,7 @@ static int divide_memory(struct gpu *gpu, struct error *error) {
             code = cuda_check(
                 &gpu->driver,
                 gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
-                KERNEL_NAMES[k], error);
+                KERNEL_TABLE[k].name, error);
     return code;
 }
 
@@ -683,7 +693,7 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
             cuda_check(&gpu->driver,
                        gpu->driver.function_set(gpu->functions[wanted[i].kernel],
                                                 CUDA_FUNCTION_SHARED_BYTES, (int)wanted[i].bytes),
-                       KERNEL_NAMES[wanted[i].kernel], error);
+                       KERNEL_TABLE[wanted[i].kernel].name, error);
     return code;
 }
 
@@ -812,6 +822,7 @@ static unsigned attention_parts(const struct gpu *gpu, const struct adapter *ada
 static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
     gpu->streams = (unsigned)adapter->streams;
     gpu->splits = attention_parts(gpu, adapter);
+    start_kernels(gpu);
     int code = load_kernels(gpu, error);
     if (!code)
         code = allow_shared(gpu, error);
@@ -828,8 +839,9 @@ static void release_step(const struct cuda_driver *driver, const struct step_gra
 static void release_kernels(const struct gpu *gpu) {
     release_step(&gpu->driver, &gpu->greedy_step);
     release_step(&gpu->driver, &gpu->sampling_step);
-    if (gpu->module)
-        (void)gpu->driver.module_unload(gpu->module);
+    for (int i = 0; i < CUBIN_MODULES; i++)
+        if (gpu->modules[i])
+            (void)gpu->driver.module_unload(gpu->modules[i]);
 }
 
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
@@ -837,7 +849,7 @@ static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struc
     if (code)
         return code;
     const struct gpu before = *gpu;
-    gpu->module = NULL;
+    memset(gpu->modules, 0, sizeof gpu->modules);
     gpu->greedy_step = gpu->sampling_step = (struct step_graph){0};
     gpu->has_logits = gpu->follows = gpu->ahead = gpu->fresh = false;
     code = choose_kernels(gpu, adapter, error);

@@ -1,6 +1,7 @@
 #!/usr/bin/env lua5.4
 -- Kernels compiled ahead of time: NVRTC has no complaint and nothing spills, on every architecture;
--- an engine takes its embedded kernels where they run, and needs no NVRTC then.
+-- an engine takes its embedded kernels where they run, and needs no NVRTC then. The modules that an
+-- engine compiles where it runs have the kernels that it looks for in them.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -63,6 +64,27 @@ compiled("p16", [[model_type = "qwen2_parscale", hidden_size = 144, intermediate
 compiled("hd256", [[model_type = "qwen2_parscale", hidden_size = 128, intermediate_size = 72,
     num_hidden_layers = 3, num_attention_heads = 2, num_key_value_heads = 2, head_dim = 256,
     vocab_size = 100, parscale_n = 9]], "80 120")
+
+-- What templates/gpu.c expects: { "KERNEL", MODULE }.
+local expected = {}
+for kernel, module in build.read(build.root .. "templates/gpu.c"):gmatch('{"([%w_]+)", (%d)},') do
+    expected[module] = (expected[module] or "") .. " " .. kernel
+end
+local function sorted(words)
+    local list = {}
+    for word in words:gmatch("%S+") do list[#list + 1] = word end
+    table.sort(list)
+    return table.concat(list, " ")
+end
+for module = 0, 3 do
+    local cu = build.write("module.cu", ("#define MODULES %d\n"):format(1 << module)
+        .. "#pragma nv_diag_suppress 177\n" -- functions that other modules need
+        .. build.read(build.path("models/SmolLM2/engine.cu")))
+    local report = build.must("LD_LIBRARY_PATH='%s' '%s' '%s' '%s' 90 4 16384 '%s'", nvrtc, cubin,
+        nvrtc, cu, build.path("module.cubin"))
+    tap.is(sorted(report:gsub("%d[%d ]*\n", " ")), sorted(expected[tostring(module)] or ""),
+        ("module %d: it compiles, and has its kernels"):format(module))
+end
 
 local function refused(name, sm, part)
     build.fails(2, name, ("lua5.4 '%scodegen/main.lua' --from '%s' --out '%s' --sm '%s' --cubin "

@@ -21,6 +21,8 @@ local SHAPE_TOKENS = 24
 -- Little shared memory, as sm_86 and sm_120 have it: half the work of copying ahead.
 local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
 
+local MODULES = 4 -- of engine.cu
+
 local scratch = build.scratch
 
 local function read(path)
@@ -201,17 +203,16 @@ local function cache_tests(model)
         local code, _, err = generate(model, environment or "", "--device cuda")
         return code, err
     end
-    local function entry()
-        local found
-        if not lfs.attributes(folder) then return nil end
-        for name in lfs.dir(folder) do
-            if #name == 32 then found = folder .. "/" .. name end
+    local function entries()
+        local found = {}
+        for name in lfs.dir(lfs.attributes(folder) and folder or scratch) do
+            if #name == 32 then found[#found + 1] = folder .. "/" .. name end
         end
         return found
     end
     tap.is(run(), 0, "kernel cache: a first start")
-    local path = entry()
-    tap.ok(path, "kernel cache: an entry is made")
+    local path = entries()[1]
+    tap.is(#entries(), MODULES, "kernel cache: an entry is made for each module")
     tap.is(lfs.attributes(folder).permissions, "rwx------",
         "kernel cache: its folder is the user's")
     local good = read(path)
@@ -245,7 +246,8 @@ local function cache_tests(model)
     must("rm -rf %s", folder)
     must("for i in 1 2 3; do HOME=%s LD_LIBRARY_PATH=%s %s/engine generate -m %s/model.psc --ids 1 "
         .. "-n 1 --print-ids --device cuda & done; wait", home, model.out, model.out, model.out)
-    tap.is(read(entry()), good, "cold starts at once leave one good entry")
+    tap.is(read(path), good, "cold starts at once leave a good entry")
+    tap.is(#entries(), MODULES, "and no more than one for each module")
 end
 
 local smallest

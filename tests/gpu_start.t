@@ -12,6 +12,8 @@ local emulated = require("emulated")
 local golden = require("golden")
 local tap = require("tap")
 
+local MODULES = 4 -- of engine.cu: each has an entry in the cache
+
 local model = emulated.golden(golden.folder("p3-hd16-odd-bf16"))
 local engine = build.engine(model.out, "-std=c11 -O1")
 
@@ -104,10 +106,10 @@ for _, when in ipairs({ "KILL_WRITE=1", "KILL_RENAME=1" }) do
     code = build.shell("(%s LD_PRELOAD='%s' %s '%s' generate --ids 1 -n 1 --print-ids "
         .. "--device cuda)", emulated.environment(model), build.path("killer.so"), when, engine)
     local whole, parts = entries()
-    tap.ok(code == 137 and #whole == 0 and parts == 1, "killed at " .. when .. ": no entry", code)
+    tap.ok(code == 137 and #whole == 0 and parts >= 1, "killed at " .. when .. ": no entry", code)
     code, _, err = run("EMULATOR_SEED=2")
     whole = entries()
-    tap.ok(code == 0 and #whole == 1 and err:find("kernels compiled", 1, true),
+    tap.ok(code == 0 and #whole == MODULES and err:find("kernels compiled", 1, true),
         "the next start compiles the kernels and keeps them", err)
     code, _, err = run("EMULATOR_FAIL=nvrtcCompileProgram")
     tap.ok(code == 0 and err:find("kernels cached", 1, true), "and the one after has them", err)
