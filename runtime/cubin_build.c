@@ -51,14 +51,14 @@ static void cubin_build_start(struct cubin_build *build) {
     }
 }
 
-static int cubin_build_wait(struct cubin_build *build, struct error *error) {
+static int cubin_build_wait(struct cubin_build *build, bool patient, struct error *error) {
     int code = EXIT_OK;
     for (int i = 0; i < CUBIN_MODULES; i++) {
         struct cubin_module *module = &build->modules[i];
         if (module->running)
-            (void)pthread_join(module->thread, NULL);
-        module->running = false;
-        if (!code && module->error.code) {
+            module->running = (patient ? pthread_join(module->thread, NULL)
+                                       : pthread_tryjoin_np(module->thread, NULL)) != 0;
+        if (!code && !module->running && module->error.code) {
             *error = module->error;
             code = error->code;
         }
@@ -68,7 +68,7 @@ static int cubin_build_wait(struct cubin_build *build, struct error *error) {
 
 static void cubin_build_free(struct cubin_build *build) {
     struct error unused;
-    (void)cubin_build_wait(build, &unused);
+    (void)cubin_build_wait(build, true, &unused);
     for (int i = 0; i < CUBIN_MODULES; i++) {
         free(build->modules[i].cubin);
         build->modules[i].cubin = NULL;

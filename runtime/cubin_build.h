@@ -36,8 +36,9 @@ struct cubin_build {
 // Begins to build all modules.
 static void cubin_build_start(struct cubin_build *build);
 
-// Waits for them. EXIT_DEVICE: there is no NVRTC, or it finds fault with the source.
-static int cubin_build_wait(struct cubin_build *build, struct error *error);
+// Waits for them; not `patient`, asks only those that are done. EXIT_DEVICE: there is no NVRTC, or
+// it finds fault with the source.
+static int cubin_build_wait(struct cubin_build *build, bool patient, struct error *error);
 
 // Waits if it must, and gives the machine code back.
 static void cubin_build_free(struct cubin_build *build);

@@ -1,6 +1,7 @@
 // See gpu.h.
 #include <limits.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,6 +104,10 @@ struct step_graph {
 };
 
 struct gpu {
+    pthread_t opening; // the thread that opens the device, if is_opening
+    bool is_opening;
+    struct error opening_error;
+    const struct adapter *first_adapter;
     struct cuda_driver driver;
     struct gpu_info info;
     unsigned streams, splits; // splits: of the positions, in decode attention
@@ -116,6 +121,7 @@ struct gpu {
     void *ready[2];        // events: the logits of an even, an odd position are there
     struct step_graph greedy_step, sampling_step;
     cuda_pointer weights, cache, parts[GPU_PARTS]; // parts: of the activations
+    double uploaded;                               // when the weights were
     void *mapped;                                  // the pack, where the device reads it in place
     struct gpu_task task;
     struct gpu_pinned *pinned;
@@ -561,8 +567,12 @@ static int find_device(struct gpu *gpu, struct error *error) {
         code = fail(error, EXIT_DEVICE,
                     "CUDA: %s: found compute capability %d.%d, expected 8.0 or more",
                     gpu->info.name, major, minor);
-    if (!code)
-        code = cuda_check(driver, driver->context_retain(&gpu->context, gpu->device),
+    return code;
+}
+
+static int open_context(struct gpu *gpu, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    int code = cuda_check(driver, driver->context_retain(&gpu->context, gpu->device),
                           "opening the device", error);
     if (!code)
         code = cuda_check(driver, driver->context_set(gpu->context), "opening the device", error);
@@ -596,12 +606,12 @@ static const struct cubin *find_embedded(const struct gpu *gpu) {
 static void start_kernels(struct gpu *gpu) {
     struct cubin_build *build = &gpu->build;
     gpu->embedded = find_embedded(gpu);
+    *build = (struct cubin_build){.source = ENGINE_CU, .use_cache = gpu->use_cache};
     if (gpu->embedded) {
         gpu->ring_bytes = gpu->embedded->ring_bytes;
         return;
     }
     gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
-    *build = (struct cubin_build){.source = ENGINE_CU, .use_cache = gpu->use_cache};
     (void)gpu->driver.version(&build->driver_version);
     snprintf(build->options[0], CUBIN_OPTION_CHARS, "--gpu-architecture=sm_%d", gpu->info.sm);
     snprintf(build->options[1], CUBIN_OPTION_CHARS, "-DSTREAMS=%u", gpu->streams);
@@ -609,49 +619,48 @@ static void start_kernels(struct gpu *gpu) {
     cubin_build_start(build);
 }
 
-// Waits for the machine code of all modules, and loads them.
-static int load_modules(struct gpu *gpu, struct error *error) {
-    const struct cubin_build *build = &gpu->build;
+// Waits for the machine code of all modules.
+static int wait_for_kernels(struct gpu *gpu, struct error *error) {
     struct gpu_info *info = &gpu->info;
-    int code = cubin_build_wait(&gpu->build, error);
-    info->kernels = "cached";
-    info->kernel_seconds = 0;
-    for (int i = 0; i < CUBIN_MODULES && !code; i++) {
-        const struct cubin_module *module = &build->modules[i];
+    info->kernels = gpu->embedded ? "embedded" : "cached";
+    info->start.kernels = 0;
+    if (gpu->embedded)
+        return EXIT_OK;
+    int code = cubin_build_wait(&gpu->build, true, error);
+    for (int i = 0; i < CUBIN_MODULES; i++) {
+        const struct cubin_module *module = &gpu->build.modules[i];
         if (module->compiled)
             info->kernels = "compiled";
         if (module->note[0])
             memcpy(info->note, module->note, sizeof info->note);
-        if (module->seconds > info->kernel_seconds)
-            info->kernel_seconds = module->seconds;
-        code =
-            cuda_check(&gpu->driver, gpu->driver.module_load(&gpu->modules[i], module->cubin),
-                       module->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
-                                              : "loading kernels",
-                       error);
+        info->start.kernels = fmax(info->start.kernels, module->seconds);
     }
-    cubin_build_free(&gpu->build);
     return code;
 }
 
-// The embedded machine code is one module, with all kernels.
-static int load_embedded(struct gpu *gpu, struct error *error) {
-    gpu->info.kernels = "embedded";
-    return cuda_check(
-        &gpu->driver,
-        gpu->driver.module_load(&gpu->modules[0], CUBIN_WORDS + gpu->embedded->first_word),
-        "loading the embedded kernels", error);
-}
-
+// Embedded machine code is one module, with all kernels.
 static int load_kernels(struct gpu *gpu, struct error *error) {
-    int code = gpu->embedded ? load_embedded(gpu, error) : load_modules(gpu, error);
-    for (int k = 0; k < KERNELS && !code; k++) {
-        void *module = gpu->modules[gpu->embedded ? 0 : KERNEL_TABLE[k].module];
-        code = cuda_check(
-            &gpu->driver,
-            gpu->driver.module_function(&gpu->functions[k], module, KERNEL_TABLE[k].name),
-            KERNEL_TABLE[k].name, error);
+    const struct cuda_driver *driver = &gpu->driver;
+    const struct cubin *embedded = gpu->embedded;
+    int code = EXIT_OK;
+    for (int i = 0; i < (embedded ? 1 : CUBIN_MODULES) && !code; i++) {
+        const struct cubin_module *built = &gpu->build.modules[i];
+        const void *image =
+            embedded ? (const void *)(CUBIN_WORDS + embedded->first_word) : built->cubin;
+        code =
+            cuda_check(driver, driver->module_load(&gpu->modules[i], image),
+                       embedded                ? "loading the embedded kernels"
+                       : built->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
+                                               : "loading kernels",
+                       error);
     }
+    for (int k = 0; k < KERNELS && !code; k++) {
+        void *module = gpu->modules[embedded ? 0 : KERNEL_TABLE[k].module];
+        code = cuda_check(driver,
+                          driver->module_function(&gpu->functions[k], module, KERNEL_TABLE[k].name),
+                          KERNEL_TABLE[k].name, error);
+    }
+    cubin_build_free(&gpu->build);
     return code;
 }
 
@@ -714,9 +723,82 @@ static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t byte
                 : cuda_check(driver, driver->fill(*memory, 0, bytes, gpu->stream), what, error);
 }
 
+// The pack on its way: the pool's threads copy it, a batch at a time, to memory that the device can
+// read by itself while they copy the next one.
+struct upload {
+    struct gpu *gpu;
+    const char *from;
+    struct pool *pool;
+    char *staging; // [2, UPLOAD_BATCH], pinned
+    struct error *error;
+    int code;
+};
+
+enum { UPLOAD_BATCH = 4 << 20, UPLOAD_PIECE = 128 << 10 };
+
+// By thread 0, which alone talks to the driver: waits until the device has read this half.
+static void wait_for_half(struct upload *upload, size_t half) {
+    const struct cuda_driver *driver = &upload->gpu->driver;
+    upload->code = cuda_check(driver, driver->event_synchronize(upload->gpu->ready[half]),
+                              "uploading weights", upload->error);
+}
+
+static void send_half(struct upload *upload, size_t half, size_t at, size_t bytes) {
+    struct gpu *gpu = upload->gpu;
+    const struct cuda_driver *driver = &gpu->driver;
+    upload->code =
+        cuda_check(driver,
+                   driver->copy_to_device(gpu->weights + at, upload->staging + half * UPLOAD_BATCH,
+                                          bytes, gpu->stream),
+                   "uploading weights", upload->error);
+    if (!upload->code)
+        upload->code = cuda_check(driver, driver->event_record(gpu->ready[half], gpu->stream),
+                                  "uploading weights", upload->error);
+}
+
+static void upload_share(void *argument, int thread) {
+    struct upload *upload = argument;
+    for (size_t at = 0, half = 0; at < LAYOUT.end; at += UPLOAD_BATCH, half = 1 - half) {
+        size_t left = LAYOUT.end - at, bytes = left < UPLOAD_BATCH ? left : UPLOAD_BATCH;
+        char *staging = upload->staging + half * UPLOAD_BATCH;
+        if (thread == 0 && !upload->code)
+            wait_for_half(upload, half);
+        pool_barrier(upload->pool);
+        if (upload->code)
+            return;
+        struct work work = pool_work(upload->pool, thread, blocks_for(bytes, UPLOAD_PIECE));
+        while (pool_next(&work)) {
+            size_t first = work.item * UPLOAD_PIECE, rest = bytes - first;
+            memcpy(staging + first, upload->from + at + first,
+                   rest < UPLOAD_PIECE ? rest : UPLOAD_PIECE);
+        }
+        pool_barrier(upload->pool);
+        if (thread == 0)
+            send_half(upload, half, at, bytes);
+    }
+}
+
+static int copy_weights(struct gpu *gpu, const char *from, struct pool *pool, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    void *staging = NULL;
+    int code = cuda_check(driver, driver->allocate_host(&staging, (size_t)2 * UPLOAD_BATCH),
+                          "pinned memory", error);
+    if (code)
+        return code;
+    struct upload upload = {gpu, from, pool, staging, error, EXIT_OK};
+    pool_run(pool, upload_share, &upload);
+    code = upload.code;
+    if (!code)
+        code =
+            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
+    (void)driver->release_host(staging);
+    return code;
+}
+
 // The pack on the device: where host and device share memory, the mapped file itself if the driver
 // allows it, else a copy.
-static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                          struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     cuda_pointer there = 0;
     double start = clock_seconds();
@@ -734,13 +816,9 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
     int code = take_device_memory(gpu, &gpu->weights, LAYOUT.end, "weights", error);
     gpu->task.weights = (const char *)(uintptr_t)gpu->weights;
     if (!code)
-        code =
-            cuda_check(driver, driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
-                       "uploading weights", error);
-    if (!code)
-        code =
-            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
-    gpu->info.upload_seconds = clock_seconds() - start;
+        code = copy_weights(gpu, base, pool, error);
+    gpu->uploaded = clock_seconds();
+    gpu->info.start.upload = gpu->uploaded - start;
     return code;
 }
 
@@ -790,10 +868,11 @@ static int take_pinned_memory(struct gpu *gpu, struct error *error) {
     return code;
 }
 
-static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                           struct error *error) {
     gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
     gpu->info.cache_bytes = (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
-    int code = upload_weights(gpu, file, error);
+    int code = upload_weights(gpu, file, pool, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
     gpu->task.cache = (char *)(uintptr_t)gpu->cache;
@@ -818,15 +897,27 @@ static unsigned attention_parts(const struct gpu *gpu, const struct adapter *ada
     return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
 }
 
-// The kernels for one P.
-static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
+// Begins to look for the kernels for one P; what takes long is done by other threads.
+static void start_choice(struct gpu *gpu, const struct adapter *adapter) {
     gpu->streams = (unsigned)adapter->streams;
     gpu->splits = attention_parts(gpu, adapter);
     start_kernels(gpu);
-    int code = load_kernels(gpu, error);
+}
+
+// Waits for them, and makes the decode steps of them.
+static int finish_choice(struct gpu *gpu, struct error *error) {
+    int code = wait_for_kernels(gpu, error);
+    double start = clock_seconds();
+    if (!code)
+        code = load_kernels(gpu, error);
     if (!code)
         code = allow_shared(gpu, error);
-    return code ? code : divide_memory(gpu, error);
+    if (!code)
+        code = divide_memory(gpu, error);
+    if (!code)
+        code = capture_steps(gpu, error);
+    gpu->info.start.load = clock_seconds() - start;
+    return code;
 }
 
 static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
@@ -852,48 +943,78 @@ static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struc
     memset(gpu->modules, 0, sizeof gpu->modules);
     gpu->greedy_step = gpu->sampling_step = (struct step_graph){0};
     gpu->has_logits = gpu->follows = gpu->ahead = gpu->fresh = false;
-    code = choose_kernels(gpu, adapter, error);
-    if (!code)
-        code = capture_steps(gpu, error);
+    start_choice(gpu, adapter);
+    code = finish_choice(gpu, error);
     release_kernels(code ? gpu : &before);
     if (code)
         *gpu = before;
     return code;
 }
 
-static int start_gpu(struct gpu *gpu, const struct pack_file *file, const struct adapter *adapter,
-                     struct error *error) {
+static void *open_device_thread(void *argument) {
+    struct gpu *gpu = argument;
+    struct error *error = &gpu->opening_error;
+    double start = clock_seconds();
     int code = cuda_driver_open(&gpu->driver, error);
     if (!code)
         code = find_device(gpu, error);
-    if (!code)
-        code = choose_kernels(gpu, adapter, error);
-    if (!code)
-        code = take_gpu_memory(gpu, file, error);
-    if (!code)
-        code = capture_steps(gpu, error);
-    return code;
+    if (!code) {
+        start_choice(gpu, gpu->first_adapter);
+        code = open_context(gpu, error);
+    }
+    gpu->info.start.device = clock_seconds() - start;
+    return NULL;
 }
 
-static int gpu_open(struct gpu **result, const struct pack_file *file,
-                    const struct adapter *adapter, bool use_cache, struct error *error) {
+static int gpu_open(struct gpu **result, const struct adapter *adapter, bool use_cache,
+                    struct error *error) {
     struct gpu *gpu = calloc(1, sizeof *gpu);
-    *result = NULL;
+    *result = gpu;
     if (!gpu)
         return fail(error, EXIT_MEMORY, "GPU: %zu bytes could not be had", sizeof *gpu);
     gpu->use_cache = use_cache;
-    int code = start_gpu(gpu, file, adapter, error);
-    if (code)
-        gpu_close(gpu);
-    else
-        *result = gpu;
+    gpu->first_adapter = adapter;
+    gpu->is_opening = pthread_create(&gpu->opening, NULL, open_device_thread, gpu) == 0;
+    if (!gpu->is_opening) // no more threads are to be had
+        (void)open_device_thread(gpu);
+    return EXIT_OK;
+}
+
+// Waits until the device is open, or it is known that it cannot be.
+static int wait_for_device(struct gpu *gpu, struct error *error) {
+    if (gpu->is_opening)
+        (void)pthread_join(gpu->opening, NULL);
+    gpu->is_opening = false;
+    if (gpu->opening_error.code)
+        *error = gpu->opening_error;
+    return gpu->opening_error.code;
+}
+
+static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                     struct error *error) {
+    int code = wait_for_device(gpu, error);
+    if (!code) // a context is a thread's
+        code = cuda_check(&gpu->driver, gpu->driver.context_set(gpu->context), "opening the device",
+                          error);
+    if (!code && !gpu->embedded) // do not upload in vain
+        code = cubin_build_wait(&gpu->build, false, error);
+    if (!code)
+        code = take_gpu_memory(gpu, file, pool, error);
+    if (!code)
+        code = finish_choice(gpu, error);
+    struct parscale_start *start = &gpu->info.start;
+    double kernels_ready = gpu->build.start + start->kernels; // 0 if they are embedded
+    start->upload_alone = fmin(start->upload, fmax(0, gpu->uploaded - kernels_ready));
     return code;
 }
 
 static void gpu_close(struct gpu *gpu) {
     if (!gpu)
         return;
+    struct error unused;
     const struct cuda_driver *driver = &gpu->driver;
+    (void)wait_for_device(gpu, &unused);
+    cubin_build_free(&gpu->build);
     if (gpu->stream)
         (void)driver->stream_synchronize(gpu->stream);
     release_kernels(gpu);

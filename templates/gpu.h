@@ -8,6 +8,7 @@
 #include "error.h"
 #include "pack_file.h"
 #include "parscale.h"
+#include "threads.h"
 
 // gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART, 1 and 0, and GPU_KERNELS:
 // in words, which devices it has kernels for.
@@ -20,15 +21,19 @@ struct gpu_info {
     int sm;                                // 10 * major + minor of its compute capability
     bool integrated;                       // host and device share memory
     const char *kernels;                   // embedded, cached, or compiled now
-    double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
+    struct parscale_start start;           // all but check
     size_t weight_bytes, cache_bytes, activation_bytes;
 };
 
-// Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
-// GPU, driver or compiler that can run it; EXIT_MEMORY: it does not fit. On failure *gpu is NULL.
-static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
-                    bool use_cache, struct error *error);
+// Begins to open the device and to compile or find the kernels, in threads of its own.
+static int gpu_open(struct gpu **gpu, const struct adapter *adapter, bool use_cache,
+                    struct error *error);
 static void gpu_close(struct gpu *gpu); // NULL is allowed
+
+// Waits for that, takes all memory and uploads the pack. EXIT_DEVICE: there is no GPU, driver or
+// compiler that can run it; EXIT_MEMORY: it does not fit. All else but gpu_close comes after it.
+static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                     struct error *error);
 
 // Changes to another P. The cache is then empty. On failure all is as it was.
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error);

@@ -6,9 +6,9 @@ enum { GPU_PART = 0 };
 
 static const char GPU_KERNELS[] = "none";
 
-static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
-                    bool use_cache, struct error *error) {
-    (void)file, (void)adapter, (void)use_cache;
+static int gpu_open(struct gpu **gpu, const struct adapter *adapter, bool use_cache,
+                    struct error *error) {
+    (void)adapter, (void)use_cache;
     *gpu = NULL;
     return fail(error, EXIT_DEVICE,
                 "--device: %s was generated for the CPU alone, a GPU needs backends = \"cpu+cuda\" "
@@ -18,6 +18,12 @@ static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct
 
 static void gpu_close(struct gpu *gpu) {
     (void)gpu;
+}
+
+static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                     struct error *error) {
+    (void)file, (void)pool;
+    return gpu_compute(gpu, NULL, error);
 }
 
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
