@@ -24,9 +24,8 @@ struct parscale_options {
     bool no_kernel_cache; // compile the GPU's kernels even if they are in the cache
 };
 
-// What the engine was generated for, and what it runs with. All sizes in elements, memory in bytes.
-// Seconds that the parts of parscale_open took. Those of a GPU are 0 without one. device and kernels
-// begin together, beside check; upload comes after device and check.
+// Seconds that the parts of parscale_open took. Those of a GPU are 0 without one. device and
+// kernels begin together, beside check; upload comes after device and check.
 struct parscale_start {
     double check;        // mapping and checking the pack
     double device;       // starting the driver and opening the device
@@ -36,6 +35,7 @@ struct parscale_start {
     double load;         // loading the kernels and making the graph of a decode step
 };
 
+// What the engine was generated for, and what it runs with. All sizes in elements, memory in bytes.
 struct parscale_info {
     const char *name;        // spec.name
     const char *plan_digest; // 16 hex digits; equal in the engine and in its pack

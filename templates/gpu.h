@@ -16,12 +16,12 @@ struct gpu;
 struct block;
 
 struct gpu_info {
-    char name[96];                         // of the device
-    char note[256];                        // one line on the kernel cache, or ""
-    int sm;                                // 10 * major + minor of its compute capability
-    bool integrated;                       // host and device share memory
-    const char *kernels;                   // embedded, cached, or compiled now
-    struct parscale_start start;           // all but check
+    char name[96];               // of the device
+    char note[256];              // one line on the kernel cache, or ""
+    int sm;                      // 10 * major + minor of its compute capability
+    bool integrated;             // host and device share memory
+    const char *kernels;         // embedded, cached, or compiled now
+    struct parscale_start start; // all but check
     size_t weight_bytes, cache_bytes, activation_bytes;
 };
 
