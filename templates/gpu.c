@@ -92,6 +92,16 @@ enum {
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
 
+struct gpu_info {
+    char name[96];               // of the device
+    char note[256];              // one line on the kernel cache, or ""
+    int sm;                      // 10 * major + minor of its compute capability
+    bool integrated;             // host and device share memory
+    const char *kernels;         // embedded, cached, or compiled now
+    struct parscale_start start; // all but check
+    size_t weight_bytes, cache_bytes, activation_bytes;
+};
+
 // Memory of the host that the device reads and writes.
 struct gpu_pinned {
     struct gpu_state state;       // on its way to the device
@@ -134,10 +144,6 @@ struct gpu {
     bool ahead;       // the step behind `position` was launched
     struct nvml nvml; // opened when energy is asked for
 };
-
-static const struct gpu_info *gpu_information(const struct gpu *gpu) {
-    return &gpu->info;
-}
 
 static size_t gpu_block_tokens(const struct gpu *gpu) {
     return GPU_COLUMNS / gpu->streams;
@@ -1006,6 +1012,20 @@ static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool 
     double kernels_ready = gpu->build.start + start->kernels; // 0 if they are embedded
     start->upload_alone = fmin(start->upload, fmax(0, gpu->uploaded - kernels_ready));
     return code;
+}
+
+static void gpu_describe(const struct gpu *gpu, struct parscale_info *info, char *note,
+                         size_t note_bytes) {
+    const struct gpu_info *own = &gpu->info;
+    const double check = info->start.check;
+    info->device = own->name;
+    info->gpu_cache_bytes = own->cache_bytes;
+    info->gpu_activation_bytes = own->activation_bytes;
+    info->start = own->start;
+    info->start.check = check;
+    snprintf(note, note_bytes, "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", own->sm,
+             own->kernels, own->start.kernels, own->weight_bytes ? "uploaded" : "read in place",
+             own->start.upload, own->note[0] ? "; " : "", own->note);
 }
 
 static void gpu_close(struct gpu *gpu) {

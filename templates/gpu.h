@@ -15,16 +15,6 @@
 struct gpu;
 struct block;
 
-struct gpu_info {
-    char name[96];               // of the device
-    char note[256];              // one line on the kernel cache, or ""
-    int sm;                      // 10 * major + minor of its compute capability
-    bool integrated;             // host and device share memory
-    const char *kernels;         // embedded, cached, or compiled now
-    struct parscale_start start; // all but check
-    size_t weight_bytes, cache_bytes, activation_bytes;
-};
-
 // Begins to open the device and to compile or find the kernels, in threads of its own.
 static int gpu_open(struct gpu **gpu, const struct adapter *adapter, bool use_cache,
                     struct error *error);
@@ -37,7 +27,10 @@ static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool 
 
 // Changes to another P. The cache is then empty. On failure all is as it was.
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error);
-static const struct gpu_info *gpu_information(const struct gpu *gpu);
+
+// Fills in what parscale_info tells of a GPU that was started. note [note_bytes]: how it was.
+static void gpu_describe(const struct gpu *gpu, struct parscale_info *info, char *note,
+                         size_t note_bytes);
 
 // Computes a block of at most gpu_block_tokens tokens, and with head_tokens = 1 the logits of token
 // head_first. A decode step returns while it still runs.

@@ -31,8 +31,9 @@ static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struc
     return gpu_compute(gpu, NULL, error);
 }
 
-static const struct gpu_info *gpu_information(const struct gpu *gpu) {
-    return (const struct gpu_info *)gpu;
+static void gpu_describe(const struct gpu *gpu, struct parscale_info *info, char *note,
+                         size_t note_bytes) {
+    (void)gpu, (void)info, (void)note, (void)note_bytes;
 }
 
 static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error) {

@@ -137,30 +137,14 @@ static int open_device(struct parscale *model, const struct parscale_options *op
     return gpu_open(&model->gpu, model->adapter, !options->no_kernel_cache, &model->error);
 }
 
-static void fill_gpu_info(struct parscale *model) {
-    const struct gpu_info *info = gpu_information(model->gpu);
-    model->info.device = info->name;
-    snprintf(model->device_note, sizeof model->device_note,
-             "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", info->sm, info->kernels,
-             info->start.kernels, info->weight_bytes ? "uploaded" : "read in place",
-             info->start.upload, info->note[0] ? "; " : "", info->note);
-    model->info.gpu_cache_bytes = info->cache_bytes;
-    model->info.gpu_activation_bytes = info->activation_bytes;
-    double check = model->info.start.check;
-    model->info.start = info->start;
-    model->info.start.check = check;
-}
-
 // The GPU then holds weights, cache and activations of its own.
 static int start_device(struct parscale *model) {
     if (!model->gpu)
         return EXIT_OK;
     int code = gpu_start(model->gpu, &model->file, model->pool, &model->error);
-    if (!code) {
-        fill_gpu_info(model);
-        return EXIT_OK;
-    }
-    if (model->needs_gpu)
+    if (!code)
+        gpu_describe(model->gpu, &model->info, model->device_note, sizeof model->device_note);
+    if (!code || model->needs_gpu)
         return code;
     memcpy(model->device_note, model->error.text, sizeof model->device_note);
     model->error = (struct error){0};
