@@ -2,7 +2,7 @@
 // and prints what the assembler says of each kernel: "NAME REGISTERS SHARED_BYTES SPILLED_BYTES".
 // A warning is a failure. Needs NVRTC, but no GPU.
 //
-//     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS RING_BYTES OUTPUT
+//     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS SHARED_BYTES OUTPUT
 //
 // FOLDER is where NVRTC lies; ARCHITECTURE such as 87.
 #include <stdarg.h>
@@ -63,8 +63,8 @@ static int print_report(char *log, struct error *error) {
 }
 
 static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) {
-    char arch[64], streams[64], ring[64];
-    const char *options[] = {arch, streams, ring, "--ptxas-options=-v"};
+    char arch[64], streams[64], shared[64];
+    const char *options[] = {arch, streams, shared, "--ptxas-options=-v"};
     const int count = sizeof options / sizeof *options;
     char *source = read_text(argv[2]), *cubin = NULL, *log = NULL;
     size_t bytes = 0;
@@ -72,7 +72,7 @@ static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) 
         return fail(error, EXIT_INPUT, "%s: cannot be read", argv[2]);
     snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s", argv[3]);
     snprintf(streams, sizeof streams, "-DSTREAMS=%s", argv[4]);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%s", argv[5]);
+    snprintf(shared, sizeof shared, "-DSHARED_BYTES=%s", argv[5]);
     int code = nvrtc_build(nvrtc, source, count, options, &cubin, &bytes, &log, error);
     if (!code)
         code = print_report(log, error);

@@ -223,28 +223,25 @@ function emit.gpu_dims(p)
             b.shape)
     end
     return GPU_DIMS:format(enum({
-        { "GPU_HEAD_GROUPS", g.head_groups, "groups of 8 query heads of a kv head" },
-        { "GPU_MOST_SPLITS", g.most_splits, "parts of one decode attention" },
-        { "GPU_LARGE_RING", g.large_ring, "bytes that a warp of a decode kernel copies ahead" },
-        { "GPU_SMALL_RING", g.small_ring, "the same where there is little shared memory" },
+        { "GPU_LARGE_SHARED", g.large_shared, "bytes that a block may have: from there on," },
+        { "GPU_LARGE_RING", g.large_ring, "what a warp of a head kernel copies ahead" },
+        { "GPU_SMALL_RING", g.small_ring, "the same where there is less" },
         { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
-        { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
-        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
+        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a head kernel" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
     }), table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[
-// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, WARP_RING_BYTES,
-// the shared memory in which a warp of a decode kernel keeps what it copies ahead, and MODULES:
-// which kernels, all if it is not given.
+// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, SHARED_BYTES, the
+// shared memory that a block may have, and MODULES: which kernels, all if it is not given.
 #ifndef STREAMS
 #define STREAMS %d
 #endif
-#ifndef WARP_RING_BYTES
-#define WARP_RING_BYTES 16384
+#ifndef SHARED_BYTES
+#define SHARED_BYTES 232448
 #endif
 #ifndef MODULES
 #define MODULES 15

@@ -387,6 +387,7 @@ local function gpu_plan(spec, p)
         { "query", C * H * d * 4, "[columns, heads, head_dim]" },
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
         { "arrivals", items * 4, "[P, head groups]" },
+        { "meetings", 4, "blocks that arrived, in a decode step" },
         { "final", P * h * 4, "[P, hidden]" },
         { "mix_input", P * tiles(h) * TILE_BYTES,
           "[two parts, P * hidden] bf16, one of 8 columns" },
@@ -397,20 +398,20 @@ local function gpu_plan(spec, p)
         { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
         { "sampling", 32, "how a token is chosen" },
     }
-    local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
-                  large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
+    local gpu = { buffers = {}, bytes = 0,
+                  large_shared = 160 << 10, large_ring = 16384, small_ring = 8192,
                   prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
-                  attention_shared = WARPS * partial * 4,
-                  decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
+                  decode_sums = SPLIT_SUM_BYTES + TILE * 4 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
         gpu.bytes = gpu.bytes + row[2]
     end
-    -- Shared memory of a block, taken at the launch.
-    function gpu.shared_bytes(kernel, ring)
+    -- Shared memory of a block, taken at the launch; most: what it may have.
+    function gpu.shared_bytes(kernel, most)
         if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
         if kernel == "sample_token" then return gpu.sample_shared end
-        if kernel == "decode_attention" then return gpu.attention_shared end
+        if kernel == "decode_layers" then return most end
+        local ring = most >= gpu.large_shared and gpu.large_ring or gpu.small_ring
         if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
             return 0
         end

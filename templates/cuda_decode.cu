@@ -1,162 +1,350 @@
-// One decode step: five kernels a layer, all streams as columns of each product. Before
-// wait_for_previous_kernel a kernel reads weights only.
+// A decode step's layers, one kernel: all streams are columns of each product. Every multiprocessor
+// has one block. The phases of a layer, q|k|v, attention, o, gate and up, down, follow each other;
+// between two of them all blocks meet. Before it waits there, a block loads what no other block
+// writes; its weights arrive all the time (cuda_ring.cu).
 
-// residual [columns, hidden] = the embedding of the token; for a decode step also the input of
-// layer 0. Grid: tokens, streams.
-extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_task task) {
-    wait_for_previous_kernel();
-    int token = blockIdx.x, stream = blockIdx.y;
-    int id = task.ids ? task.ids[token] : task.state->token;
+// What a block carries from phase to phase.
+struct step {
+    struct ring ring;
+    struct meeting meeting;
+    int layer;
+};
+
+// The task as of the layer that the step is at.
+static __device__ __forceinline__ struct gpu_task layer_task(const struct gpu_task &given,
+                                                             const struct step &step) {
+    struct gpu_task task = given;
+    task.layer = step.layer;
+    return task;
+}
+
+// Item n = threadIdx.x + i * THREADS of a batch of rows of tiles, gridDim.x apart from `first` on:
+// a thread finishes two rows of one column.
+enum { FINISHES = SUM_ROWS * COLUMN_GROUPS * 64 / THREADS };
+
+struct finish {
+    int row_tile, thread; // thread: of finish_split
+    struct place at;
+    const float *sums;
+    bool mine;
+
+    __device__ __forceinline__ finish(int i, int first, int row_tiles) {
+        const int each = COLUMN_GROUPS * 64;
+        int n = threadIdx.x + i * THREADS;
+        row_tile = first + n / each * gridDim.x;
+        thread = n % each;
+        at = split_place(thread);
+        sums = work_floats() + n / each * COLUMN_GROUPS * (SPLIT_SUM_BYTES / 4);
+        mine = row_tile < row_tiles && at.column < STREAMS;
+    }
+};
+
+// The embedding of the token: residual, and the input of layer 0.
+static __device__ __forceinline__ struct step decode_embed(const struct gpu_task &given, struct step step) {
+    const struct gpu_task task = layer_task(given, step);
+    int id = task.state->token, stream = threadIdx.x / TILE;
     id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
-    if (threadIdx.x == 0 && stream == 0)
-        task.history[task.ids ? task.position + token : task.state->position] = id;
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        task.history[task.state->position] = id;
     const float *weight = (const float *)(task.weights + LAYERS_OFFSET + INPUT_NORM_OFFSET);
-    float *out = task.residual + (long long)(stream * task.tokens + token) * HIDDEN_SIZE;
-    for (int first = 0; first < HIDDEN_SIZE; first += THREADS) {
-        int i = first + threadIdx.x;
-        float x = i < HIDDEN_SIZE ? embedding_weight(task, id, i) : 0.0f;
-        float square = x * x;
+    for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
+        int i = row_tile * TILE + threadIdx.x % TILE;
+        float x = stream < STREAMS ? embedding_weight(task, id, i) : 0.0f, square = x * x;
         for (int distance = 4; distance > 0; distance /= 2)
             square += __shfl_xor_sync(0xffffffff, square, distance);
-        if (i < HIDDEN_SIZE) {
-            out[i] = x;
-            if (!task.ids)
-                store_normed(task, i, stream, x * weight[i]);
-            if (!task.ids && i % 8 == 0)
+        if (stream < STREAMS) {
+            task.residual[stream * HIDDEN_SIZE + i] = x;
+            store_normed(task, i, stream, x * weight[i]);
+            if (i % 8 == 0)
                 task.squares[i / 8 * TILE + stream] = square;
         }
     }
+    step.meeting.arrive();
+    return step;
 }
 
-enum { // shared memory of the decode kernels, in bytes: ring, sums of finish_split, scales
-    DECODE_SHARED = RING_BYTES + COLUMN_GROUPS * SPLIT_SUM_BYTES + TILE * 4,
-};
-
-// normed -> query, cache. Grid: rows of tiles. In layer 0 all streams have one input. With
-// quantised weights it takes more registers than the compiler would give it, so one block is asked
-// for; 0 leaves it to the compiler.
-extern "C" __global__ void __launch_bounds__(THREADS, INPUT_TILES - 1)
-    decode_qkv(const struct gpu_task task) {
-    float *sums = (float *)(shared_memory() + RING_BYTES);
-    float *scales = sums + COLUMN_GROUPS * SPLIT_SUM_BYTES / 4;
-    const struct tile *row =
-        matrix_row<layer_tiles>(layer_weights(task) + QKV_OFFSET, blockIdx.x, HIDDEN_COLUMN_TILES);
-    struct stream<layer_tiles, STREAMS, 2> product = {
-        split_run(row, HIDDEN_COLUMN_TILES),
-            (const struct columns *)task.normed, HIDDEN_COLUMN_TILES
-    };
-    product.start();
-    struct place at = split_place(threadIdx.x);
-    int position = task.state->position; // of earlier steps, like the terms
-    struct qkv_terms terms = find_terms(task, blockIdx.x, at.row, position);
-    wait_for_previous_kernel();
-
-    struct column_scales norm;
-    float sum[COLUMN_GROUPS][4] = {};
-    norm.begin(task);
-    product.multiply_into(sum);
-    norm.end(scales);
-    share_sums(sums, sum);
-    if (threadIdx.x < COLUMN_GROUPS * 64) {
-        if (at.column < (task.layer == 0 ? 1 : STREAMS)) {
-            float2 y = finish_split(sums, threadIdx.x);
-            float scale = scales[at.column];
-            store_qkv(task, blockIdx.x, at.row, 0, at.column, position, terms, y.x * scale,
-                      y.y * scale);
+// normed -> query, cache. In layer 0 all streams have one input.
+static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &given, struct step step) {
+    const struct gpu_task task = layer_task(given, step);
+    const int columns = task.layer == 0 ? 1 : STREAMS, position = task.state->position;
+    float *scales = workplace()->scales;
+    int first = blockIdx.x;
+    do {
+        struct qkv_terms terms[FINISHES];
+#pragma unroll
+        for (int i = 0; i < FINISHES; i++) {
+            struct finish f(i, first, QKV_ROW_TILES);
+            terms[i] = find_terms(task, f.mine ? f.row_tile : 0, f.at.row, position);
         }
-    }
+        if (first == blockIdx.x)
+            step.meeting.wait();
+        struct column_scales norm;
+        norm.begin(task);
+        row_product<layer_tiles, 2, HIDDEN_COLUMN_TILES>::multiply_rows(step.ring, task.normed,
+                                                                        QKV_ROW_TILES, first);
+        norm.end(scales);
+        consumers_barrier();
+#pragma unroll
+        for (int i = 0; i < FINISHES; i++) {
+            struct finish f(i, first, QKV_ROW_TILES);
+            if (f.mine && f.at.column < columns) {
+                float2 y = finish_split(f.sums, f.thread);
+                float scale = scales[f.at.column];
+                store_qkv(task, f.row_tile, f.at.row, 0, f.at.column, position, terms[i],
+                          y.x * scale, y.y * scale);
+            }
+        }
+        first += SUM_ROWS * gridDim.x;
+        if (first < QKV_ROW_TILES)
+            consumers_barrier();
+    } while (first < QKV_ROW_TILES);
+    step.meeting.arrive();
+    return step;
 }
 
 // residual += W x, for o_proj and down_proj, and the input of the next product, whose norm has the
-// weights `norm`. Grid: rows of tiles.
-static __device__ __forceinline__ void decode_residual(const struct gpu_task &task,
-                                                       const char *matrix, int column_tiles,
+// weights `norm`. A row of tiles has one owner, who alone reads and writes its residual.
+template <int COLUMN_TILES>
+static __device__ __forceinline__ struct step decode_residual(const struct gpu_task &given, struct step step,
                                                        const char *input, const float *norm) {
-    float *sums = (float *)(shared_memory() + RING_BYTES);
-    const struct tile *tiles = matrix_row<layer_tiles>(matrix, blockIdx.x, column_tiles);
-    struct stream<layer_tiles, STREAMS, 1> product = {
-        split_run(tiles, column_tiles), (const struct columns *)input, column_tiles
-    };
-    product.start();
-    struct place at = split_place(threadIdx.x);
-    int row = blockIdx.x * TILE + at.row;
-    float2 weight = make_float2(norm[row], norm[row + 8]);
-    bool mine = threadIdx.x < COLUMN_GROUPS * 64 && at.column < STREAMS;
-    wait_for_previous_kernel();
-
-    float *out = task.residual + (long long)(mine ? at.column : 0) * HIDDEN_SIZE + row;
-    float2 before = make_float2(out[0], out[8]); // loaded while the product runs
-    float sum[COLUMN_GROUPS][4] = {};
-    product.multiply_into(sum);
-    share_sums(sums, sum);
-    if (threadIdx.x >= COLUMN_GROUPS * 64)
-        return;
-    float square = 0;
-    if (mine) {
-        float2 y = finish_split(sums, threadIdx.x);
-        y = make_float2(before.x + y.x, before.y + y.y);
-        out[0] = y.x;
-        out[8] = y.y;
-        store_normed(task, row, at.column, y.x * weight.x);
-        store_normed(task, row + 8, at.column, y.y * weight.y);
-        square = y.x * y.x + y.y * y.y;
-    }
-    // Each warp has 4 pairs of rows of 8 columns.
-    square += __shfl_xor_sync(0xffffffff, square, 8);
-    square += __shfl_xor_sync(0xffffffff, square, 16);
-    if (lane_id() < 8 && at.column < STREAMS)
-        task.squares[(blockIdx.x * 2 + warp_id() % 2) * TILE + at.column] = square;
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) decode_o(const struct gpu_task task) {
-    const char *layer = layer_weights(task);
-    decode_residual(task, layer + O_OFFSET, O_COLUMN_TILES, task.input,
-                    (const float *)(layer + POST_NORM_OFFSET));
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) decode_down(const struct gpu_task task) {
-    const char *layer = layer_weights(task);
-    const char *next = task.layer + 1 < LAYERS ? layer + LAYER_STRIDE + INPUT_NORM_OFFSET
-                                               : task.weights + FINAL_NORM_OFFSET;
-    decode_residual(task, layer + DOWN_OFFSET, DOWN_COLUMN_TILES, task.activation,
-                    (const float *)next);
-}
-
-// normed -> activation = silu(gate) * up. Grid: rows of tiles / WARPS, each warp one row: 8 gates
-// and their 8 ups.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struct gpu_task task) {
-    float *scales = (float *)(shared_memory() + RING_BYTES);
-    int row_tile = blockIdx.x * WARPS + warp_id();
-    bool valid = row_tile < GATE_UP_ROW_TILES;
-    struct stream<layer_tiles, STREAMS, 1> product = {
-        {matrix_row<layer_tiles>(layer_weights(task) + GATE_UP_OFFSET, row_tile,
-                                 HIDDEN_COLUMN_TILES),
-         0, valid ? HIDDEN_COLUMN_TILES *WEIGHT_PLANES : 0},
-            (const struct columns *)task.normed, HIDDEN_COLUMN_TILES,
-    };
-    product.start();
-    wait_for_previous_kernel();
-
-    struct column_scales norm;
-    float sum[COLUMN_GROUPS][4] = {};
-    norm.begin(task);
-    product.multiply_into(sum);
-    norm.end(scales);
-    __syncthreads();
-    if (!valid)
-        return;
-    unsigned short *out = (unsigned short *)task.activation;
-    int channel = row_tile * 8 + lane_id() / 4;
+    const struct gpu_task task = layer_task(given, step);
+    int first = blockIdx.x;
+    do {
+        float2 before[FINISHES], weight[FINISHES];
 #pragma unroll
-    for (int group = 0; group < COLUMN_GROUPS; group++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int column = group * 8 + lane_id() % 4 * 2 + i;
-            if (column < STREAMS) {
-                float scale = scales[column];
-                out[column_index(COLUMN_GROUPS, channel, column)] =
-                    bf16_bits(swiglu(sum[group][i] * scale, sum[group][i + 2] * scale));
+        for (int i = 0; i < FINISHES; i++) {
+            struct finish f(i, first, HIDDEN_TILES);
+            if (f.mine) {
+                const float *x = task.residual + f.at.column * HIDDEN_SIZE + f.row_tile * TILE;
+                before[i] = make_float2(x[f.at.row], x[f.at.row + 8]);
+                const float *w = norm + f.row_tile * TILE + f.at.row;
+                weight[i] = make_float2(w[0], w[8]);
             }
         }
+        if (first == blockIdx.x)
+            step.meeting.wait();
+        row_product<layer_tiles, 1, COLUMN_TILES>::multiply_rows(step.ring, input, HIDDEN_TILES,
+                                                                 first);
+#pragma unroll
+        for (int i = 0; i < FINISHES; i++) {
+            struct finish f(i, first, HIDDEN_TILES);
+            float square = 0;
+            if (f.mine) {
+                int row = f.row_tile * TILE + f.at.row;
+                float *out = task.residual + f.at.column * HIDDEN_SIZE + row;
+                float2 y = finish_split(f.sums, f.thread);
+                y = make_float2(before[i].x + y.x, before[i].y + y.y);
+                out[0] = y.x;
+                out[8] = y.y;
+                store_normed(task, row, f.at.column, y.x * weight[i].x);
+                store_normed(task, row + 8, f.at.column, y.y * weight[i].y);
+                square = y.x * y.x + y.y * y.y;
+            }
+            // Each warp has 4 pairs of rows of 8 columns.
+            square += __shfl_xor_sync(0xffffffff, square, 8);
+            square += __shfl_xor_sync(0xffffffff, square, 16);
+            if (lane_id() < 8 && f.mine)
+                task.squares[(f.row_tile * 2 + warp_id() % 2) * TILE + f.at.column] = square;
+        }
+        first += SUM_ROWS * gridDim.x;
+        if (first < HIDDEN_TILES)
+            consumers_barrier();
+    } while (first < HIDDEN_TILES);
+    step.meeting.arrive();
+    return step;
+}
+
+// normed -> activation = silu(gate) * up. A row of tiles is 8 gates and their 8 ups.
+static __device__ __forceinline__ struct step decode_gate_up(const struct gpu_task &given, struct step step) {
+    const struct gpu_task task = layer_task(given, step);
+    float *scales = workplace()->scales;
+    unsigned short *out = (unsigned short *)task.activation;
+    int first = blockIdx.x;
+    step.meeting.wait();
+    do {
+        struct column_scales norm;
+        norm.begin(task);
+        row_product<layer_tiles, 1, HIDDEN_COLUMN_TILES>::multiply_rows(step.ring, task.normed,
+                                                                        GATE_UP_ROW_TILES, first);
+        norm.end(scales);
+        consumers_barrier();
+#pragma unroll
+        for (int i = 0; i < FINISHES; i++) {
+            struct finish f(i, first, GATE_UP_ROW_TILES);
+            if (f.mine) {
+                float2 y = finish_split(f.sums, f.thread);
+                float scale = scales[f.at.column];
+                out[column_index(COLUMN_GROUPS, f.row_tile * 8 + f.at.row, f.at.column)] =
+                    bf16_bits(swiglu(y.x * scale, y.y * scale));
+            }
+        }
+        first += SUM_ROWS * gridDim.x;
+        if (first < GATE_UP_ROW_TILES)
+            consumers_barrier();
+    } while (first < GATE_UP_ROW_TILES);
+    step.meeting.arrive();
+    return step;
+}
+
+// Whether this block is the last of `count` that arrive; what they wrote before is then seen. One
+// thread's fences are enough: barriers carry what they order to the other threads.
+static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count) {
+    unsigned *before = &workplace()->word;
+    consumers_barrier();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *before = atomicInc(arrivals, count - 1);
+        __threadfence();
+    }
+    consumers_barrier();
+    return *before == count - 1;
+}
+
+// Attention of a group of query heads of one kv head and stream: that is an item; a block takes a
+// part of its positions, every `splits`th run of WARPS rows of tiles, each warp one.
+enum { ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS };
+
+struct attention_part {
+    int kv_head, group, stream, split;
+
+    __device__ __forceinline__ attention_part(int n, int splits) {
+        int item = n / splits;
+        split = n % splits;
+        stream = item / (KV_HEADS * HEAD_GROUPS);
+        kv_head = item / HEAD_GROUPS % KV_HEADS;
+        group = item % HEAD_GROUPS;
+    }
+};
+
+// The sums of a block's warps, added: to `out`, as store_result leaves them.
+static __device__ __forceinline__ void add_warps(float *out) {
+    const float *results = work_floats();
+    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
+        float total;
+        out[i] = merge_results(results, WARPS, i, &total);
+        int column = i / 4 % 4 * 2 + i % 2;
+        if (i < 16 && i % 4 < 2) {
+            out[RESULT_FLOATS + column] = merged_max(results, WARPS, column);
+            out[RESULT_FLOATS + 8 + column] = total;
+        }
+    }
+}
+
+// The parts of an item, added: to the input of o_proj.
+static __device__ __forceinline__ void finish_attention(const struct gpu_task &task,
+                                                        const struct attention_part &part,
+                                                        const float *parts, int count) {
+    unsigned short *out = (unsigned short *)task.input;
+    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
+        int head = part.group * 8 + i / 4 % 4 * 2 + i % 2;
+        int dim = i / (4 * WARP) * TILE + i / 16 % 8 + i % 4 / 2 * 8;
+        float total, sum = merge_results(parts, count, i, &total);
+        if (head < GROUP_HEADS && dim < HEAD_DIM) {
+            int k = (part.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim;
+            out[column_index(COLUMN_GROUPS, k, part.stream)] = bf16_bits(sum / total);
+        }
+    }
+    if (INPUT_TILES > 1 && part.kv_head == KV_HEADS - 1 && part.group == HEAD_GROUPS - 1) {
+        // Zeros up to a whole tile of weights.
+        for (int k = HEADS * HEAD_DIM + threadIdx.x; k < HEADS_TILES * TILE; k += THREADS)
+            out[column_index(COLUMN_GROUPS, k, part.stream)] = 0;
+    }
+}
+
+// query, cache -> input of o_proj. Parts of an item are added by the block that finishes last. All
+// positions but the newest were stored in earlier steps: those need not wait.
+static __device__ __forceinline__ struct step decode_attention(const struct gpu_task &given, struct step step) {
+    const struct gpu_task task = layer_task(given, step);
+    const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
+    const int positions = task.state->position + 1;
+    const int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
+    int splits = (tiles + WARPS * SPLIT_TILES - 1) / (WARPS * SPLIT_TILES);
+    int most = (int)gridDim.x / ATTENTION_ITEMS;
+    most = most < 1 ? 1 : most < MOST_SPLITS ? most : MOST_SPLITS;
+    splits = splits < most ? splits : most;
+    for (int n = blockIdx.x; n < (int)blockIdx.x + 1 || n < ATTENTION_ITEMS * splits;
+         n += gridDim.x) {
+        struct attention_part part(n, splits);
+        bool valid = n < ATTENTION_ITEMS * splits;
+        int t = valid ? part.split * WARPS + warp_id() : tiles;
+        struct tile keys[HEAD_TILES], values[HEAD_TILES];
+        struct span s = find_span(task, valid ? part.stream : 0, part.kv_head % KV_HEADS,
+                                  t < tiles ? t : tiles - 1);
+        bool early = t < tiles - 1;
+        if (early) {
+            load_keys(keys, s, 0);
+            if (LOADED)
+                load_values(values, s, 0);
+        }
+        if (n == (int)blockIdx.x)
+            step.meeting.wait();
+        if (!valid)
+            break;
+
+        struct attention<1> a;
+        int column = part.group * 8 + lane_id() / 4; // among the kv head's query heads
+        int source = task.layer == 0 ? 0 : part.stream;
+        const float *query =
+            task.query + (source * HEADS + part.kv_head * GROUP_HEADS + column) * HEAD_DIM;
+        load_query(a, 0, column < GROUP_HEADS ? query : (const float *)0);
+        start_attention(a);
+        const int seen[1][2] = {{positions, positions}};
+        for (; t < tiles; t += splits * WARPS) {
+            if (!early) {
+                s = find_span(task, part.stream, part.kv_head, t);
+                load_keys(keys, s, 0);
+                if (LOADED)
+                    load_values(values, s, 0);
+            }
+            early = false;
+            attend_span<1, LOADED>(a, s, keys, values, seen);
+        }
+        store_result(a, work_floats() + warp_id() * ATTENTION_PARTIAL);
+        consumers_barrier();
+        if (splits == 1) {
+            finish_attention(task, part, work_floats(), WARPS);
+        } else {
+            int item = n / splits;
+            float *partial =
+                task.partial + (long long)item * MOST_SPLITS * ATTENTION_PARTIAL;
+            add_warps(partial + part.split * ATTENTION_PARTIAL);
+            if (last_to_arrive(task.arrivals + item, splits))
+                finish_attention(task, part, partial, splits);
+        }
+        consumers_barrier();
+    }
+    step.meeting.arrive();
+    return step;
+}
+
+// The layers of a decode step: token and position of `state` -> residual.
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
+    decode_layers(const struct gpu_task given) {
+    struct workplace *w = workplace();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < RING_SLOTS; i++) {
+            init_barrier(&w->full[i], COPY_ARRIVALS);
+            init_barrier(&w->empty[i], WARPS);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+    if (threadIdx.x >= THREADS) {
+        fill_ring(given);
+        return;
+    }
+    struct step step = decode_embed(given, {{0, 0}, {given.meetings, 0}, 0});
+#pragma unroll 1
+    for (step.layer = 0; step.layer < LAYERS; step.layer++) {
+        const char *weights = layer_weights(layer_task(given, step));
+        step = decode_qkv(given, step);
+        step = decode_attention(given, step);
+        step = decode_residual<O_COLUMN_TILES>(given, step, given.input,
+                                               (const float *)(weights + POST_NORM_OFFSET));
+        step = decode_gate_up(given, step);
+        step = decode_residual<DOWN_COLUMN_TILES>(
+            given, step, given.activation,
+            (const float *)(step.layer + 1 < LAYERS ? weights + LAYER_STRIDE + INPUT_NORM_OFFSET
+                                                    : given.weights + FINAL_NORM_OFFSET));
     }
 }

@@ -15,6 +15,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) final_norm(const struct gp
     wait_for_previous_kernel();
     float *sums = (float *)shared_memory(); // [WARPS]
     int stream = blockIdx.x;
+    if (stream == 0 && threadIdx.x == 0)
+        *task.meetings = 0;
     const float *weight = (const float *)(task.weights + FINAL_NORM_OFFSET);
     const float *x = task.residual + (long long)(stream * task.tokens + task.token) * HIDDEN_SIZE;
     float sum = 0, total = 0;

@@ -78,6 +78,17 @@ static __device__ inline int distinct_columns(const struct gpu_task &task) {
 }
 
 #if MODULES & 4
+// residual [columns, hidden] = the embedding of the token. Grid: tokens, streams.
+extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_task task) {
+    wait_for_previous_kernel();
+    int token = blockIdx.x, stream = blockIdx.y, id = task.ids[token];
+    if (threadIdx.x == 0 && stream == 0)
+        task.history[task.position + token] = id;
+    float *out = task.residual + (long long)(stream * task.tokens + token) * HIDDEN_SIZE;
+    for (int i = threadIdx.x; i < HIDDEN_SIZE; i += THREADS)
+        out[i] = embedding_weight(task, id, i);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_input_norm(const struct gpu_task task) {
     prefill_norm(task, INPUT_NORM_OFFSET, distinct_columns(task), 2);

@@ -9,6 +9,7 @@
 
 enum {
     WARPS = 8,
+    WARP_RING_BYTES = SHARED_BYTES >= 160 << 10 ? 16384 : 8192, // what a warp copies ahead
     THREADS = WARPS * WARP,
     RING_BYTES = WARPS * WARP_RING_BYTES,   // of shared memory, first in all these kernels
     SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4, // of one group of columns: what finish_split adds up
@@ -20,8 +21,9 @@ struct run {
     int first, end;
 };
 
-// A format of weights is a struct: the size of its tiles, and for a struct stream how the tiles of
-// a step are copied and how one of them is multiplied. This is bf16; an engine with quantised
+// A format of weights is a struct: the size of its tiles, for a struct stream how the tiles of a
+// step are copied and how one of them is multiplied, for a ring (cuda_ring.cu) how one is multiplied
+// with activations in registers. This is bf16; an engine with quantised
 // weights has it for its adapters.
 struct bf16_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 1 }; // INPUTS: 16s of activations that a tile takes
@@ -45,6 +47,16 @@ struct bf16_tiles {
             for (int part = 0; part < STREAM::PARTS; part++)
                 multiply(sum[group], weights, *stream.input_place(step, i, group, part));
         }
+    }
+
+    // x: [parts, GROUPS]
+    template <int GROUPS, int PIECES>
+    static __device__ __forceinline__ void multiply_step(float (&sum)[GROUPS][4], const char *tile,
+                                                         const struct columns (&x)[PIECES]) {
+        struct tile weights = load_fragment((const struct tile *)tile);
+#pragma unroll
+        for (int piece = 0; piece < PIECES; piece++)
+            multiply(sum[piece % GROUPS], weights, x[piece]);
     }
 };
 

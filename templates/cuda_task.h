@@ -36,6 +36,7 @@ struct gpu_task {
     float *query;            // [columns, heads, head_dim]
     float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;      // counters, 0 between kernels
+    unsigned *meetings;      // counts the blocks of a decode step that arrived; 0 before it
     float *final;            // [streams, hidden]: after the final norm
     char *mix_input;         // one column, high and low parts: [streams * hidden]
     char *mixed;             // one column, high and low parts: [hidden]

@@ -88,8 +88,9 @@ template <> struct quantized<INT8_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1.
-    static __device__ __forceinline__ struct quants unpack(const char *tile) {
-        int g = lane_id() / 4, i = lane_id() % 4, at = place(8 * i + g / 2) * 16 + g % 2 * 8;
+    template <bool PLACED> static __device__ __forceinline__ struct quants unpack(const char *tile) {
+        int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
+        int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns even = *(const struct columns *)(tile + at);
         struct columns odd = *(const struct columns *)(tile + (at ^ 64));
         struct quants q = {
@@ -109,8 +110,9 @@ template <> struct quantized<INT4_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2.
-    static __device__ __forceinline__ struct quants unpack(const char *tile) {
-        int g = lane_id() / 4, i = lane_id() % 4, at = place(4 * i + g / 2) * 16 + g % 2 * 8;
+    template <bool PLACED> static __device__ __forceinline__ struct quants unpack(const char *tile) {
+        int g = lane_id() / 4, i = lane_id() % 4, chunk = 4 * i + g / 2;
+        int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns words = *(const struct columns *)(tile + at);
         unsigned x = words.x, y = words.y;
         struct quants q = {
@@ -168,7 +170,7 @@ template <int TILE_BYTES> struct quantized_tiles {
     static __device__ __forceinline__ void
     multiply_tile(const STREAM &stream, float (&sum)[STREAM::GROUPS][4], int step, int i) {
         const int GROUPS = STREAM::GROUPS;
-        struct quants q = quantized<BYTES>::unpack((const char *)stream.tile_place(step, i));
+        struct quants q = quantized<BYTES>::template unpack<true>((const char *)stream.tile_place(step, i));
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             float products[4] = {}, inputs[4] = {};
@@ -179,6 +181,24 @@ template <int TILE_BYTES> struct quantized_tiles {
                 multiply(products, q.halves[n % INPUTS], x);
                 if (quantized<BYTES>::OFFSETS)
                     multiply(inputs, ones(), x);
+            }
+            add_tile<BYTES>(sum[group], q, products, inputs);
+        }
+    }
+
+    // x: [parts, INPUTS, GROUPS]
+    template <int GROUPS, int PIECES>
+    static __device__ __forceinline__ void multiply_step(float (&sum)[GROUPS][4], const char *tile,
+                                                         const struct columns (&x)[PIECES]) {
+        struct quants q = quantized<BYTES>::template unpack<false>(tile);
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            float products[4] = {}, inputs[4] = {};
+#pragma unroll
+            for (int n = 0; n < PIECES / GROUPS; n++) {
+                multiply(products, q.halves[n % INPUTS], x[n * GROUPS + group]);
+                if (quantized<BYTES>::OFFSETS)
+                    multiply(inputs, ones(), x[n * GROUPS + group]);
             }
             add_tile<BYTES>(sum[group], q, products, inputs);
         }
@@ -279,7 +299,7 @@ multiply_stage(const char *stage, int, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS]
 #pragma unroll
         for (int i = 0; i < WARP_ROWS; i++) {
             __syncwarp();
-            struct quants q = quantized<LAYER_TILE_BYTES>::unpack(rows + i * layer_tiles::BYTES);
+            struct quants q = quantized<LAYER_TILE_BYTES>::unpack<true>(rows + i * layer_tiles::BYTES);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 float products[4] = {};

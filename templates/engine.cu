@@ -10,6 +10,7 @@
 #include "cuda_weights.cu"
 #include "cuda_attention.cu"
 #if MODULES & 1
+#include "cuda_ring.cu"
 #include "cuda_decode.cu"
 #endif
 #if MODULES & 2

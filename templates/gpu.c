@@ -26,11 +26,7 @@ enum { GPU_PART = 1 };
 // The kernels of engine.cu.
 enum kernel {
     KERNEL_EMBED,
-    KERNEL_DECODE_QKV,
-    KERNEL_DECODE_ATTENTION,
-    KERNEL_DECODE_O,
-    KERNEL_DECODE_GATE_UP,
-    KERNEL_DECODE_DOWN,
+    KERNEL_DECODE_LAYERS,
     KERNEL_PREFILL_INPUT_NORM,
     KERNEL_PREFILL_QKV,
     KERNEL_PREFILL_ATTENTION,
@@ -53,12 +49,8 @@ static const struct {
     const char *name;
     int module;
 } KERNEL_TABLE[KERNELS] = {
-    {"embed", 0},
-    {"decode_qkv", 0},
-    {"decode_attention", 0},
-    {"decode_o", 0},
-    {"decode_gate_up", 0},
-    {"decode_down", 0},
+    {"embed", 2},
+    {"decode_layers", 0},
     {"prefill_input_norm", 2},
     {"prefill_qkv", 2},
     {"prefill_attention", 2},
@@ -79,6 +71,7 @@ static const struct {
 enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
+    GPU_STEP_THREADS = GPU_THREADS + 32, // of a decode step: with the producer's warp
     GPU_PREFILL_THREADS = 128,
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
@@ -87,7 +80,6 @@ enum {
     GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
     GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
-    GPU_LARGE_SHARED = 160 << 10,                // bytes of a block: sm_80, 87, 90, 100, 110
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
@@ -120,9 +112,9 @@ struct gpu {
     const struct adapter *first_adapter;
     struct cuda_driver driver;
     struct gpu_info info;
-    unsigned streams, splits; // splits: of the positions, in decode attention
-    size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
-    bool use_cache;           // of compiled kernels
+    unsigned streams;
+    size_t shared_bytes; // of a block, at most: what the kernels were compiled for
+    bool use_cache;      // of compiled kernels
     const struct cubin *embedded;
     struct cubin_build build; // where none is embedded
     int device, multiprocessors, shared_limit;
@@ -173,31 +165,28 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
-// Rings, sums and a few floats: engine.cu's DECODE_SHARED.
-static size_t decode_shared(const struct gpu *gpu) {
-    return GPU_WARPS * gpu->ring_bytes + GPU_DECODE_SUMS;
+// Rings, sums and a few floats of the head's kernels.
+static size_t head_shared(const struct gpu *gpu) {
+    size_t ring = gpu->shared_bytes >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
+    return GPU_WARPS * ring + GPU_DECODE_SUMS;
 }
 
-// One layer of a decode step.
-static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
-    const unsigned threads = GPU_THREADS, streams = gpu->streams;
-    const unsigned hidden = GPU_HIDDEN_TILES;
-    gpu->task.layer = layer;
-    int code = gpu_launch(gpu, KERNEL_DECODE_QKV, (unsigned)LAYOUT.qkv.row_tiles, 1, 1, threads,
-                          decode_shared(gpu), error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_ATTENTION, gpu->splits, KV_HEADS * GPU_HEAD_GROUPS,
-                          streams, threads, GPU_ATTENTION_SHARED, error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu), error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_GATE_UP,
-                          blocks_for((size_t)LAYOUT.gate_up.row_tiles, GPU_WARPS), 1, 1, threads,
-                          decode_shared(gpu), error);
-    if (!code)
-        code =
-            gpu_launch(gpu, KERNEL_DECODE_DOWN, hidden, 1, 1, threads, decode_shared(gpu), error);
-    return code;
+// All layers of a decode step: a block on every multiprocessor, which wait for each other.
+static int decode_layers(struct gpu *gpu, struct error *error) {
+    struct cuda_launch_attribute together = {.id = CUDA_LAUNCH_COOPERATIVE, .value = 1};
+    struct cuda_launch launch = {
+        .grid = {(unsigned)gpu->multiprocessors, 1, 1},
+        .block = {GPU_STEP_THREADS, 1, 1},
+        .shared_bytes = (unsigned)gpu->shared_bytes,
+        .stream = gpu->stream,
+        .attributes = &together,
+        .attribute_count = 1,
+    };
+    void *arguments[] = {&gpu->task};
+    return cuda_check(
+        &gpu->driver,
+        gpu->driver.launch(&launch, gpu->functions[KERNEL_DECODE_LAYERS], arguments, NULL),
+        KERNEL_TABLE[KERNEL_DECODE_LAYERS].name, error);
 }
 
 static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, int row_tiles,
@@ -233,11 +222,11 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     return code;
 }
 
-static int forward_layers(struct gpu *gpu, bool decode, struct error *error) {
+static int prefill_layers(struct gpu *gpu, struct error *error) {
     int code = gpu_launch(gpu, KERNEL_EMBED, (unsigned)gpu->task.tokens, gpu->streams, 1,
                           GPU_THREADS, 0, error);
     for (int layer = 0; layer < LAYERS && !code; layer++)
-        code = decode ? decode_layer(gpu, layer, error) : prefill_layer(gpu, layer, error);
+        code = prefill_layer(gpu, layer, error);
     return code;
 }
 
@@ -250,7 +239,7 @@ static int launch_choice(struct gpu *gpu, struct error *error) {
 // Final norm, aggregation, head and choice, for task.token.
 static int forward_head(struct gpu *gpu, struct error *error) {
     const unsigned threads = GPU_THREADS;
-    const size_t shared = decode_shared(gpu);
+    const size_t shared = head_shared(gpu);
     int code =
         gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, GPU_SMALL_SHARED, error);
     if (!code && gpu->streams > 1)
@@ -288,7 +277,7 @@ static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph
                           "capturing a decode step", error);
     if (code)
         return code;
-    code = forward_layers(gpu, true, error);
+    code = decode_layers(gpu, error);
     if (!code)
         code = forward_head(gpu, error);
     cuda_result ended = driver->capture_end(gpu->stream, &step->graph);
@@ -379,7 +368,7 @@ static int prefill_block(struct gpu *gpu, const struct block *block, struct erro
                           driver->copy_to_device((cuda_pointer)(uintptr_t)gpu->task.ids, block->ids,
                                                  block->tokens * sizeof *block->ids, gpu->stream),
                           "copying to the device", error);
-    return code ? code : forward_layers(gpu, false, error);
+    return code ? code : prefill_layers(gpu, error);
 }
 
 static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, struct error *error) {
@@ -601,7 +590,7 @@ static const struct cubin *find_embedded(const struct gpu *gpu) {
     for (const struct cubin *cubin = CUBINS; cubin->sm; cubin++) {
         bool fits = cubin->sm / 10 == gpu->info.sm / 10 && cubin->sm <= gpu->info.sm &&
                     cubin->streams == (int)gpu->streams &&
-                    GPU_WARPS * cubin->ring_bytes + GPU_DECODE_SUMS <= (size_t)gpu->shared_limit;
+                    cubin->shared_bytes <= (size_t)gpu->shared_limit;
         if (fits && (!best || cubin->sm > best->sm))
             best = cubin;
     }
@@ -613,15 +602,14 @@ static void start_kernels(struct gpu *gpu) {
     struct cubin_build *build = &gpu->build;
     gpu->embedded = find_embedded(gpu);
     *build = (struct cubin_build){.source = ENGINE_CU, .use_cache = gpu->use_cache};
-    if (gpu->embedded) {
-        gpu->ring_bytes = gpu->embedded->ring_bytes;
+    gpu->shared_bytes = gpu->embedded ? gpu->embedded->shared_bytes : (size_t)gpu->shared_limit;
+    if (gpu->embedded)
         return;
-    }
-    gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
     (void)gpu->driver.version(&build->driver_version);
-    snprintf(build->options[0], CUBIN_OPTION_CHARS, "--gpu-architecture=sm_%d", gpu->info.sm);
+    snprintf(build->options[0], CUBIN_OPTION_CHARS, "--gpu-architecture=sm_%d%s", gpu->info.sm,
+             has_warpgroups(gpu) ? "a" : "");
     snprintf(build->options[1], CUBIN_OPTION_CHARS, "-DSTREAMS=%u", gpu->streams);
-    snprintf(build->options[2], CUBIN_OPTION_CHARS, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
+    snprintf(build->options[2], CUBIN_OPTION_CHARS, "-DSHARED_BYTES=%zu", gpu->shared_bytes);
     cubin_build_start(build);
 }
 
@@ -675,7 +663,7 @@ static int load_kernels(struct gpu *gpu, struct error *error) {
 static int divide_memory(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (int k = 0; k < KERNELS && !code; k++)
-        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE))
+        if (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE)
             code = cuda_check(
                 &gpu->driver,
                 gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
@@ -689,14 +677,10 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_QKV, decode_shared(gpu)},
-        {KERNEL_DECODE_ATTENTION, GPU_ATTENTION_SHARED},
-        {KERNEL_DECODE_O, decode_shared(gpu)},
-        {KERNEL_DECODE_GATE_UP, decode_shared(gpu)},
-        {KERNEL_DECODE_DOWN, decode_shared(gpu)},
-        {KERNEL_MIX_STREAMS, decode_shared(gpu)},
-        {KERNEL_WEIGH_STREAMS, decode_shared(gpu)},
-        {KERNEL_HEAD, decode_shared(gpu)},
+        {KERNEL_DECODE_LAYERS, gpu->shared_bytes},
+        {KERNEL_MIX_STREAMS, head_shared(gpu)},
+        {KERNEL_WEIGH_STREAMS, head_shared(gpu)},
+        {KERNEL_HEAD, head_shared(gpu)},
         {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
@@ -892,21 +876,9 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     return code ? code : upload_rotary(gpu, error);
 }
 
-// Splits of decode attention: every multiprocessor has a part of it where there are positions
-// enough.
-static unsigned attention_parts(const struct gpu *gpu, const struct adapter *adapter) {
-    unsigned items = (unsigned)adapter->streams * KV_HEADS * GPU_HEAD_GROUPS;
-    unsigned parts = (unsigned)gpu->multiprocessors / items;
-    unsigned most =
-        blocks_for(tiles_for((size_t)adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
-    parts = parts > most ? most : parts;
-    return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
-}
-
 // Begins to look for the kernels for one P; what takes long is done by other threads.
 static void start_choice(struct gpu *gpu, const struct adapter *adapter) {
     gpu->streams = (unsigned)adapter->streams;
-    gpu->splits = attention_parts(gpu, adapter);
     start_kernels(gpu);
 }
 

@@ -61,6 +61,16 @@ void __syncwarp();
 void __threadfence();
 unsigned atomicInc(unsigned *counter, unsigned limit);
 unsigned atomicAdd(unsigned *counter, unsigned value);
+void emulate_barrier(int id, int threads);
+void emulate_arrive_grid(unsigned *counter);
+unsigned emulate_load_acquire(const unsigned *counter);
+void emulate_pause();
+void emulate_init_barrier(unsigned long long *barrier, int arrivals);
+void emulate_publish_barriers();
+void emulate_arrive(unsigned long long *barrier);
+bool emulate_test_barrier(unsigned long long *barrier, unsigned parity);
+void emulate_wait_barrier(unsigned long long *barrier, unsigned parity);
+void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier);
 unsigned emulate_shuffle(unsigned word, int distance);
 
 // For tests that leave out a statement: false if it is the one that EMULATOR_SKIP names.

@@ -16,6 +16,8 @@
 enum {
     STACK_BYTES = 256 << 10, // of a fiber
     BURST = 32,              // times that a warp goes on, at most, before another one does
+    LANDING = 8,             // a copy lands in one of so many steps
+    STUCK = 100000,          // times that threads asked in vain, and nothing else happened
 };
 
 enum warp_operation { PRODUCT, TRANSPOSE, SHUFFLE, BARRIER };
@@ -23,11 +25,12 @@ enum warp_operation { PRODUCT, TRANSPOSE, SHUFFLE, BARRIER };
 struct emulated_index threadIdx, blockIdx, gridDim;
 struct fiber *current;
 
-static struct block blocks[RESIDENT];
+static struct block blocks[MOST_RESIDENT];
 static std::vector<struct grid *> queue;
 static size_t first;           // launches before it are complete
 static uint32_t launches = 16; // number of the next one
 static bool failed;
+static unsigned asked; // times in a row that threads paused
 static unsigned long long random_state = 1;
 static void *scheduler[5]; // of __builtin_setjmp
 
@@ -36,7 +39,7 @@ static void *scheduler[5]; // of __builtin_setjmp
 static struct {
     struct fiber **lanes;
     unsigned start, stride, next;
-    bool ran;
+    bool ran, paused;
 } turn;
 
 void emulate_seed(unsigned long long seed) {
@@ -80,9 +83,10 @@ static void fiber_main() {
         block->grid->launch.run(block->grid->launch.argument);
         if (copies_under_way())
             emulate_fault("ends with copies under way");
-        if (block->arrived)
+        if (block->arrived) // at the barrier of all
             emulate_fault("ends while others wait at a barrier");
         block->ended++;
+        asked = 0;
         current->waits = wait_for::ended;
         if (!__builtin_setjmp(current->context))
             next_lane();
@@ -110,6 +114,8 @@ static void fiber_main() {
         if (fiber->waits != wait_for::nothing)
             continue;
         turn.ran = true;
+        turn.paused = false;
+        asked++;
         current = fiber;
         threadIdx = {fiber->thread, 0, 0};
         if (!fiber->stack)
@@ -120,12 +126,21 @@ static void fiber_main() {
 }
 
 __attribute__((noinline)) static void yield(wait_for what) {
+    if (what != wait_for::nothing)
+        asked = 0;
     current->waits = what;
     if (!__builtin_setjmp(current->context))
         next_lane();
 }
 
 void emulate_switch() {
+    yield(wait_for::nothing);
+}
+
+void emulate_pause() {
+    if (asked > STUCK)
+        emulate_fault("asks again and again, and nobody else can go on");
+    turn.paused = true;
     yield(wait_for::nothing);
 }
 
@@ -162,6 +177,70 @@ void __syncthreads() {
     block->all_waited |= block->waited;
     share_knowledge(block, 0, threads, &block->known);
     release(block, 0, threads, wait_for::barrier);
+}
+
+// A barrier of a part of the block.
+void emulate_barrier(int id, int threads) {
+    struct block *block = current->block;
+    unsigned *arrived = &block->part_arrived[id];
+    if (id <= 0 || id >= MOST_BARRIERS || threads <= 0 || threads % LANES)
+        emulate_fault("a barrier %d of %d threads", id, threads);
+    current->part = (unsigned)id;
+    if (++*arrived < (unsigned)threads) {
+        yield(wait_for::part_barrier);
+        return;
+    }
+    *arrived = 0;
+    for (struct fiber *fiber : block->fibers)
+        if (fiber->waits == wait_for::part_barrier && fiber->part == (unsigned)id)
+            fiber->waits = wait_for::nothing;
+}
+
+// ---- Barriers in shared memory ----
+
+static struct phase_barrier *find_barrier(struct block *block, unsigned long long *barrier) {
+    auto found = block->phase_barriers.find(barrier);
+    if (found == block->phase_barriers.end())
+        emulate_fault("a barrier in shared memory that is not initialised");
+    return &found->second;
+}
+
+void emulate_init_barrier(unsigned long long *barrier, int arrivals) {
+    *barrier = 0; // a write like any other
+    current->block->phase_barriers[barrier] = {(unsigned)arrivals, (unsigned)arrivals, 0};
+}
+
+void emulate_publish_barriers() {
+}
+
+void arrive_at(unsigned long long *barrier, unsigned arrivals) {
+    struct phase_barrier *b = find_barrier(current->block, barrier);
+    if (arrivals > b->pending)
+        emulate_fault("more arrivals at a barrier than it was initialised with");
+    b->pending -= arrivals;
+    asked = 0;
+    if (b->pending)
+        return;
+    b->pending = b->arrivals;
+    b->phase++;
+    for (struct fiber *fiber : current->block->fibers)
+        if (fiber->waits == wait_for::phase && fiber->awaited == barrier)
+            fiber->waits = wait_for::nothing;
+}
+
+void emulate_arrive(unsigned long long *barrier) {
+    arrive_at(barrier, 1);
+}
+
+bool emulate_test_barrier(unsigned long long *barrier, unsigned parity) {
+    return (find_barrier(current->block, barrier)->phase & 1) != parity;
+}
+
+void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
+    while (!emulate_test_barrier(barrier, parity)) {
+        current->awaited = barrier;
+        yield(wait_for::phase);
+    }
 }
 
 static float half_word(unsigned word, int odd) {
@@ -345,7 +424,8 @@ static struct grid *find_startable() {
         struct grid *grid = queue[i];
         if (grid->order.empty()) {
             const struct grid *before = i > first ? queue[i - 1] : NULL;
-            if (before && (!grid->chained || before->triggered < before->order.size()))
+            if (before && (!grid->chained || before->triggered < before->order.size() ||
+                           grid->launch.cooperative))
                 return NULL;
             start_grid(grid);
         }
@@ -364,6 +444,9 @@ static void start_block(struct block *block, struct grid *grid) {
     block->place = {index % extent[0], index / extent[0] % extent[1],
                     index / extent[0] / extent[1]};
     block->arrived = block->ended = 0;
+    block->lax = grid->launch.cooperative;
+    memset(block->part_arrived, 0, sizeof block->part_arrived);
+    block->phase_barriers.clear();
     block->waited = block->triggered = block->all_waited = false;
     if (block->time >= MOST_BLOCK_TIME) {
         forget_shared((unsigned)(block - blocks));
@@ -396,7 +479,7 @@ static bool run_warp(struct block *block, unsigned warp) {
     turn.start = emulate_random(LANES);
     turn.stride = emulate_random(LANES / 2) * 2 + 1;
     turn.next = 0;
-    turn.ran = false;
+    turn.ran = turn.paused = false;
     if (!__builtin_setjmp(scheduler))
         next_lane();
     return turn.ran;
@@ -404,6 +487,11 @@ static bool run_warp(struct block *block, unsigned warp) {
 
 static void end_block(struct block *block) {
     struct grid *grid = block->grid;
+    if (!block->slot_copies.empty()) {
+        if (!__builtin_setjmp(scheduler))
+            emulate_fault("ends with copies under way");
+        return;
+    }
     block->active = false;
     trigger(block);
     if (++grid->ended < grid->order.size())
@@ -427,7 +515,7 @@ static bool run_block(struct block *block) {
         unsigned warp = (start + i) % warps, burst = emulate_random(BURST);
         if (!run_warp(block, warp))
             continue;
-        while (burst-- && !failed && run_warp(block, warp))
+        while (burst-- && !failed && !turn.paused && run_warp(block, warp))
             ;
         if (block->ended == launch->threads && !failed)
             end_block(block);
@@ -436,21 +524,43 @@ static bool run_block(struct block *block) {
     return false;
 }
 
+// Ends a random one of the copies whose end a barrier tells. Whether there was one.
+static bool end_copy() {
+    unsigned start = emulate_random(MOST_RESIDENT);
+    for (unsigned i = 0; i < MOST_RESIDENT; i++) {
+        struct block *block = &blocks[(start + i) % MOST_RESIDENT];
+        std::vector<struct slot_copy> &copies = block->slot_copies;
+        if (!block->active || copies.empty())
+            continue;
+        std::swap(copies[emulate_random((unsigned)copies.size())], copies.back());
+        struct slot_copy copy = copies.back();
+        copies.pop_back();
+        current = block->fibers[0];
+        if (!__builtin_setjmp(scheduler))
+            land_slot(copy);
+        return true;
+    }
+    return false;
+}
+
 // One step of a random block, running or new. Whether there was one that could go on.
 static bool step() {
-    unsigned start = emulate_random(RESIDENT);
-    for (unsigned i = 0; i < RESIDENT; i++) {
-        struct block *block = &blocks[(start + i) % RESIDENT];
+    if (emulate_random(LANDING) == 0 && end_copy())
+        return true;
+    unsigned start = emulate_random(MOST_RESIDENT);
+    for (unsigned i = 0; i < MOST_RESIDENT; i++) {
+        unsigned slot = (start + i) % MOST_RESIDENT;
+        struct block *block = &blocks[slot];
         if (!block->active) {
             struct grid *grid = find_startable();
-            if (!grid)
+            if (!grid || (slot >= RESIDENT && !grid->launch.cooperative))
                 continue;
             start_block(block, grid);
         }
         if (run_block(block))
             return true;
     }
-    return false;
+    return end_copy();
 }
 
 static void tell_deadlock(const char *format, ...) {
@@ -458,8 +568,9 @@ static void tell_deadlock(const char *format, ...) {
     va_start(arguments, format);
     for (const struct block &block : blocks)
         for (unsigned t = 0; block.active && t < block.grid->launch.threads && !failed; t++)
-            if (block.fibers[t]->waits == wait_for::warp ||
-                block.fibers[t]->waits == wait_for::barrier)
+            if (block.fibers[t]->waits != wait_for::nothing &&
+                block.fibers[t]->waits != wait_for::kernel &&
+                block.fibers[t]->waits != wait_for::ended)
                 say(block.fibers[t], format, arguments);
     va_end(arguments);
     failed = true;

@@ -3,7 +3,7 @@
 #include "kernels.h"
 #include ENGINE_CU
 
-const int emulated_streams = STREAMS, emulated_ring_bytes = WARP_RING_BYTES;
+const int emulated_streams = STREAMS, emulated_shared_bytes = SHARED_BYTES;
 const size_t emulated_task_bytes = sizeof(struct gpu_task);
 
 void emulate_kernel(void *kernel, const void *task) {

@@ -2,17 +2,19 @@
 // halves, threads (emulator.cc) and memory (memory.cc), need of each other.
 #pragma once
 #include <stdint.h>
+#include <map>
 #include <vector>
 #include "emulator.h"
 
 enum {
     LANES = 32,
     MOST_WARPS = 32,
-    RESIDENT = 4, // blocks that run at a time
+    RESIDENT = 4,       // blocks that run at a time, unless the launch is cooperative
+    MOST_BARRIERS = 16, // of parts of a block
     MOST_BLOCK_TIME = 1 << 18,
 };
 
-enum class wait_for { nothing, warp, barrier, kernel, ended };
+enum class wait_for { nothing, warp, barrier, part_barrier, phase, kernel, ended };
 
 // An asynchronous copy to shared memory, or (bytes 0) the end of a group of copies.
 struct copy {
@@ -42,7 +44,9 @@ struct fiber {
     struct block *block;
     unsigned thread;
     wait_for waits;
-    bool waited; // for the kernel before
+    unsigned part;               // which barrier of a part it waits for
+    unsigned long long *awaited; // the barrier whose phase it waits for
+    bool waited;                 // for the kernel before
     struct copy_queue copies;
     std::vector<struct knowledge> fenced;   // what a later atomic operation tells others
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
@@ -56,6 +60,19 @@ struct warp {
     unsigned words[LANES][6]; // of the lanes that arrived
     unsigned given[LANES][6]; // of all lanes, until all have arrived at the next operation
     float results[LANES][4];
+};
+
+// A barrier in shared memory that threads arrive at without waiting.
+struct phase_barrier {
+    unsigned arrivals, pending, phase; // of a phase, still to come in this one, how many have ended
+};
+
+// A copy to shared memory that a barrier tells the end of.
+struct slot_copy {
+    char *to;
+    const void *from;
+    size_t bytes;
+    unsigned long long *barrier;
 };
 
 // One launch. Launches have consecutive numbers.
@@ -72,13 +89,17 @@ struct grid {
 
 struct block {
     bool active;
+    bool lax; // accesses are not checked for order
     struct grid *grid;
     uint32_t instance; // 1, 2, ...: of all blocks that ever ran
     struct {
         unsigned x, y, z;
     } place;
     unsigned arrived, ended; // at the barrier; threads
-    bool waited, triggered;  // some thread; `all_waited`: all know, by a barrier
+    unsigned part_arrived[MOST_BARRIERS];
+    std::map<unsigned long long *, struct phase_barrier> phase_barriers;
+    std::vector<struct slot_copy> slot_copies; // under way
+    bool waited, triggered;                    // some thread; `all_waited`: all know, by a barrier
     bool all_waited;
     uint32_t time;         // counts barriers, warp barriers and fences, from start_time on
     uint32_t start_time;   //
@@ -100,6 +121,9 @@ extern struct fiber *current;
 void emulate_switch();
 unsigned emulate_random(unsigned below);
 
+// Arrivals at a barrier in shared memory.
+void arrive_at(unsigned long long *barrier, unsigned arrivals);
+
 // ---- memory.cc ----
 
 // Where a slot's shared memory ends (it starts where the launch's size says).
@@ -107,6 +131,9 @@ char *shared_memory_end(unsigned slot);
 
 // Forgets what was accessed there.
 void forget_shared(unsigned slot);
+
+// Ends a copy.
+void land_slot(const struct slot_copy &copy);
 
 // Whether the current thread has copies under way.
 bool copies_under_way();

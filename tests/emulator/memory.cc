@@ -19,9 +19,9 @@
 
 enum : size_t {
     PAGE = 4096,
-    SLOT_BYTES = 256 << 10,               // of address space for a block's shared memory
-    SHARED_BYTES = RESIDENT * SLOT_BYTES, // shared memory lies first
-    DEVICE_BYTES = (size_t)4 << 30,       // then device memory
+    SLOT_BYTES = 256 << 10,                    // of address space for a block's shared memory
+    SHARED_BYTES = MOST_RESIDENT * SLOT_BYTES, // shared memory lies first
+    DEVICE_BYTES = (size_t)4 << 30,            // then device memory
     ARENA_BYTES = SHARED_BYTES + DEVICE_BYTES,
     SHARED_GRAIN = 4, // bytes that have one record
     DEVICE_GRAIN = 2,
@@ -265,7 +265,8 @@ static void access_shared(size_t at, size_t bytes, bool write, uint32_t mine, co
         emulate_fault("shared memory at %ld is out of range: there are %u bytes (code %#lx)",
                       (long)at - (long)start, current->block->grid->launch.shared_bytes,
                       code_offset(code));
-    touch_shared(shared_cells + start / SHARED_GRAIN, at - start, bytes, write, mine, code);
+    if (!current->block->lax)
+        touch_shared(shared_cells + start / SHARED_GRAIN, at - start, bytes, write, mine, code);
 }
 
 static void note_written(struct allocation *allocation) {
@@ -294,7 +295,7 @@ static void access(const void *address, size_t bytes, bool write, const void *co
         emulate_fault("device memory %p is out of range (code %#lx)", address, code_offset(code));
     if (write && !allocation->written)
         note_written(allocation);
-    if (allocation->written)
+    if (allocation->written && !current->block->lax)
         touch_device(device_cells + (allocation->start - SHARED_BYTES) / DEVICE_GRAIN,
                      at - allocation->start, bytes, write, code);
 }
@@ -355,6 +356,37 @@ bool copies_under_way() {
         if (queue->ring[i & (queue->ring.size() - 1)].bytes)
             return true;
     return false;
+}
+
+// ---- Copies whose end a barrier tells ----
+
+void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier) {
+    const void *code = __builtin_return_address(0);
+    if (current->thread % LANES)
+        return;
+    if ((size_t)shared % 16 || (size_t)global % 16 || bytes % 16 || bytes <= 0)
+        emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
+    access_shared((size_t)((const char *)shared - arena), (size_t)bytes, true,
+                  shared_record(UNDER_WAY + current->thread), code);
+    access(global, (size_t)bytes, false, code);
+    current->block->slot_copies.push_back({(char *)shared, global, (size_t)bytes, barrier});
+}
+
+void land_slot(const struct slot_copy &copy) {
+    memcpy(copy.to, copy.from, copy.bytes);
+    arrive_at(copy.barrier, LANES);
+}
+
+// ---- Counters of a grid ----
+
+void emulate_arrive_grid(unsigned *counter) {
+    access(counter, sizeof *counter, false, __builtin_return_address(0));
+    *counter += 1;
+}
+
+unsigned emulate_load_acquire(const unsigned *counter) {
+    access(counter, sizeof *counter, false, __builtin_return_address(0));
+    return *counter;
 }
 
 // ---- Fences and atomic operations ----
