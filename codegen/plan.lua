@@ -370,6 +370,9 @@ local function gpu_plan(spec, p)
     local function inputs(n) -- 16s of activations: whole tiles of weights
         return tiles(align(n, p.formats.layers.columns))
     end
+    local function prefill_inputs(n) -- whole blocks of 64
+        return align(tiles(n) * TILE, 64) * 2
+    end
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
     local list = {
@@ -378,9 +381,9 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * inputs(h), inputs(H * d)) * TILE * 2,
+        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)),
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
-        { "activation", C * inputs(spec.intermediate_size) * TILE * 2,
+        { "activation", C * prefill_inputs(spec.intermediate_size),
           "[columns, intermediate] bf16" },
         { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
         { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
@@ -399,7 +402,8 @@ local function gpu_plan(spec, p)
     }
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
                   large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
-                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
+                  prefill_shared = 64 << 10,
+                  warpgroup_shared = p.quantized and 0 or 224 << 10, small_shared = 256, sample_shared = 28 << 10,
                   attention_shared = WARPS * partial * 4,
                   decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
     for i, row in ipairs(list) do

@@ -73,6 +73,7 @@ enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_PREFILL_THREADS = 128,
+    GPU_WARPGROUP_THREADS = 256,
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
@@ -181,11 +182,24 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
     return code;
 }
 
+// Whether warpgroups multiply in prefill: engine.cu's WARPGROUPS.
+static bool has_warpgroups(const struct gpu *gpu) {
+    return gpu->info.sm == 90 && GPU_WARPGROUP_SHARED > 0;
+}
+
+static size_t prefill_shared(const struct gpu *gpu) {
+    return has_warpgroups(gpu) ? GPU_WARPGROUP_SHARED : GPU_PREFILL_SHARED;
+}
+
+// A block of threads for each block of results; those of warpgroups take one after the other.
 static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, int row_tiles,
                            struct error *error) {
-    return gpu_launch(gpu, kernel, blocks_for(columns, TILE * GPU_PREFILL_TILES),
-                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES), 1, GPU_PREFILL_THREADS,
-                      GPU_PREFILL_SHARED, error);
+    if (has_warpgroups(gpu))
+        return gpu_launch(gpu, kernel, (unsigned)gpu->multiprocessors, 1, 1, GPU_WARPGROUP_THREADS,
+                          prefill_shared(gpu), error);
+    unsigned blocks = blocks_for(columns, TILE * GPU_PREFILL_TILES) *
+                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES);
+    return gpu_launch(gpu, kernel, blocks, 1, 1, GPU_PREFILL_THREADS, prefill_shared(gpu), error);
 }
 
 // One layer of a block of tokens. The input of layer 0 is the same in all streams.
@@ -594,7 +608,8 @@ static int compile_kernels(struct gpu *gpu, char **cubin, struct error *error) {
     int major = 0, minor = 0, driver_version = 0;
     size_t bytes = 0;
     char *note = gpu->info.note;
-    snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
+    snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d%s", gpu->info.sm,
+             gpu->info.sm == 90 ? "a" : "");
     snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
     snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
     int code = nvrtc_open(&nvrtc, NULL, error);
@@ -672,10 +687,10 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         {KERNEL_MIX_STREAMS, decode_shared(gpu)},
         {KERNEL_WEIGH_STREAMS, decode_shared(gpu)},
         {KERNEL_HEAD, decode_shared(gpu)},
-        {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_DOWN, GPU_PREFILL_SHARED},
+        {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
+        {KERNEL_PREFILL_O, prefill_shared(gpu)},
+        {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
+        {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
     };
     int code = EXIT_OK;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)
