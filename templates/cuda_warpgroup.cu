@@ -59,7 +59,6 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
                 const char *place = feed.place(stage);
                 wait_copies<feed_type::AHEAD - 1>();
                 show_copies();
-                wait_products<1>();
                 __syncthreads();
 #pragma unroll
                 for (int k = 0; k < STEP_TILES; k++)
@@ -75,6 +74,7 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
                 }
                 commit_products();
                 feed.copy(p, steps);
+                wait_products<1>();
                 stage = stage + 1 < STAGES ? stage + 1 : 0;
             }
         }
