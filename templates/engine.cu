@@ -1,4 +1,5 @@
 // The kernels, section by section. Everything is a constant but what struct gpu_task carries.
+#pragma nv_diag_suppress 177 // which products of prefill are used depends on the architecture
 #include "cuda_dims.h"
 #include "cuda_task.h"
 #include "cuda_primitives.cu"
