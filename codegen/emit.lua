@@ -228,7 +228,7 @@ function emit.gpu_dims(p)
         { "GPU_LARGE_RING", g.large_ring, "bytes that a warp of a decode kernel copies ahead" },
         { "GPU_SMALL_RING", g.small_ring, "the same where there is little shared memory" },
         { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
-        { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups; 0: they do not" },
+        { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
         { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },

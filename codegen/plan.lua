@@ -403,7 +403,7 @@ local function gpu_plan(spec, p)
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
                   large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
                   prefill_shared = 64 << 10,
-                  warpgroup_shared = p.quantized and 0 or 224 << 10, small_shared = 256, sample_shared = 28 << 10,
+                  warpgroup_shared = 224 << 10, small_shared = 256, sample_shared = 28 << 10,
                   attention_shared = WARPS * partial * 4,
                   decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
     for i, row in ipairs(list) do

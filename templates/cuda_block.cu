@@ -57,23 +57,32 @@ struct step {
     int tiles;         // how many there are: less than 1 behind the last pass
     const char *input; // the row of blocks
     int input_chunk;   // the first one's there
+    bool low;          // the weights' low parts are wanted
 };
 
 static __device__ __forceinline__ int pass_steps(const struct product &p) {
     return (p.column_tiles + STEP_TILES - 1) / STEP_TILES;
 }
 
+// Whether quantised weights, which are rounded to bf16 here, are passed once more with what that
+// leaves: where the input is not rounded either.
+static __device__ __forceinline__ int low_passes(const struct product &p) {
+    return INPUT_TILES > 1 && p.input_parts > 1;
+}
+
 static __device__ __forceinline__ int count_steps(const struct product &p) {
-    return WEIGHT_PLANES * p.input_parts * pass_steps(p);
+    return (WEIGHT_PLANES * p.input_parts + low_passes(p)) * pass_steps(p);
 }
 
 static __device__ __forceinline__ struct step find_step(const struct product &p, int n) {
     int pass = n / pass_steps(p), tile = (n - pass * pass_steps(p)) * STEP_TILES;
-    int plane = pass / p.input_parts, part = pass % p.input_parts;
+    int plane = WEIGHT_PLANES > 1 ? pass / p.input_parts : 0, part = pass % p.input_parts;
     int row = part * input_rows(p.column_tiles) + tile * TILE / INPUT_K;
-    struct step step = {plane * p.column_tiles + tile, n < count_steps(p) ? p.column_tiles - tile : 0,
+    struct step step = {plane * p.column_tiles + tile,
+                        n < count_steps(p) ? p.column_tiles - tile : 0,
                         p.input + (long long)row * INPUT_ROW_BYTES,
-                        tile * TILE % INPUT_K / CHUNK_K};
+                        tile * TILE % INPUT_K / CHUNK_K,
+                        low_passes(p) && pass == p.input_parts};
     return step;
 }
 

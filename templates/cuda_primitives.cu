@@ -6,7 +6,7 @@ enum { WARP = 32 };
 
 // Whether warpgroups multiply (wgmma): compute capability 9.0, compiled for sm_90a.
 #if defined(EMULATOR_WARPGROUPS) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-enum { WARPGROUPS = TILE_COLUMNS == 16 };
+enum { WARPGROUPS = 1 };
 #else
 enum { WARPGROUPS = 0 };
 #endif

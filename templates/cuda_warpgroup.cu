@@ -6,7 +6,8 @@ enum {
     COLUMN_COST = 16, // what a block of results costs beside its columns, in columns
     SPARE_BYTES = PRODUCT_THREADS * SLICE_FLOATS * 4, // for what follows a product: a slice each
     WARPGROUP_SHARED = 224 << 10,
-    ROWS_STEP_BYTES = BLOCK_TILES * ROW_STEP_BYTES, // weights of a step, in front of its activations
+    // Weights of a step, in front of its activations.
+    ROWS_STEP_BYTES = (BLOCK_TILES * ROW_STEP_BYTES + 1023) / 1024 * 1024,
 };
 
 // What is copied ahead: steps of this block of threads, to one stage after the other, also from one
@@ -14,7 +15,8 @@ enum {
 template <int COLUMNS> struct feed {
     enum {
         STAGE_BYTES = ROWS_STEP_BYTES + COLUMNS * INPUT_K * 2,
-        STAGES = (WARPGROUP_SHARED - SPARE_BYTES) / STAGE_BYTES,
+        FIT = (WARPGROUP_SHARED - SPARE_BYTES) / STAGE_BYTES,
+        STAGES = FIT < 6 ? FIT : 6,
         AHEAD = STAGES - 2, // steps: two more are multiplied
     };
 
@@ -60,9 +62,7 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
                 wait_copies<feed_type::AHEAD - 1>();
                 show_copies();
                 __syncthreads();
-#pragma unroll
-                for (int k = 0; k < STEP_TILES; k++)
-                    weights[half][k] = load_weights(place, warp_id(), k);
+                load_weights(weights[half], place, warp_id(), find_step(p, step + half).low);
                 fence_products();
 #pragma unroll
                 for (int k = 0; k < STEP_TILES; k++) {

@@ -14,6 +14,33 @@ static __device__ __forceinline__ void copy_step(const struct product &p, int n)
     copy_input<WARPS_COLUMNS>(p, step, blockIdx.x, stage + BLOCK_TILES * ROW_STEP_BYTES);
 }
 
+// sum += what lies in a stage.
+static __device__ __forceinline__ void multiply_stage(const char *stage, const struct step &step,
+                                                      float (&sum)[4][8][4]) {
+    struct tile weights[4][STEP_TILES];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        load_weights(weights[i], stage, warp_id() / 2 * 4 + i, step.low);
+#pragma unroll
+    for (int k = 0; k < STEP_TILES; k++) {
+        if (k < step.tiles) { // measured: faster than multiplying zeros
+            struct tile input[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                input[j] = load_input(stage + BLOCK_TILES * ROW_STEP_BYTES, j, k);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    struct columns even = {input[j].x, input[j].y}, odd = {input[j].z, input[j].w};
+                    multiply(sum[i][2 * j], weights[i][k], even);
+                    multiply(sum[i][2 * j + 1], weights[i][k], odd);
+                }
+            }
+        }
+    }
+}
+
 // Multiplies and calls finish(slice, sum) for every slice of the results of this block of threads.
 template <typename FINISH>
 static __device__ __forceinline__ void multiply_by_warps(const struct product &p,
@@ -31,8 +58,8 @@ static __device__ __forceinline__ void multiply_by_warps(const struct product &p
         if (step + STAGES - 1 < steps)
             copy_step(p, step + STAGES - 1);
         commit_copies();
-        multiply_stage(shared_memory() + step % STAGES * WARPS_STAGE_BYTES,
-                       find_step(p, step).tiles, sum);
+        multiply_stage(shared_memory() + step % STAGES * WARPS_STAGE_BYTES, find_step(p, step),
+                       sum);
     }
     wait_copies<0>();
     __syncthreads(); // what follows may use the stages

@@ -44,33 +44,11 @@ static __device__ __forceinline__ void copy_weights(const struct product &p,
     }
 }
 
-// This lane's part of tile k of the step, of row `row` of the block.
-static __device__ __forceinline__ struct tile load_weights(const char *stage, int row, int k) {
-    return ((const struct tile *)(stage + row * ROW_STEP_BYTES + k * TILE_BYTES))[chunk_place(
-        chunk_id())];
-}
-
-// sum += what lies in a stage, in a warp's own products. tiles: how many of the step there are.
-static __device__ __forceinline__ void multiply_stage(const char *stage, int tiles,
-                                                      float (&sum)[4][8][4]) {
+// This lane's part of a step of row `row` of the block. Weights have no low parts here.
+static __device__ __forceinline__ void load_weights(struct tile (&weights)[STEP_TILES],
+                                                    const char *stage, int row, bool) {
 #pragma unroll
-    for (int k = 0; k < STEP_TILES; k++) {
-        if (k < tiles) { // measured: faster than multiplying zeros
-            struct tile a[4], b[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                a[i] = load_weights(stage, warp_id() / 2 * 4 + i, k);
-                b[i] = load_input(stage + BLOCK_TILES * ROW_STEP_BYTES, i, k);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    struct columns even = {b[j].x, b[j].y}, odd = {b[j].z, b[j].w};
-                    multiply(sum[i][2 * j], a[i], even);
-                    multiply(sum[i][2 * j + 1], a[i], odd);
-                }
-            }
-        }
-    }
+    for (int k = 0; k < STEP_TILES; k++)
+        weights[k] = ((const struct tile *)(stage + row * ROW_STEP_BYTES +
+                                            k * TILE_BYTES))[chunk_place(chunk_id())];
 }

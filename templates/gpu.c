@@ -184,7 +184,7 @@ static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
 
 // Whether warpgroups multiply in prefill: engine.cu's WARPGROUPS.
 static bool has_warpgroups(const struct gpu *gpu) {
-    return gpu->info.sm == 90 && GPU_WARPGROUP_SHARED > 0;
+    return gpu->info.sm == 90;
 }
 
 static size_t prefill_shared(const struct gpu *gpu) {

@@ -10,7 +10,6 @@
 
 #define STREAMS         1 // not used
 #define WARP_RING_BYTES 8192
-enum { TILE_COLUMNS = 16 };
 #include ENGINE_CU
 
 const int emulated_streams = 0, emulated_ring_bytes = 0, emulated_sm = 90;
