@@ -87,7 +87,6 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
             finish(slice, sum[i]);
         }
     }
-    wait_copies<0>();
 }
 
 // Columns of a block of results, so that the last round of blocks leaves few multiprocessors idle.

@@ -61,7 +61,6 @@ static __device__ __forceinline__ void multiply_by_warps(const struct product &p
         multiply_stage(shared_memory() + step % STAGES * WARPS_STAGE_BYTES, find_step(p, step),
                        sum);
     }
-    wait_copies<0>();
     __syncthreads(); // what follows may use the stages
 #pragma unroll
     for (int i = 0; i < 4; i++) {
