@@ -70,7 +70,8 @@ static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) 
     size_t bytes = 0;
     if (!source)
         return fail(error, EXIT_INPUT, "%s: cannot be read", argv[2]);
-    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s", argv[3]);
+    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s%s", argv[3],
+             strcmp(argv[3], "90") == 0 ? "a" : ""); // as gpu.c does
     snprintf(streams, sizeof streams, "-DSTREAMS=%s", argv[4]);
     snprintf(shared, sizeof shared, "-DSHARED_BYTES=%s", argv[5]);
     int code = nvrtc_build(nvrtc, source, count, options, &cubin, &bytes, &log, error);

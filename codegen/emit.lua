@@ -227,6 +227,7 @@ function emit.gpu_dims(p)
         { "GPU_LARGE_RING", g.large_ring, "what a warp of a head kernel copies ahead" },
         { "GPU_SMALL_RING", g.small_ring, "the same where there is less" },
         { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
+        { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
         { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a head kernel" },
@@ -307,6 +308,7 @@ function emit.cuda_dims(p)
         { "O_COLUMN_TILES", l.o.column_tiles },
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
         { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+        { "GPU_COLUMNS", p.gpu_columns, "tokens x streams of a prefill, at most" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },
         { "HEAD_OFFSET", p.head.offset },

@@ -370,6 +370,9 @@ local function gpu_plan(spec, p)
     local function inputs(n) -- 16s of activations: whole tiles of weights
         return tiles(align(n, p.formats.layers.columns))
     end
+    local function prefill_inputs(n) -- whole blocks of 64
+        return align(tiles(n) * TILE, 64) * 2
+    end
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
     local list = {
@@ -378,9 +381,9 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * inputs(h), inputs(H * d)) * TILE * 2,
+        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)),
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
-        { "activation", C * inputs(spec.intermediate_size) * TILE * 2,
+        { "activation", C * prefill_inputs(spec.intermediate_size),
           "[columns, intermediate] bf16" },
         { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
         { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
@@ -400,22 +403,25 @@ local function gpu_plan(spec, p)
     }
     local gpu = { buffers = {}, bytes = 0,
                   large_shared = 160 << 10, large_ring = 16384, small_ring = 8192,
-                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
-                  decode_sums = SPLIT_SUM_BYTES + TILE * 4 }
+                  prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
+                  sample_shared = 28 << 10, decode_sums = SPLIT_SUM_BYTES + TILE * 4 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
         gpu.bytes = gpu.bytes + row[2]
     end
-    -- Shared memory of a block, taken at the launch; most: what it may have.
-    function gpu.shared_bytes(kernel, most)
+    -- Shared memory of a block, taken at the launch, on an architecture; most: what it may have.
+    function gpu.shared_bytes(kernel, sm, most)
         if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
         if kernel == "sample_token" then return gpu.sample_shared end
         if kernel == "decode_layers" then return most end
-        local ring = most >= gpu.large_shared and gpu.large_ring or gpu.small_ring
         if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
             return 0
         end
-        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+        if kernel:find("^prefill") then
+            return sm == 90 and gpu.warpgroup_shared or gpu.prefill_shared
+        end
+        local ring = most >= gpu.large_shared and gpu.large_ring or gpu.small_ring
+        return WARPS * ring + gpu.decode_sums
     end
     gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
     return gpu

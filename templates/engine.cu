@@ -1,6 +1,7 @@
 // The kernels, section by section. Everything is a constant but what struct gpu_task carries. They
 // are compiled as four programs at the same time: MODULES, a sum of the numbers below, says which
 // of them this is.
+#pragma nv_diag_suppress 177 // which products of prefill are used depends on the architecture
 #include "cuda_dims.h"
 #include "cuda_task.h"
 #include "cuda_primitives.cu"
@@ -20,5 +21,7 @@
 #include "cuda_measure.cu"
 #endif
 #if MODULES & 12
+#include "cuda_warps.cu"
+#include "cuda_warpgroup.cu"
 #include "cuda_prefill.cu"
 #endif

@@ -73,6 +73,7 @@ enum {
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_STEP_THREADS = GPU_THREADS + 32, // of a decode step: with the producer's warp
     GPU_PREFILL_THREADS = 128,
+    GPU_WARPGROUP_THREADS = 256,
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
@@ -189,11 +190,24 @@ static int decode_layers(struct gpu *gpu, struct error *error) {
         KERNEL_TABLE[KERNEL_DECODE_LAYERS].name, error);
 }
 
+// Whether warpgroups multiply in prefill: engine.cu's WARPGROUPS.
+static bool has_warpgroups(const struct gpu *gpu) {
+    return gpu->info.sm == 90;
+}
+
+static size_t prefill_shared(const struct gpu *gpu) {
+    return has_warpgroups(gpu) ? GPU_WARPGROUP_SHARED : GPU_PREFILL_SHARED;
+}
+
+// A block of threads for each block of results; those of warpgroups take one after the other.
 static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, int row_tiles,
                            struct error *error) {
-    return gpu_launch(gpu, kernel, blocks_for(columns, TILE * GPU_PREFILL_TILES),
-                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES), 1, GPU_PREFILL_THREADS,
-                      GPU_PREFILL_SHARED, error);
+    if (has_warpgroups(gpu))
+        return gpu_launch(gpu, kernel, (unsigned)gpu->multiprocessors, 1, 1, GPU_WARPGROUP_THREADS,
+                          prefill_shared(gpu), error);
+    unsigned blocks = blocks_for(columns, TILE * GPU_PREFILL_TILES) *
+                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES);
+    return gpu_launch(gpu, kernel, blocks, 1, 1, GPU_PREFILL_THREADS, prefill_shared(gpu), error);
 }
 
 // One layer of a block of tokens. The input of layer 0 is the same in all streams.
@@ -681,10 +695,10 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         {KERNEL_MIX_STREAMS, head_shared(gpu)},
         {KERNEL_WEIGH_STREAMS, head_shared(gpu)},
         {KERNEL_HEAD, head_shared(gpu)},
-        {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_DOWN, GPU_PREFILL_SHARED},
+        {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
+        {KERNEL_PREFILL_O, prefill_shared(gpu)},
+        {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
+        {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
     };
     int code = EXIT_OK;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)

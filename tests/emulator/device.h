@@ -50,6 +50,12 @@ static inline unsigned emulate_bf16(float value) {
 
 void emulate_product(float (&sum)[4], const unsigned (&words)[6]);
 unsigned emulate_transpose(unsigned word);
+void emulate_matrices(unsigned (&words)[4]);
+void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char *b);
+void emulate_fence_products();
+void emulate_commit_products();
+void emulate_wait_products(int pending);
+void emulate_show_copies();
 void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);

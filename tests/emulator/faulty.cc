@@ -11,7 +11,7 @@
 #define STREAMS 1 // not used
 #include ENGINE_CU
 
-const int emulated_streams = 0, emulated_shared_bytes = 0;
+const int emulated_streams = 0, emulated_shared_bytes = 0, emulated_sm = 90;
 const size_t emulated_task_bytes = 0;
 
 void emulate_kernel(void *, const void *) {
