@@ -40,7 +40,8 @@ struct finish {
 };
 
 // The embedding of the token: residual, and the input of layer 0.
-static __device__ __forceinline__ struct step decode_embed(const struct gpu_task &given, struct step step) {
+static __device__ __forceinline__ struct step decode_embed(const struct gpu_task &given,
+                                                           struct step step) {
     const struct gpu_task task = layer_task(given, step);
     int id = task.state->token, stream = threadIdx.x / TILE;
     id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
@@ -64,7 +65,8 @@ static __device__ __forceinline__ struct step decode_embed(const struct gpu_task
 }
 
 // normed -> query, cache. In layer 0 all streams have one input.
-static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &given, struct step step) {
+static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &given,
+                                                         struct step step) {
     const struct gpu_task task = layer_task(given, step);
     const int columns = task.layer == 0 ? 1 : STREAMS, position = task.state->position;
     float *scales = workplace()->scales;
@@ -105,8 +107,9 @@ static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &
 // residual += W x, for o_proj and down_proj, and the input of the next product, whose norm has the
 // weights `norm`. A row of tiles has one owner, who alone reads and writes its residual.
 template <int COLUMN_TILES>
-static __device__ __forceinline__ struct step decode_residual(const struct gpu_task &given, struct step step,
-                                                       const char *input, const float *norm) {
+static __device__ __forceinline__ struct step decode_residual(const struct gpu_task &given,
+                                                              struct step step, const char *input,
+                                                              const float *norm) {
     const struct gpu_task task = layer_task(given, step);
     int first = blockIdx.x;
     do {
@@ -155,7 +158,8 @@ static __device__ __forceinline__ struct step decode_residual(const struct gpu_t
 }
 
 // normed -> activation = silu(gate) * up. A row of tiles is 8 gates and their 8 ups.
-static __device__ __forceinline__ struct step decode_gate_up(const struct gpu_task &given, struct step step) {
+static __device__ __forceinline__ struct step decode_gate_up(const struct gpu_task &given,
+                                                             struct step step) {
     const struct gpu_task task = layer_task(given, step);
     float *scales = workplace()->scales;
     unsigned short *out = (unsigned short *)task.activation;
@@ -253,7 +257,8 @@ static __device__ __forceinline__ void finish_attention(const struct gpu_task &t
 
 // query, cache -> input of o_proj. Parts of an item are added by the block that finishes last. All
 // positions but the newest were stored in earlier steps: those need not wait.
-static __device__ __forceinline__ struct step decode_attention(const struct gpu_task &given, struct step step) {
+static __device__ __forceinline__ struct step decode_attention(const struct gpu_task &given,
+                                                               struct step step) {
     const struct gpu_task task = layer_task(given, step);
     const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
     const int positions = task.state->position + 1;
@@ -305,8 +310,7 @@ static __device__ __forceinline__ struct step decode_attention(const struct gpu_
             finish_attention(task, part, work_floats(), WARPS);
         } else {
             int item = n / splits;
-            float *partial =
-                task.partial + (long long)item * MOST_SPLITS * ATTENTION_PARTIAL;
+            float *partial = task.partial + (long long)item * MOST_SPLITS * ATTENTION_PARTIAL;
             add_warps(partial + part.split * ATTENTION_PARTIAL);
             if (last_to_arrive(task.arrivals + item, splits))
                 finish_attention(task, part, partial, splits);

@@ -1,5 +1,5 @@
-// A block of tokens x streams: the layers' kernels. See cuda_block.cu for the products and for where
-// activations lie.
+// A block of tokens x streams: the layers' kernels. See cuda_block.cu for the products and for
+// where activations lie.
 
 // Calls finish(slice, sum) for every slice of weights x input that this block of threads has.
 template <int ROW_TILES, typename FINISH>
@@ -167,8 +167,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
             unsigned word = transpose(to_bf16(swiglu(s[0], s[2]), swiglu(s[1], s[3])));
             int column = slice.column + j * 8 + lane_id() / 4;
             if (slice.row_tile < p.row_tiles && column < p.columns)
-                *input_word(task.activation, column,
-                            slice.row_tile * 8 + lane_id() % 4 * 2) = word;
+                *input_word(task.activation, column, slice.row_tile * 8 + lane_id() % 4 * 2) = word;
         }
     });
 }

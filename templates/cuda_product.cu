@@ -22,9 +22,9 @@ struct run {
 };
 
 // A format of weights is a struct: the size of its tiles, for a struct stream how the tiles of a
-// step are copied and how one of them is multiplied, for a ring (cuda_ring.cu) how one is multiplied
-// with activations in registers. This is bf16; an engine with quantised
-// weights has it for its adapters.
+// step are copied and how one of them is multiplied, for a ring (cuda_ring.cu) how one is
+// multiplied with activations in registers. This is bf16; an engine with quantised weights has it
+// for its adapters.
 struct bf16_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 1 }; // INPUTS: 16s of activations that a tile takes
 

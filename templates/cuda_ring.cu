@@ -23,7 +23,9 @@ enum {
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
     // Copies under way, at most: more would delay what the blocks tell each other.
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
-    FLYING = FLYING_FIT < 1 ? 1 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
+    FLYING = FLYING_FIT < 1            ? 1
+             : FLYING_FIT < RING_SLOTS ? FLYING_FIT
+                                       : RING_SLOTS,
 };
 
 // Shared memory of the kernel, behind the slots.
@@ -48,7 +50,7 @@ static __device__ inline void consumers_barrier() {
 
 // A matrix of a layer: rows are shared among the blocks in turn.
 struct matrix {
-    long long offset;           // from the layer's start
+    long long offset;            // from the layer's start
     int row_tiles, column_tiles; // column_tiles: of all planes
 };
 
@@ -92,8 +94,8 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
         for (int which = 0; which < MATRICES; which++) {
             const struct matrix m = layer_matrix(which);
             for (int row = blockIdx.x; row < m.row_tiles; row += gridDim.x) {
-                const char *from = weights + m.offset +
-                                   (long long)row * m.column_tiles * layer_tiles::BYTES;
+                const char *from =
+                    weights + m.offset + (long long)row * m.column_tiles * layer_tiles::BYTES;
                 for (int k = 0; k < m.column_tiles; k += SLOT_TILES) {
                     int tiles = m.column_tiles - k < SLOT_TILES ? m.column_tiles - k : SLOT_TILES;
                     if (flying == FLYING) {
@@ -124,7 +126,7 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
         TILES = PLANE_TILES * WEIGHT_PLANES,
         SLOTS = (TILES + SLOT_TILES - 1) / SLOT_TILES,
         PIECES = FORMAT::INPUTS * PARTS * COLUMN_GROUPS, // of activations for a tile, 8 bytes each
-        FIT = 48 / (WARP_TILES * PIECES),                // slots whose activations fit the registers
+        FIT = 48 / (WARP_TILES * PIECES), // slots whose activations fit the registers
         CHUNK = SLOTS <= FIT ? SLOTS : 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
     };
@@ -135,9 +137,8 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
 
     // The activations of chunk `chunk`, for this warp's tiles.
     static __device__ __forceinline__ void load(struct inputs &in, const char *input, int chunk) {
-        const struct columns *from =
-            (const struct columns *)input +
-            warp_id() * FORMAT::INPUTS * COLUMN_GROUPS * WARP + lane_id();
+        const struct columns *from = (const struct columns *)input +
+                                     warp_id() * FORMAT::INPUTS * COLUMN_GROUPS * WARP + lane_id();
 #pragma unroll
         for (int n = 0; n < CHUNK * WARP_TILES; n++) {
             int tile = chunk * CHUNK * SLOT_TILES + n * WARPS; // of warp 0
@@ -187,8 +188,8 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
                                                  const float (&sum)[2][COLUMN_GROUPS][4]) {
 #pragma unroll
         for (int group = 0; group < COLUMN_GROUPS; group++) {
-            float *to = sums + (((row * COLUMN_GROUPS + group) * WARPS + warp_id()) * WARP +
-                                lane_id()) * 4;
+            float *to =
+                sums + (((row * COLUMN_GROUPS + group) * WARPS + warp_id()) * WARP + lane_id()) * 4;
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 to[i] = sum[0][group][i] + sum[1][group][i];
@@ -198,7 +199,7 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
     // Rows first, first + gridDim.x and so on, SUM_ROWS at most: their sums, for finish_split. Ends
     // with a barrier.
     static __device__ __forceinline__ void multiply_rows(struct ring &ring, const char *input,
-                                                        int row_tiles, int first) {
+                                                         int row_tiles, int first) {
         struct inputs even, odd;
         int rows = 0;
         load(even, input, 0);

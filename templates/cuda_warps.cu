@@ -1,5 +1,5 @@
-// Blocks of products where every warp multiplies by itself (mma.sync): 128 rows by 128 columns, a warp
-// 64 by 64 of them. A block of threads has one block of results.
+// Blocks of products where every warp multiplies by itself (mma.sync): 128 rows by 128 columns, a
+// warp 64 by 64 of them. A block of threads has one block of results.
 
 enum {
     STAGES = 4, // steps under way
@@ -15,8 +15,8 @@ static __device__ __forceinline__ void copy_step(const struct product &p, int n)
 }
 
 // sum += what lies in a stage.
-static __device__ __forceinline__ void multiply_stage(const char *stage, const struct product_step &step,
-                                                      float (&sum)[4][8][4]) {
+static __device__ __forceinline__ void
+multiply_stage(const char *stage, const struct product_step &step, float (&sum)[4][8][4]) {
     struct tile weights[4][STEP_TILES];
 #pragma unroll
     for (int i = 0; i < 4; i++)

@@ -88,7 +88,8 @@ template <> struct quantized<INT8_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1.
-    template <bool PLACED> static __device__ __forceinline__ struct quants unpack(const char *tile) {
+    template <bool PLACED>
+    static __device__ __forceinline__ struct quants unpack(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns even = *(const struct columns *)(tile + at);
@@ -110,7 +111,8 @@ template <> struct quantized<INT4_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2.
-    template <bool PLACED> static __device__ __forceinline__ struct quants unpack(const char *tile) {
+    template <bool PLACED>
+    static __device__ __forceinline__ struct quants unpack(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 4 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns words = *(const struct columns *)(tile + at);
@@ -170,7 +172,8 @@ template <int TILE_BYTES> struct quantized_tiles {
     static __device__ __forceinline__ void
     multiply_tile(const STREAM &stream, float (&sum)[STREAM::GROUPS][4], int step, int i) {
         const int GROUPS = STREAM::GROUPS;
-        struct quants q = quantized<BYTES>::template unpack<true>((const char *)stream.tile_place(step, i));
+        struct quants q =
+            quantized<BYTES>::template unpack<true>((const char *)stream.tile_place(step, i));
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             float products[4] = {}, inputs[4] = {};

@@ -691,14 +691,10 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_LAYERS, gpu->shared_bytes},
-        {KERNEL_MIX_STREAMS, head_shared(gpu)},
-        {KERNEL_WEIGH_STREAMS, head_shared(gpu)},
-        {KERNEL_HEAD, head_shared(gpu)},
-        {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
-        {KERNEL_PREFILL_O, prefill_shared(gpu)},
-        {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
-        {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
+        {KERNEL_DECODE_LAYERS, gpu->shared_bytes},     {KERNEL_MIX_STREAMS, head_shared(gpu)},
+        {KERNEL_WEIGH_STREAMS, head_shared(gpu)},      {KERNEL_HEAD, head_shared(gpu)},
+        {KERNEL_PREFILL_QKV, prefill_shared(gpu)},     {KERNEL_PREFILL_O, prefill_shared(gpu)},
+        {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)}, {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
     };
     int code = EXIT_OK;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)
