@@ -325,9 +325,24 @@ function emit.cuda_dims(p)
     }), c_float(s.rms_norm_eps), c_float(s.parscale_attn_smooth), cuda_adapters(p))
 end
 
--- Inlines `#include "x"` once each, found in `generated` or in the folders; keeps everything else.
+-- Inlines `#include "x"` once each, found in `generated` or in the folders. Keeps everything else
+-- but what is then too much: a second `#include <x>`, a second blank line.
 local function amalgamate(root, name, generated)
     local seen, out = {}, {}
+    local conditions, open = {}, 0 -- #if that were not closed, true: no header's guard; those
+    local function needless(line)
+        if line == "" then return out[#out] == "" end
+        if line:find("^#if") then
+            conditions[#conditions + 1] = not line:find("^#ifndef [%u_%d]+_H$")
+            open = open + (conditions[#conditions] and 1 or 0)
+        elseif line:find("^#endif") then
+            open = open - (table.remove(conditions) and 1 or 0)
+        end
+        local system = line:match("^#include (<.+>)")
+        local before = system and seen[system]
+        if system and open == 0 then seen[system] = true end
+        return before
+    end
     local function find(include)
         if generated[include] then return generated[include] end
         for _, folder in ipairs({ "/templates/", "/runtime/" }) do
@@ -347,7 +362,7 @@ local function amalgamate(root, name, generated)
                 if not seen[inner] then
                     inline(inner)
                 end
-            else
+            elseif not needless(line) then
                 out[#out + 1] = line
             end
         end
