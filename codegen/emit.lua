@@ -326,22 +326,27 @@ function emit.cuda_dims(p)
 end
 
 -- Inlines `#include "x"` once each, found in `generated` or in the folders. Keeps everything else
--- but what is then too much: a second `#include <x>`, a second blank line.
+-- but what is then needless: headers' guards, a second `#include <x>`, a second blank line.
 local function amalgamate(root, name, generated)
     local seen, out = {}, {}
-    local conditions, open = {}, 0 -- #if that were not closed, true: no header's guard; those
-    local function needless(line)
+    local open, conditions = {}, 0 -- #if that were not closed, a guard's name or true; the latter's
+    local function needless(line)  -- number
         if line == "" then return out[#out] == "" end
+        local guard = line:match("^#ifndef ([%u_%d]+_H)$")
         if line:find("^#if") then
-            conditions[#conditions + 1] = not line:find("^#ifndef [%u_%d]+_H$")
-            open = open + (conditions[#conditions] and 1 or 0)
+            open[#open + 1] = guard or true
+            conditions = conditions + (guard and 0 or 1)
+            return guard
         elseif line:find("^#endif") then
-            open = open - (table.remove(conditions) and 1 or 0)
+            guard = table.remove(open) ~= true
+            conditions = conditions - (guard and 0 or 1)
+            return guard
         end
         local system = line:match("^#include (<.+>)")
-        local before = system and seen[system]
-        if system and open == 0 then seen[system] = true end
-        return before
+        local before = seen[system or ""]
+        if system and conditions == 0 then seen[system] = true end
+        guard = line:match("^#define ([%u_%d]+_H)$")
+        return before or guard and guard == open[#open]
     end
     local function find(include)
         if generated[include] then return generated[include] end
