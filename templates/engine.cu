@@ -13,9 +13,10 @@
 #if MODULES & 1
 #include "cuda_ring.cu"
 #include "cuda_decode.cu"
+#include "cuda_head.cu"
+#include "cuda_step.cu"
 #endif
 #if MODULES & 2
-#include "cuda_head.cu"
 #include "sample_arithmetic.h"
 #include "cuda_sample.cu"
 #include "cuda_measure.cu"
