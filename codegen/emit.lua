@@ -232,6 +232,7 @@ function emit.gpu_dims(p)
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
         { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
+        { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
         { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
     }), table.concat(rows, "\n"))

@@ -400,11 +400,18 @@ local function gpu_plan(spec, p)
         { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
         { "sampling", 32, "how a token is chosen" },
     }
+    -- Prefill attention keeps some steps of keys and values, and queries of large heads.
+    local head_tiles = tiles(d)
+    local step_bytes = 2 * head_tiles * p.planes * TILE_BYTES
+        * (head_tiles * p.planes <= 8 and 2 or 1)
+    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
                   large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
                   prefill_shared = 64 << 10,
                   warpgroup_shared = 224 << 10, small_shared = 256, sample_shared = 28 << 10,
                   attention_shared = WARPS * partial * 4,
+                  prefill_attention_shared = math.max(2, math.min(4, (48 << 10) // step_bytes))
+                      * step_bytes + kept_queries * TILE_BYTES,
                   decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
@@ -415,9 +422,8 @@ local function gpu_plan(spec, p)
         if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
         if kernel == "sample_token" then return gpu.sample_shared end
         if kernel == "decode_attention" then return gpu.attention_shared end
-        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
-            return 0
-        end
+        if kernel == "prefill_attention" then return gpu.prefill_attention_shared end
+        if kernel:find("norm$") or kernel == "embed" then return 0 end
         return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
     end
     gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES

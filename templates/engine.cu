@@ -15,4 +15,5 @@
 #include "sample_arithmetic.h"
 #include "cuda_sample.cu"
 #include "cuda_prefill.cu"
+#include "cuda_prefill_attention.cu"
 #include "cuda_measure.cu"

@@ -80,8 +80,8 @@ enum {
     GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
-    GPU_LARGE_SHARED = 160 << 10,                // bytes of a block: sm_80, 87, 90, 100, 110
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 128 : 64, // of a block of prefill attention
+    GPU_LARGE_SHARED = 160 << 10,                 // bytes of a block: sm_80, 87, 90, 100, 110
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
@@ -214,7 +214,7 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
                           blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
-                          gpu->streams, GPU_PREFILL_THREADS, 0, error);
+                          gpu->streams, GPU_PREFILL_THREADS, GPU_PREFILL_ATTENTION_SHARED, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_O, columns, LAYOUT.o.row_tiles, error);
     if (!code)
@@ -688,6 +688,7 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         {KERNEL_WEIGH_STREAMS, decode_shared(gpu)},
         {KERNEL_HEAD, decode_shared(gpu)},
         {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
+        {KERNEL_PREFILL_ATTENTION, GPU_PREFILL_ATTENTION_SHARED},
         {KERNEL_PREFILL_O, prefill_shared(gpu)},
         {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
         {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
