@@ -80,8 +80,7 @@ static __device__ __forceinline__ struct step find_step(const struct product &p,
     int row = part * input_rows(p.column_tiles) + tile * TILE / INPUT_K;
     struct step step = {plane * p.column_tiles + tile,
                         n < count_steps(p) ? p.column_tiles - tile : 0,
-                        p.input + (long long)row * INPUT_ROW_BYTES,
-                        tile * TILE % INPUT_K / CHUNK_K,
+                        p.input + (long long)row * INPUT_ROW_BYTES, tile * TILE % INPUT_K / CHUNK_K,
                         low_passes(p) && pass == p.input_parts};
     return step;
 }
@@ -100,7 +99,8 @@ static __device__ __forceinline__ int block_tile(const struct product &p, int co
     return block / blocks_of_row(p, columns) * BLOCK_TILES;
 }
 
-static __device__ __forceinline__ int block_column(const struct product &p, int columns, int block) {
+static __device__ __forceinline__ int block_column(const struct product &p, int columns,
+                                                   int block) {
     return block % blocks_of_row(p, columns) * columns;
 }
 
@@ -119,15 +119,15 @@ static __device__ __forceinline__ void copy_input(const struct product &p, const
                    first + column + i * APART < p.columns && chunk * CHUNK_K / TILE < step.tiles);
 }
 
-// 16 columns j of the 64 of a warp, 16 k of a step: operands for its own products, x, y of the first 8
-// columns, z, w of the others.
+// 16 columns j of the 64 of a warp, 16 k of a step: operands for its own products, x, y of the
+// first 8 columns, z, w of the others.
 static __device__ __forceinline__ struct tile load_input(const char *stage, int j, int k) {
     int column = warp_id() % 2 * SLICE_COLUMNS + j * TILE + lane_id() / 16 * 8 + lane_id() % 8;
     return load_matrices(stage + stage_chunk(column, k * 2 + lane_id() / 8 % 2) * 16);
 }
 
-// What a thread holds of a block of results are slices: sums of 16 rows by 64 columns of its warp, as
-// multiply has them.
+// What a thread holds of a block of results are slices: sums of 16 rows by 64 columns of its warp,
+// as multiply has them.
 enum { SLICE_FLOATS = 32 };
 
 struct slice {

@@ -1,5 +1,5 @@
-// A block of tokens x streams: the layers' kernels. See cuda_block.cu for the products and for where
-// activations lie.
+// A block of tokens x streams: the layers' kernels. See cuda_block.cu for the products and for
+// where activations lie.
 
 // Calls finish(slice, sum) for every slice of weights x input that this block of threads has.
 template <int ROW_TILES, typename FINISH>
@@ -11,35 +11,55 @@ static __device__ __forceinline__ void multiply_all(const struct product &p, con
         multiply_by_warps(p, finish);
 }
 
-// residual -> input, normalised; low parts too if `parts` is 2. Each warp one column.
+// residual -> input, normalised; low parts too if `parts` is 2. Each warp one column, all of it in
+// registers.
 static __device__ __forceinline__ void
 prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, int parts) {
+    const int LOADS = (HIDDEN_SIZE + 4 * WARP - 1) / (4 * WARP);
+    const int LOW = input_rows(HIDDEN_INPUT_TILES) * INPUT_K;
+    int column = blockIdx.x * WARPS + warp_id(), first = lane_id() * 4;
+    const float *weight = (const float *)(layer_weights(task) + weight_offset);
+    float4 values[LOADS], weights[LOADS];
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        int i = j * 4 * WARP + first;
+        if (i < HIDDEN_SIZE)
+            weights[j] = *(const float4 *)(weight + i);
+    }
     wait_for_previous_kernel();
-    int column = blockIdx.x * WARPS + warp_id();
     if (column >= columns)
         return;
     const float *x = task.residual + (long long)column * HIDDEN_SIZE;
-    const float *weight = (const float *)(layer_weights(task) + weight_offset);
-    const int WIDTH = HIDDEN_INPUT_TILES * TILE, LOW = input_rows(HIDDEN_INPUT_TILES) * INPUT_K;
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        int i = j * 4 * WARP + first;
+        values[j] = i < HIDDEN_SIZE ? *(const float4 *)(x + i) : make_float4(0, 0, 0, 0);
+    }
     float sum = 0;
-#pragma unroll 8
-    for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
-        float2 v = *(const float2 *)(x + i);
-        sum += v.x * v.x + v.y * v.y;
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        const float4 &v = values[j];
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
     float scale = rsqrtf(warp_sum(sum) / HIDDEN_SIZE + RMS_NORM_EPS);
-#pragma unroll 8
-    for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
-        float2 v = *(const float2 *)(x + i), w = *(const float2 *)(weight + i);
-        v = make_float2(v.x * scale * w.x, v.y * scale * w.y);
-        unsigned high = to_bf16(v.x, v.y);
-        *input_word(task.input, column, i) = high;
-        if (parts == 2)
-            *input_word(task.input, column, LOW + i) = low_parts(high, v.x, v.y);
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        int i = j * 4 * WARP + first;
+        if (i < HIDDEN_SIZE) {
+            float4 v = values[j];
+            const float4 &w = weights[j];
+            v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z,
+                            v.w * scale * w.w);
+            uint2 high = make_uint2(to_bf16(v.x, v.y), to_bf16(v.z, v.w));
+            *(uint2 *)input_word(task.input, column, i) = high;
+            if (parts == 2)
+                *(uint2 *)input_word(task.input, column, LOW + i) =
+                    make_uint2(low_parts(high.x, v.x, v.y), low_parts(high.y, v.z, v.w));
+        }
     }
-    for (int i = HIDDEN_SIZE + lane_id() * 2; i < WIDTH; i += 2 * WARP) {
+    for (int i = HIDDEN_SIZE + first; i < HIDDEN_INPUT_TILES * TILE; i += 4 * WARP) {
         for (int part = 0; part < parts; part++)
-            *input_word(task.input, column, part * LOW + i) = 0;
+            *(uint2 *)input_word(task.input, column, part * LOW + i) = make_uint2(0, 0);
     }
 }
 
@@ -153,8 +173,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
             unsigned word = transpose(to_bf16(swiglu(s[0], s[2]), swiglu(s[1], s[3])));
             int column = slice.column + j * 8 + lane_id() / 4;
             if (slice.row_tile < p.row_tiles && column < p.columns)
-                *input_word(task.activation, column,
-                            slice.row_tile * 8 + lane_id() % 4 * 2) = word;
+                *input_word(task.activation, column, slice.row_tile * 8 + lane_id() % 4 * 2) = word;
         }
     });
 }

@@ -48,8 +48,8 @@ static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
 #endif
 }
 
-// Four 8 x 8 matrices of bf16 from shared memory: lane 8m + r gives the address of row r of matrix m,
-// 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
+// Four 8 x 8 matrices of bf16 from shared memory: lane 8m + r gives the address of row r of matrix
+// m, 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
 static __device__ inline struct tile load_matrices(const void *row) {
 #ifdef EMULATOR
     struct tile t = *(const struct tile *)row;
@@ -67,9 +67,9 @@ static __device__ inline struct tile load_matrices(const void *row) {
 
 // Products of a warpgroup, four warps, run behind the threads' backs: between the start of one and
 // the wait for its group, neither `sum` nor `a` may be touched nor what lies at `b` be changed.
-// sum [64, 64] += a [64, 16] x b [16, 64]: rows 16w to 16w + 15 are warp w's, sum[j] of columns 8j to
-// 8j + 7 and a as in multiply. b: 16 k of blocks of activations (input_word) in shared memory, at a
-// multiple of 1,024 bytes, 32 bytes further for each 16 of k before.
+// sum [64, 64] += a [64, 16] x b [16, 64]: rows 16w to 16w + 15 are warp w's, sum[j] of columns 8j
+// to 8j + 7 and a as in multiply. b: 16 k of blocks of activations (input_word) in shared memory,
+// at a multiple of 1,024 bytes, 32 bytes further for each 16 of k before.
 static __device__ inline void multiply_warpgroup(float (&sum)[8][4], const struct tile &a,
                                                  const void *b) {
 #ifdef EMULATOR
@@ -78,21 +78,21 @@ static __device__ inline void multiply_warpgroup(float (&sum)[8][4], const struc
     unsigned long long address = __cvta_generic_to_shared(b);
     // Swizzled in rows of 128 bytes; 1,024 bytes from 8 columns to the next.
     unsigned long long columns = 1ull << 62 | 64ull << 32 | 1ull << 16 | address >> 4;
-    asm volatile(
-        "{.reg .pred add;\n"
-        "setp.eq.u32 add, 0, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, add, 1, 1, 0;}"
-        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]), "+f"(sum[1][0]),
-          "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]), "+f"(sum[2][0]), "+f"(sum[2][1]),
-          "+f"(sum[2][2]), "+f"(sum[2][3]), "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]),
-          "+f"(sum[3][3]), "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-          "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]), "+f"(sum[6][0]),
-          "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]), "+f"(sum[7][0]), "+f"(sum[7][1]),
-          "+f"(sum[7][2]), "+f"(sum[7][3])
-        : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    asm volatile("{.reg .pred add;\n"
+                 "setp.eq.u32 add, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0;}"
+                 : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]),
+                   "+f"(sum[1][0]), "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]),
+                   "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
+                   "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]),
+                   "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
+                   "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
+                   "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]),
+                   "+f"(sum[7][0]), "+f"(sum[7][1]), "+f"(sum[7][2]), "+f"(sum[7][3])
+                 : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
 #endif
 }
 
@@ -134,7 +134,8 @@ static __device__ inline void keep(float (&sum)[8][4]) {
 #endif
 }
 
-// Behind the wait for this thread's copies, before the barrier: lets products read what they brought.
+// Behind the wait for this thread's copies, before the barrier: lets products read what they
+// brought.
 static __device__ inline void show_copies() {
 #ifdef EMULATOR
     emulate_show_copies();

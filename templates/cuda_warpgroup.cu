@@ -94,8 +94,8 @@ static __device__ inline constexpr int block_columns(int row_tiles) {
     const int MULTIPROCESSORS = 132;
     int best = 256, least = 1 << 30;
     for (int columns = 256; columns >= 128; columns -= SLICE_COLUMNS) {
-        int blocks = (row_tiles + BLOCK_TILES - 1) / BLOCK_TILES *
-                     ((GPU_COLUMNS + columns - 1) / columns);
+        int blocks =
+            (row_tiles + BLOCK_TILES - 1) / BLOCK_TILES * ((GPU_COLUMNS + columns - 1) / columns);
         int cost = (blocks + MULTIPROCESSORS - 1) / MULTIPROCESSORS * (columns + COLUMN_COST);
         if (cost < least) {
             least = cost;

@@ -1,5 +1,5 @@
-// Blocks of products where every warp multiplies by itself (mma.sync): 128 rows by 128 columns, a warp
-// 64 by 64 of them. A block of threads has one block of results.
+// Blocks of products where every warp multiplies by itself (mma.sync): 128 rows by 128 columns, a
+// warp 64 by 64 of them. A block of threads has one block of results.
 
 enum {
     STAGES = 4, // steps under way

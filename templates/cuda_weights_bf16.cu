@@ -27,16 +27,15 @@ static __device__ inline float embedding_weight(const struct gpu_task &task, int
 enum { ROW_STEP_BYTES = STEP_TILES * TILE_BYTES }; // of a row of tiles
 
 // Starts copying a step of all rows of tiles of a block of results; zeros behind the end of K.
-static __device__ __forceinline__ void copy_weights(const struct product &p,
-                                                    const struct step &step, int first_tile,
-                                                    char *stage) {
+static __device__ __forceinline__ void
+copy_weights(const struct product &p, const struct step &step, int first_tile, char *stage) {
 #pragma unroll
     for (int row = warp_id(); row < BLOCK_TILES; row += PRODUCT_WARPS) {
         int tile = first_tile + row < p.row_tiles ? first_tile + row : p.row_tiles - 1;
-        const char *from = p.weights +
-                           ((long long)tile * WEIGHT_PLANES * p.column_tiles + step.weight_tile) *
-                               TILE_BYTES +
-                           lane_id() * 16;
+        const char *from =
+            p.weights +
+            ((long long)tile * WEIGHT_PLANES * p.column_tiles + step.weight_tile) * TILE_BYTES +
+            lane_id() * 16;
         char *to = stage + row * ROW_STEP_BYTES + chunk_place(lane_id()) * 16;
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++)

@@ -206,9 +206,8 @@ enum {
 };
 
 // Starts copying a step of all rows of tiles of a block of results; zeros behind the end of K.
-static __device__ __forceinline__ void copy_weights(const struct product &p,
-                                                    const struct step &step, int first_tile,
-                                                    char *stage) {
+static __device__ __forceinline__ void
+copy_weights(const struct product &p, const struct step &step, int first_tile, char *stage) {
     const int ALL = BLOCK_TILES * STEP_CHUNKS_A_ROW;
 #pragma unroll
     for (int first = 0; first < ALL; first += PRODUCT_THREADS) {
@@ -236,8 +235,8 @@ static __device__ __forceinline__ void load_weights(struct tile (&weights)[STEP_
                                                     const char *stage, int row, bool low) {
 #pragma unroll
     for (int k = 0; k < STEP_TILES; k++) {
-        struct quants q = quantized<LAYER_TILE_BYTES>::unpack(
-            stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES);
+        struct quants q = quantized<LAYER_TILE_BYTES>::unpack(stage + row * ROW_STEP_BYTES +
+                                                              k / INPUT_TILES * layer_tiles::BYTES);
         const struct tile &half = q.halves[k % INPUT_TILES];
         weights[k].x = scaled_pair(half.x, q.scale[0], q.offset[0], low);
         weights[k].y = scaled_pair(half.y, q.scale[0], q.offset[0], low);
