@@ -228,6 +228,7 @@ function emit.gpu_dims(p)
         { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
+        { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
     }), table.concat(rows, "\n"))
 end

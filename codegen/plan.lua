@@ -398,8 +398,15 @@ local function gpu_plan(spec, p)
         { "best", MOST_BLOCKS * 8, "[blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
+    -- Prefill attention keeps some steps of keys and values, and queries of large heads.
+    local head_tiles = tiles(d)
+    local step_bytes = 2 * head_tiles * p.planes * TILE_BYTES
+        * (head_tiles * p.planes <= 8 and 2 or 1)
+    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
                   prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
+                  prefill_attention_shared = math.max(2, math.min(4, (48 << 10) // step_bytes))
+                      * step_bytes + kept_queries * TILE_BYTES,
                   sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
@@ -410,6 +417,7 @@ local function gpu_plan(spec, p)
         local product = sm == 90 and gpu.warpgroup_shared or gpu.prefill_shared
         local bytes = { decode_step = most, choose = gpu.small_shared,
                         sample_token = gpu.sample_shared, prefill_qkv = product,
+                        prefill_attention = gpu.prefill_attention_shared,
                         prefill_o = product, prefill_gate_up = product, prefill_down = product }
         return bytes[kernel] or 0
     end

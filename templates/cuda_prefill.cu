@@ -11,35 +11,55 @@ static __device__ __forceinline__ void multiply_all(const struct product &p, con
         multiply_by_warps(p, finish);
 }
 
-// residual -> input, normalised; low parts too if `parts` is 2. Each warp one column.
+// residual -> input, normalised; low parts too if `parts` is 2. Each warp one column, all of it in
+// registers.
 static __device__ __forceinline__ void
 prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, int parts) {
+    const int LOADS = (HIDDEN_SIZE + 4 * WARP - 1) / (4 * WARP);
+    const int LOW = input_rows(HIDDEN_INPUT_TILES) * INPUT_K;
+    int column = blockIdx.x * WARPS + warp_id(), first = lane_id() * 4;
+    const float *weight = (const float *)(layer_weights(task) + weight_offset);
+    float4 values[LOADS], weights[LOADS];
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        int i = j * 4 * WARP + first;
+        if (i < HIDDEN_SIZE)
+            weights[j] = *(const float4 *)(weight + i);
+    }
     wait_for_previous_kernel();
-    int column = blockIdx.x * WARPS + warp_id();
     if (column >= columns)
         return;
     const float *x = task.residual + (long long)column * HIDDEN_SIZE;
-    const float *weight = (const float *)(layer_weights(task) + weight_offset);
-    const int WIDTH = HIDDEN_INPUT_TILES * TILE, LOW = input_rows(HIDDEN_INPUT_TILES) * INPUT_K;
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        int i = j * 4 * WARP + first;
+        values[j] = i < HIDDEN_SIZE ? *(const float4 *)(x + i) : make_float4(0, 0, 0, 0);
+    }
     float sum = 0;
-#pragma unroll 8
-    for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
-        float2 v = *(const float2 *)(x + i);
-        sum += v.x * v.x + v.y * v.y;
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        const float4 &v = values[j];
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
     float scale = rsqrtf(warp_sum(sum) / HIDDEN_SIZE + RMS_NORM_EPS);
-#pragma unroll 8
-    for (int i = lane_id() * 2; i < HIDDEN_SIZE; i += 2 * WARP) {
-        float2 v = *(const float2 *)(x + i), w = *(const float2 *)(weight + i);
-        v = make_float2(v.x * scale * w.x, v.y * scale * w.y);
-        unsigned high = to_bf16(v.x, v.y);
-        *input_word(task.input, column, i) = high;
-        if (parts == 2)
-            *input_word(task.input, column, LOW + i) = low_parts(high, v.x, v.y);
+#pragma unroll
+    for (int j = 0; j < LOADS; j++) {
+        int i = j * 4 * WARP + first;
+        if (i < HIDDEN_SIZE) {
+            float4 v = values[j];
+            const float4 &w = weights[j];
+            v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z,
+                            v.w * scale * w.w);
+            uint2 high = make_uint2(to_bf16(v.x, v.y), to_bf16(v.z, v.w));
+            *(uint2 *)input_word(task.input, column, i) = high;
+            if (parts == 2)
+                *(uint2 *)input_word(task.input, column, LOW + i) =
+                    make_uint2(low_parts(high.x, v.x, v.y), low_parts(high.y, v.z, v.w));
+        }
     }
-    for (int i = HIDDEN_SIZE + lane_id() * 2; i < WIDTH; i += 2 * WARP) {
+    for (int i = HIDDEN_SIZE + first; i < HIDDEN_INPUT_TILES * TILE; i += 4 * WARP) {
         for (int part = 0; part < parts; part++)
-            *input_word(task.input, column, part * LOW + i) = 0;
+            *(uint2 *)input_word(task.input, column, part * LOW + i) = make_uint2(0, 0);
     }
 }
 
@@ -170,77 +190,5 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
                 *input_word(task.activation, column, slice.row_tile * 8 + lane_id() % 4 * 2) = word;
         }
     });
-}
-
-#endif
-
-#if MODULES & 4
-enum {
-    ATTENTION_GROUPS = HEAD_TILES <= 8 ? 2 : 1, // groups of 8 queries of a warp: as registers allow
-    ATTENTION_THREADS = 4 * WARP,               //
-    ATTENTION_QUERIES = 4 * ATTENTION_GROUPS * 8, // of a block; a query is a token and a head
-};
-
-// query, cache -> input of o_proj. Grid: groups of ATTENTION_QUERIES queries (the last first: they
-// see most), kv heads, streams.
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
-    prefill_attention(const struct gpu_task task) {
-    wait_for_previous_kernel();
-    int kv_head = blockIdx.y, stream = blockIdx.z, queries = task.tokens * GROUP_HEADS;
-    int first = (gridDim.x - 1 - blockIdx.x) * ATTENTION_QUERIES + warp_id() * ATTENTION_GROUPS * 8;
-    if (first >= queries)
-        return;
-    struct attention<ATTENTION_GROUPS> a;
-    int positions[ATTENTION_GROUPS][2], most = 0;
-#pragma unroll
-    for (int group = 0; group < ATTENTION_GROUPS; group++) {
-        int query = first + group * 8 + lane_id() / 4;
-        int column = (task.layer == 0 ? 0 : stream * task.tokens) + query / GROUP_HEADS;
-        int head = kv_head * GROUP_HEADS + query % GROUP_HEADS;
-        load_query(a, group,
-                   query < queries ? task.query + ((long long)column * HEADS + head) * HEAD_DIM
-                                   : (const float *)0);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int last = first + group * 8 + lane_id() % 4 * 2 + i;
-            last = last < queries ? last : queries - 1;
-            positions[group][i] = task.position + last / GROUP_HEADS + 1;
-        }
-    }
-    int last = first + ATTENTION_GROUPS * 8 - 1;
-    most = task.position + (last < queries ? last : queries - 1) / GROUP_HEADS + 1;
-    start_attention(a);
-    int tiles = PREFIX_TILES + (most + TILE - 1) / TILE;
-    for (int t = 0; t < tiles; t++) {
-        struct tile keys[HEAD_TILES], values[HEAD_TILES];
-        struct span s = find_span(task, stream, kv_head, t);
-        load_keys(keys, s, 0);
-        attend_span<ATTENTION_GROUPS, false>(a, s, keys, values, positions);
-    }
-
-#pragma unroll
-    for (int group = 0; group < ATTENTION_GROUPS; group++) {
-        float even = 1.0f / column_sum(a.total[group][0]),
-              odd = 1.0f / column_sum(a.total[group][1]);
-        int query = first + group * 8 + lane_id() / 4;
-        int column = stream * task.tokens + query / GROUP_HEADS;
-        int k = (kv_head * GROUP_HEADS + query % GROUP_HEADS) * HEAD_DIM + lane_id() % 4 * 2;
-#pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++) {
-            const float(&s)[4] = a.sum[d][group];
-            unsigned upper = transpose(to_bf16(s[0] * even, s[1] * odd));
-            unsigned lower = transpose(to_bf16(s[2] * even, s[3] * odd));
-            if (query < queries && d * TILE + lane_id() % 4 * 2 < HEAD_DIM)
-                *input_word(task.input, column, k + d * TILE) = upper;
-            if (query < queries && d * TILE + lane_id() % 4 * 2 + 8 < HEAD_DIM)
-                *input_word(task.input, column, k + d * TILE + 8) = lower;
-        }
-        bool last_head = kv_head == KV_HEADS - 1 && query % GROUP_HEADS == GROUP_HEADS - 1;
-        if (INPUT_TILES > 1 && query < queries &&
-            last_head) { // zeros up to a whole tile of weights
-            for (k = HEADS * HEAD_DIM + lane_id() % 4 * 2; k < HEADS_TILES * TILE; k += 8)
-                *input_word(task.input, column, k) = 0;
-        }
-    }
 }
 #endif

@@ -26,3 +26,6 @@
 #include "cuda_warpgroup.cu"
 #include "cuda_prefill.cu"
 #endif
+#if MODULES & 4
+#include "cuda_prefill_attention.cu"
+#endif

@@ -69,7 +69,7 @@ enum {
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32,   // of a block of prefill attention
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 128 : 64,  // of a block of prefill attention
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
@@ -206,7 +206,7 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
                           blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
-                          gpu->streams, GPU_PREFILL_THREADS, 0, error);
+                          gpu->streams, GPU_PREFILL_THREADS, GPU_PREFILL_ATTENTION_SHARED, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_O, columns, LAYOUT.o.row_tiles, error);
     if (!code)
@@ -650,8 +650,11 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_STEP, gpu->shared_bytes},    {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
-        {KERNEL_PREFILL_O, prefill_shared(gpu)},    {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
+        {KERNEL_DECODE_STEP, gpu->shared_bytes},
+        {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
+        {KERNEL_PREFILL_ATTENTION, GPU_PREFILL_ATTENTION_SHARED},
+        {KERNEL_PREFILL_O, prefill_shared(gpu)},
+        {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
         {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
     };
     int code = EXIT_OK;

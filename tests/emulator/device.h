@@ -32,6 +32,14 @@ static inline struct float4 make_float4(float x, float y, float z, float w) {
     return {x, y, z, w};
 }
 
+struct uint2 {
+    unsigned x, y;
+};
+
+static inline struct uint2 make_uint2(unsigned x, unsigned y) {
+    return {x, y};
+}
+
 static inline float __uint_as_float(unsigned bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
