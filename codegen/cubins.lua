@@ -7,7 +7,7 @@ local fail = require("codegen.fail").fail
 
 local cubins = {}
 
--- Architectures that the kernels are written for, and the KB of shared memory that a block may have.
+-- Architectures that the kernels are written for, and the KB of shared memory of a block, at most.
 local SHARED = { [80] = 163, [86] = 99, [87] = 163, [89] = 99, [90] = 227, [100] = 227, [103] = 227,
                  [110] = 227, [120] = 99, [121] = 99 }
 
@@ -62,10 +62,10 @@ local function compile(compiler, nvrtc, folder, path, sm, streams, shared)
         end
     end
     local kernels = {}
-    for name, registers, shared, spilled in files.read(path .. ".txt", 1 << 20):gmatch(
+    for name, registers, own, spilled in files.read(path .. ".txt", 1 << 20):gmatch(
             "(%S+) (%d+) (%d+) (%d+)\n") do
         kernels[#kernels + 1] = { name = name, registers = tonumber(registers),
-                                  shared = tonumber(shared), spilled = tonumber(spilled) }
+                                  shared = tonumber(own), spilled = tonumber(spilled) }
     end
     return { sm = sm, streams = streams, shared = shared, kernels = kernels,
              image = files.read(path, 64 << 20) }

@@ -225,20 +225,25 @@ function emit.gpu_dims(p)
     return GPU_DIMS:format(enum({
         { "GPU_MOST_BLOCKS", g.most_blocks, "of a decode step" },
         { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
+        { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
+        { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
     }), table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[
-// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, and
-// SHARED_BYTES, the shared memory that a block may have.
+// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, SHARED_BYTES, the
+// shared memory that a block may have, and MODULES: which kernels, all if it is not given.
 #ifndef STREAMS
 #define STREAMS %d
 #endif
 #ifndef SHARED_BYTES
 #define SHARED_BYTES 232448
+#endif
+#ifndef MODULES
+#define MODULES 15
 #endif
 
 %s
@@ -301,6 +306,7 @@ function emit.cuda_dims(p)
         { "O_COLUMN_TILES", l.o.column_tiles },
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
         { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+        { "GPU_COLUMNS", p.gpu_columns, "tokens x streams of a prefill, at most" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },
         { "HEAD_OFFSET", p.head.offset },
@@ -317,9 +323,29 @@ function emit.cuda_dims(p)
     }), c_float(s.rms_norm_eps), c_float(s.parscale_attn_smooth), cuda_adapters(p))
 end
 
--- Inlines `#include "x"` once each, found in `generated` or in the folders; keeps everything else.
+-- Inlines `#include "x"` once each, found in `generated` or in the folders. Keeps everything else
+-- but what is then needless: headers' guards, a second `#include <x>`, a second blank line.
 local function amalgamate(root, name, generated)
     local seen, out = {}, {}
+    local open, conditions = {}, 0 -- #if that were not closed, a guard's name or true; the latter's
+    local function needless(line)  -- number
+        if line == "" then return out[#out] == "" end
+        local guard = line:match("^#ifndef ([%u_%d]+_H)$")
+        if line:find("^#if") then
+            open[#open + 1] = guard or true
+            conditions = conditions + (guard and 0 or 1)
+            return guard
+        elseif line:find("^#endif") then
+            guard = table.remove(open) ~= true
+            conditions = conditions - (guard and 0 or 1)
+            return guard
+        end
+        local system = line:match("^#include (<.+>)")
+        local before = seen[system or ""]
+        if system and conditions == 0 then seen[system] = true end
+        guard = line:match("^#define ([%u_%d]+_H)$")
+        return before or guard and guard == open[#open]
+    end
     local function find(include)
         if generated[include] then return generated[include] end
         for _, folder in ipairs({ "/templates/", "/runtime/" }) do
@@ -339,7 +365,7 @@ local function amalgamate(root, name, generated)
                 if not seen[inner] then
                     inline(inner)
                 end
-            else
+            elseif not needless(line) then
                 out[#out + 1] = line
             end
         end

@@ -370,6 +370,9 @@ local function gpu_plan(spec, p)
     local function inputs(n) -- 16s of activations: whole tiles of weights
         return tiles(align(n, p.formats.layers.columns))
     end
+    local function prefill_inputs(n) -- whole blocks of 64
+        return align(tiles(n) * TILE, 64) * 2
+    end
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
     local list = {
@@ -378,9 +381,9 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * inputs(h), inputs(H * d)) * TILE * 2,
+        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)),
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
-        { "activation", C * inputs(spec.intermediate_size) * TILE * 2,
+        { "activation", C * prefill_inputs(spec.intermediate_size),
           "[columns, intermediate] bf16" },
         { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
         { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
@@ -396,19 +399,27 @@ local function gpu_plan(spec, p)
         { "best", MOST_BLOCKS * 8, "[blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
-    local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
-                  most_blocks = MOST_BLOCKS,
-                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10 }
+    -- Prefill attention keeps some steps of keys and values, and queries of large heads.
+    local head_tiles = tiles(d)
+    local step_bytes = 2 * head_tiles * p.planes * TILE_BYTES
+        * (head_tiles * p.planes <= 8 and 2 or 1)
+    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
+    local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
+                  prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
+                  prefill_attention_shared = math.max(2, math.min(4, (48 << 10) // step_bytes))
+                      * step_bytes + kept_queries * TILE_BYTES,
+                  sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
         gpu.bytes = gpu.bytes + row[2]
     end
-    -- Shared memory of a block, taken at the launch; most: what it may have.
-    function gpu.shared_bytes(kernel, most)
+    -- Shared memory of a block, taken at the launch, on an architecture; most: what it may have.
+    function gpu.shared_bytes(kernel, sm, most)
+        local product = sm == 90 and gpu.warpgroup_shared or gpu.prefill_shared
         local bytes = { decode_step = most, choose = gpu.small_shared,
-                        sample_token = gpu.sample_shared, prefill_qkv = gpu.prefill_shared,
-                        prefill_o = gpu.prefill_shared, prefill_gate_up = gpu.prefill_shared,
-                        prefill_down = gpu.prefill_shared }
+                        sample_token = gpu.sample_shared, prefill_qkv = product,
+                        prefill_attention = gpu.prefill_attention_shared,
+                        prefill_o = product, prefill_gate_up = product, prefill_down = product }
         return bytes[kernel] or 0
     end
     gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES

@@ -127,11 +127,6 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
     step.meeting.arrive();
 }
 
-// silu(gate) * up; the fast functions' error is far below a bf16's.
-static __device__ inline float swiglu(float gate, float up) {
-    return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
-}
-
 // Some channels of silu(gate) * up, `rows` rows of tiles, to shared memory. A row of tiles is 8
 // gates and their 8 ups.
 static __device__ __forceinline__ void inner_part(const struct gpu_task &task, struct step &step,
@@ -217,24 +212,24 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     step.meeting.arrive();
 }
 
-// residual += what all blocks' channels add, in a fixed order. SLICES threads share 8 rows of one
-// column: each adds up some blocks' parts, and then finishes one row.
+// residual += what all blocks' channels add, in a fixed order. ADD_SLICES threads share 8 rows of
+// one column: each adds up some blocks' parts, and then finishes one row.
 enum {
-    SLICE_COLUMNS = STREAMS > 8   ? 16
-                    : STREAMS > 4 ? 8
-                    : STREAMS > 2 ? 4
-                                  : STREAMS,
-    SLICES = SLICE_COLUMNS > 4 ? THREADS / 2 / SLICE_COLUMNS : WARP,
+    ADD_COLUMNS = STREAMS > 8   ? 16
+                  : STREAMS > 4 ? 8
+                  : STREAMS > 2 ? 4
+                                : STREAMS,
+    ADD_SLICES = ADD_COLUMNS > 4 ? THREADS / 2 / ADD_COLUMNS : WARP,
 };
 
 static __device__ __forceinline__ float add_slices(const float *from, int slice, int blocks) {
     const int TOGETHER = 12; // loads under way
     float4 low = make_float4(0, 0, 0, 0), high = low;
-    for (int first = slice; first < blocks; first += TOGETHER * SLICES) {
+    for (int first = slice; first < blocks; first += TOGETHER * ADD_SLICES) {
         float4 a[TOGETHER], b[TOGETHER];
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++) {
-            long long block = first + i * SLICES;
+            long long block = first + i * ADD_SLICES;
             const float4 *part = (const float4 *)(from + block * STREAMS * HIDDEN_SIZE);
             a[i] = block < blocks ? part[0] : make_float4(0, 0, 0, 0);
             b[i] = block < blocks ? part[1] : make_float4(0, 0, 0, 0);
@@ -248,7 +243,7 @@ static __device__ __forceinline__ float add_slices(const float *from, int slice,
     float sums[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, mine = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        for (int distance = SLICES / 2; distance > 0; distance /= 2)
+        for (int distance = ADD_SLICES / 2; distance > 0; distance /= 2)
             sums[i] += __shfl_xor_sync(0xffffffff, sums[i], distance);
         mine = i == slice ? sums[i] : mine;
     }
@@ -257,8 +252,8 @@ static __device__ __forceinline__ float add_slices(const float *from, int slice,
 
 static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step,
                                                   const float *norm) {
-    int slice = threadIdx.x % SLICES, half = threadIdx.x / SLICES % 2;
-    int column = threadIdx.x / SLICES / 2;
+    int slice = threadIdx.x % ADD_SLICES, half = threadIdx.x / ADD_SLICES % 2;
+    int column = threadIdx.x / ADD_SLICES / 2;
     bool mine = column < STREAMS;
     for (int row_tile = blockIdx.x; row_tile < (int)blockIdx.x + 1 || row_tile < HIDDEN_TILES;
          row_tile += gridDim.x) {

@@ -165,15 +165,6 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
     }
 }
 
-// The next step's input; for the host too.
-static __device__ inline void leave_choice(const struct gpu_task &task, int token) {
-    int position = newest_position(task);
-    *task.meetings = 0;
-    struct gpu_state state = {token, task.ids ? task.position + task.tokens : position + 1};
-    *task.state = state;
-    task.chosen[position % 2] = state;
-}
-
 // state: the greedy choice, and the next position. Grid: 1.
 extern "C" __global__ void __launch_bounds__(THREADS) choose(const struct gpu_task task) {
     wait_for_previous_kernel();

@@ -4,6 +4,13 @@
 
 enum { WARP = 32 };
 
+// Whether warpgroups multiply (wgmma): compute capability 9.0, compiled for sm_90a.
+#if defined(EMULATOR_WARPGROUPS) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+enum { WARPGROUPS = 1 };
+#else
+enum { WARPGROUPS = 0 };
+#endif
+
 // A 16 x 16 tile as the lanes of a warp hold it: lane 4g + i has a chunk of the pack's tile order
 // (tile.h), columns 2i, 2i+1 and 2i+8, 2i+9 of row g (x, y) and of row g + 8 (z, w).
 struct tile {
@@ -38,6 +45,102 @@ static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
         "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+#endif
+}
+
+// Four 8 x 8 matrices of bf16 from shared memory: lane 8m + r gives the address of row r of matrix
+// m, 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
+static __device__ inline struct tile load_matrices(const void *row) {
+#ifdef EMULATOR
+    struct tile t = *(const struct tile *)row;
+    unsigned words[] = {t.x, t.y, t.z, t.w};
+    emulate_matrices(words);
+    return {words[0], words[1], words[2], words[3]};
+#else
+    struct tile t;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(t.x), "=r"(t.y), "=r"(t.z), "=r"(t.w)
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+    return t;
+#endif
+}
+
+// Products of a warpgroup, four warps, run behind the threads' backs: between the start of one and
+// the wait for its group, neither `sum` nor `a` may be touched nor what lies at `b` be changed.
+// sum [64, 64] += a [64, 16] x b [16, 64]: rows 16w to 16w + 15 are warp w's, sum[j] of columns 8j
+// to 8j + 7 and a as in multiply. b: 16 k of blocks of activations (input_word) in shared memory,
+// at a multiple of 1,024 bytes, 32 bytes further for each 16 of k before.
+static __device__ inline void multiply_warpgroup(float (&sum)[8][4], const struct tile &a,
+                                                 const void *b) {
+#ifdef EMULATOR
+    emulate_warpgroup_product(sum, &a.x, (const char *)b);
+#else
+    unsigned long long address = __cvta_generic_to_shared(b);
+    // Swizzled in rows of 128 bytes; 1,024 bytes from 8 columns to the next.
+    unsigned long long columns = 1ull << 62 | 64ull << 32 | 1ull << 16 | address >> 4;
+    asm volatile("{.reg .pred add;\n"
+                 "setp.eq.u32 add, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0;}"
+                 : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]),
+                   "+f"(sum[1][0]), "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]),
+                   "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
+                   "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]),
+                   "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
+                   "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
+                   "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]),
+                   "+f"(sum[7][0]), "+f"(sum[7][1]), "+f"(sum[7][2]), "+f"(sum[7][3])
+                 : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+#endif
+}
+
+// Before the first product of a group: registers are as the threads left them.
+static __device__ inline void fence_products() {
+#ifdef EMULATOR
+    emulate_fence_products();
+#else
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Ends a group of products.
+static __device__ inline void commit_products() {
+#ifdef EMULATOR
+    emulate_commit_products();
+#else
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING groups of products are still under way.
+template <int PENDING> static __device__ inline void wait_products() {
+#ifdef EMULATOR
+    emulate_wait_products(PENDING);
+#else
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// Keeps the compiler from using a sum before it is complete.
+static __device__ inline void keep(float (&sum)[8][4]) {
+#ifndef EMULATOR
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        asm volatile("" : "+f"(sum[i / 4][i % 4])::"memory");
+#else
+    (void)sum;
+#endif
+}
+
+// Behind the wait for this thread's copies, before the barrier: lets products read what they
+// brought.
+static __device__ inline void show_copies() {
+#ifdef EMULATOR
+    emulate_show_copies();
+#else
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 

@@ -32,6 +32,14 @@ static inline struct float4 make_float4(float x, float y, float z, float w) {
     return {x, y, z, w};
 }
 
+struct uint2 {
+    unsigned x, y;
+};
+
+static inline struct uint2 make_uint2(unsigned x, unsigned y) {
+    return {x, y};
+}
+
 static inline float __uint_as_float(unsigned bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -58,6 +66,12 @@ static inline unsigned emulate_bf16(float value) {
 
 void emulate_product(float (&sum)[4], const unsigned (&words)[6]);
 unsigned emulate_transpose(unsigned word);
+void emulate_matrices(unsigned (&words)[4]);
+void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char *b);
+void emulate_fence_products();
+void emulate_commit_products();
+void emulate_wait_products(int pending);
+void emulate_show_copies();
 void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);

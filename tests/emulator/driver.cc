@@ -183,7 +183,7 @@ int cuDeviceGetUuid_v2(unsigned char uuid[16], int) {
 }
 
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-    int sm = number("EMULATOR_SM", 90);
+    int sm = number("EMULATOR_SM", emulated_sm);
     switch (attribute) {
     case 16:
         *value = number("EMULATOR_MULTIPROCESSORS", MULTIPROCESSORS);

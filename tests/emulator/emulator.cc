@@ -20,7 +20,16 @@ enum {
     STUCK = 100000,          // times that threads asked in vain, and nothing else happened
 };
 
-enum warp_operation { PRODUCT, TRANSPOSE, SHUFFLE, BARRIER };
+enum warp_operation {
+    PRODUCT,
+    TRANSPOSE,
+    SHUFFLE,
+    BARRIER,
+    MATRICES,
+    WARPGROUP_PRODUCT,
+    COMMIT_PRODUCTS,
+    WAIT_PRODUCTS,
+};
 
 struct emulated_index threadIdx, blockIdx, gridDim;
 struct fiber *current;
@@ -85,6 +94,8 @@ static void fiber_main() {
             emulate_fault("ends with copies under way");
         if (block->arrived) // at the barrier of all
             emulate_fault("ends while others wait at a barrier");
+        if (!block->warps[current->thread / LANES].products.empty())
+            emulate_fault("ends with products under way");
         block->ended++;
         asked = 0;
         current->waits = wait_for::ended;
@@ -278,6 +289,76 @@ static void order_warp(struct block *block, unsigned warp) {
     block->warps[warp].time = ++block->time;
 }
 
+// ---- Products of a warpgroup ----
+//
+// Each warp's part by itself. What it reads is read when it starts, and must be the same when the
+// warp waits for it; until then its sums are NaN.
+
+static void add_warpgroup_product(const struct warpgroup_product &p, const float (&b)[16][64],
+                                  std::array<float, LANES> *(&totals)[LANES]) {
+    float a[16][16], sum[64];
+    for (int lane = 0; lane < LANES; lane++)
+        for (int word = 0; word < 4; word++) // of a tile: columns 2i, then 2i + 8, of row g, g + 8
+            for (int odd = 0; odd < 2; odd++)
+                a[lane / 4 + word / 2 * 8][lane % 4 * 2 + word % 2 * 8 + odd] =
+                    half_word(p.given[lane][word], odd);
+    for (int r = 0; r < 16; r++) {
+        memset(sum, 0, sizeof sum);
+        for (int k = 0; k < 16; k++)
+            for (int c = 0; c < 64; c++)
+                sum[c] += a[r][k] * b[k][c];
+        for (int c = 0; c < 64; c++)
+            (*totals[r % 8 * 4 + c % 8 / 2])[c / 8 * 4 + r / 8 * 2 + c % 2] += sum[c];
+    }
+}
+
+// By the last lane of a warp.
+static void start_product(struct warp *w) {
+    float b[16][64];
+    std::array<float, LANES> *totals[LANES];
+    struct warpgroup_product &p = w->next;
+    p.written = read_blocks(p.b, b, true);
+    for (int lane = 0; lane < LANES; lane++) {
+        float *sum = p.sum[lane][0];
+        memcpy(p.given[lane], p.a[lane], sizeof p.given[lane]);
+        if (w->totals.find(p.sum[lane]) == w->totals.end())
+            memcpy(w->totals[p.sum[lane]].data(), sum, LANES * sizeof *sum);
+        totals[lane] = &w->totals[p.sum[lane]];
+        for (int i = 0; i < LANES; i++)
+            sum[i] = NAN;
+    }
+    add_warpgroup_product(p, b, totals);
+    w->products.push_back(p);
+}
+
+static void complete_product(struct warp *w, const struct warpgroup_product &p) {
+    float b[16][64];
+    if (read_blocks(p.b, b, false) != p.written)
+        emulate_fault("shared memory that a product under way reads was written");
+    for (int lane = 0; lane < LANES; lane++) {
+        bool used = false;
+        if (memcmp(p.given[lane], p.a[lane], sizeof p.given[lane]) != 0)
+            emulate_fault("registers that a product under way reads were written");
+        for (const struct warpgroup_product &other : w->products)
+            used |= other.sum[lane] == p.sum[lane];
+        if (used)
+            continue;
+        memcpy(p.sum[lane], w->totals[p.sum[lane]].data(), LANES * sizeof(float));
+        w->totals.erase(p.sum[lane]);
+    }
+}
+
+static void complete_products(struct warp *w, unsigned pending) {
+    while (w->product_groups > pending) {
+        struct warpgroup_product p = w->products.front();
+        w->products.pop_front();
+        if (p.b)
+            complete_product(w, p);
+        else
+            w->product_groups--;
+    }
+}
+
 // Leaves this lane's words and waits for the other lanes; the last one computes products.
 static struct warp *with_warp(warp_operation operation, const unsigned *words, int count) {
     unsigned lane = current->thread % LANES;
@@ -298,6 +379,14 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
         compute_product(w);
     if (operation == BARRIER)
         order_warp(block, current->thread / LANES);
+    if (operation == WARPGROUP_PRODUCT)
+        start_product(w);
+    if (operation == COMMIT_PRODUCTS) {
+        w->products.push_back({});
+        w->product_groups++;
+    }
+    if (operation == WAIT_PRODUCTS)
+        complete_products(w, words[0]);
     release(block, current->thread - lane, LANES, wait_for::warp);
     return w;
 }
@@ -325,6 +414,45 @@ unsigned emulate_transpose(unsigned word) {
 
 void __syncwarp() {
     with_warp(BARRIER, NULL, 0);
+}
+
+void emulate_matrices(unsigned (&words)[4]) {
+    unsigned g = current->thread % LANES / 4, i = current->thread % 4;
+    const struct warp *w = with_warp(MATRICES, words, 4);
+    for (unsigned m = 0; m < 4; m++)
+        words[m] = w->given[8 * m + g][i];
+}
+
+void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char *b) {
+    struct block *block = current->block;
+    struct warp *w = &block->warps[current->thread / LANES];
+    unsigned lane = current->thread % LANES;
+    if (!current->products_fenced)
+        emulate_fault("products without a fence before them");
+    if (w->arrived && w->next.b != b)
+        emulate_fault("lanes of a warp multiply different columns");
+    w->next.sum[lane] = sum;
+    w->next.a[lane] = a;
+    w->next.b = b;
+    with_warp(WARPGROUP_PRODUCT, NULL, 0);
+}
+
+void emulate_fence_products() {
+    current->products_fenced = true;
+}
+
+void emulate_commit_products() {
+    with_warp(COMMIT_PRODUCTS, NULL, 0);
+    current->products_fenced = false;
+}
+
+void emulate_wait_products(int pending) {
+    unsigned word = (unsigned)pending;
+    with_warp(WAIT_PRODUCTS, &word, 1);
+}
+
+void emulate_show_copies() {
+    current->shown = current->block->time + 1;
 }
 
 // ---- Kernels ----
@@ -466,7 +594,8 @@ static void start_block(struct block *block, struct grid *grid) {
         fiber->block = block;
         fiber->thread = t;
         fiber->waits = wait_for::nothing;
-        fiber->waited = false;
+        fiber->waited = fiber->products_fenced = false;
+        fiber->shown = 0;
         fiber->fenced.clear();
         fiber->observed.clear();
         fiber->known.clear();

@@ -8,11 +8,10 @@
 #include "emulator.h"
 #include "kernels.h"
 
-#define STREAMS         1 // not used
-#define WARP_RING_BYTES 8192
+#define STREAMS 1 // not used
 #include ENGINE_CU
 
-const int emulated_streams = 0, emulated_shared_bytes = 0;
+const int emulated_streams = 0, emulated_shared_bytes = 0, emulated_sm = 90;
 const size_t emulated_task_bytes = 0;
 
 void emulate_kernel(void *, const void *) {

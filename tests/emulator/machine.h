@@ -2,6 +2,8 @@
 // halves, threads (emulator.cc) and memory (memory.cc), need of each other.
 #pragma once
 #include <stdint.h>
+#include <array>
+#include <deque>
 #include <map>
 #include <vector>
 #include "emulator.h"
@@ -47,10 +49,21 @@ struct fiber {
     unsigned part;               // which barrier of a part it waits for
     unsigned long long *awaited; // the barrier whose phase it waits for
     bool waited;                 // for the kernel before
+    bool products_fenced;
+    uint32_t shown; // what it wrote to shared memory before, products may read
     struct copy_queue copies;
     std::vector<struct knowledge> fenced;   // what a later atomic operation tells others
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
     std::vector<struct knowledge> known;    //
+};
+
+// A product of a warpgroup under way, of one of its warps; no sums: the end of a group.
+struct warpgroup_product {
+    float (*sum[LANES])[4]; // [8][4]
+    const unsigned *a[LANES];
+    unsigned given[LANES][4]; // a, at the start
+    const char *b;
+    uint64_t written; // digest of who wrote b
 };
 
 struct warp {
@@ -60,6 +73,10 @@ struct warp {
     unsigned words[LANES][6]; // of the lanes that arrived
     unsigned given[LANES][6]; // of all lanes, until all have arrived at the next operation
     float results[LANES][4];
+    std::deque<struct warpgroup_product> products;
+    size_t product_groups;
+    std::map<float (*)[4], std::array<float, LANES>> totals; // of sums that are under way
+    struct warpgroup_product next;
 };
 
 // A barrier in shared memory that threads arrive at without waiting.
@@ -138,6 +155,11 @@ void land_slot(const struct slot_copy &copy);
 
 // Whether the current thread has copies under way.
 bool copies_under_way();
+
+// 16 k of 64 columns of activations, as a descriptor with the 128-byte swizzle has them, at `b` in
+// shared memory. Returns a digest of who wrote them last; `check`: it is a fault if this thread may
+// not read it.
+uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check);
 
 // A block starts: its number among all.
 uint32_t new_instance(const struct grid *grid);

@@ -334,6 +334,36 @@ static void land(const struct copy &copy) {
         shared_cells[i].written = shared_record(current->thread);
 }
 
+uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check) {
+    uint64_t digest = 14695981039346656037u;
+    size_t start = (size_t)(b - arena);
+    if (start % 1024 % 32 || start % 1024 >= 128)
+        emulate_fault("a product's columns are not aligned");
+    for (unsigned n = 0; n < 64; n++) {
+        for (unsigned chunk = 0; chunk < 2; chunk++) {
+            size_t at = start + n / 8 * 1024 + n % 8 * 128 + chunk * 16;
+            at ^= at / 128 % 8 * 16;
+            if (check)
+                access_shared(at, 16, false, shared_record(current->thread), NULL);
+            for (unsigned grain = 0; grain < 16 / SHARED_GRAIN; grain++) {
+                uint32_t written = shared_cells[at / SHARED_GRAIN + grain].written;
+                const struct fiber *writer =
+                    current->block->fibers[(written >> TIME_BITS) % current->block->fibers.size()];
+                if (check && written % MOST_TIME >= writer->shown)
+                    emulate_fault("a product reads shared memory at %#zx, which thread %u has not "
+                                  "shown to products",
+                                  at, writer->thread);
+                digest = (digest ^ written) * 1099511628211u;
+            }
+            unsigned short words[8];
+            memcpy(words, arena + at, sizeof words);
+            for (unsigned k = 0; k < 8; k++)
+                columns[chunk * 8 + k][n] = __uint_as_float((unsigned)words[k] << 16);
+        }
+    }
+    return digest;
+}
+
 void emulate_commit() {
     push_copy({});
     current->copies.groups++;
