@@ -10,6 +10,8 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+#define __grid_constant__
 
 struct emulated_index {
     unsigned x, y, z;
