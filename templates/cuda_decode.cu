@@ -10,22 +10,10 @@ struct step {
     int layer;
 };
 
-// The task as of the layer that the step is at. What a phase computes from it the compiler does not
-// keep for the next layer: all phases' addresses together are more than the registers hold.
+// The task as of the layer that the step is at.
 static __device__ __forceinline__ struct gpu_task layer_task(const struct gpu_task &given,
                                                              const struct step &step) {
-    const long long zero = unknown_zero();
     struct gpu_task task = given;
-    task.weights += zero;
-    task.cache += zero;
-    task.rotary += zero;
-    task.residual += zero;
-    task.input += zero;
-    task.activation += zero;
-    task.normed += zero;
-    task.squares += zero;
-    task.query += zero;
-    task.partial += zero;
     task.layer = step.layer;
     return task;
 }
@@ -336,7 +324,7 @@ static __device__ __forceinline__ struct step decode_attention(const struct gpu_
 
 // The layers of a decode step: token and position of `state` -> residual.
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
-    decode_layers(const __grid_constant__ struct gpu_task given) {
+    decode_layers(const struct gpu_task given) {
     struct workplace *w = workplace();
     if (threadIdx.x == 0) {
         for (int i = 0; i < RING_SLOTS; i++) {

@@ -11,7 +11,7 @@ struct tile {
 };
 
 // 16 x 8 activations, rows 2i, 2i+1 (x) and 2i+8, 2i+9 (y) of column g in lane 4g + i.
-struct __align__(8) columns {
+struct alignas(8) columns {
     unsigned x, y;
 };
 
@@ -141,15 +141,6 @@ static __device__ inline void wait_for_previous_kernel() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-// 0, of which the compiler does not know.
-static __device__ __forceinline__ long long unknown_zero() {
-    long long zero = 0;
-#ifndef EMULATOR
-    asm volatile("" : "+l"(zero));
-#endif
-    return zero;
 }
 
 // ---- Synchronisation inside of a kernel that runs as one launch of resident blocks ----

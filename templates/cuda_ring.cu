@@ -125,7 +125,7 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
         SLOTS = (TILES + SLOT_TILES - 1) / SLOT_TILES,
         PIECES = FORMAT::INPUTS * PARTS * COLUMN_GROUPS, // of activations for a tile, 8 bytes each
         FIT = 48 / (WARP_TILES * PIECES),                // slots whose activations fit the registers
-        CHUNK = SLOTS <= FIT ? SLOTS : FIT / 4 < 1 ? 1 : FIT / 4,
+        CHUNK = SLOTS <= FIT ? SLOTS : 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
     };
 
@@ -201,8 +201,7 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
                                                         int row_tiles, int first) {
         struct inputs even, odd;
         int rows = 0;
-        if (first < row_tiles)
-            load(even, input, 0);
+        load(even, input, 0);
 #pragma unroll 1
         for (int row = first; row < row_tiles && rows < SUM_ROWS; row += gridDim.x) {
             float sum[2][COLUMN_GROUPS][4] = {};
