@@ -19,7 +19,7 @@ local RANDOM_KL_BAR = 5e-4 -- the same, of random weights against the CPU
 local EVERY = 20
 local SHAPE_TOKENS = 24
 -- Little shared memory, as sm_86 and sm_120 have it: half the work of copying ahead.
-local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
+local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
 
 local scratch = build.scratch
 

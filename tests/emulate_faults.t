@@ -73,7 +73,7 @@ local function engine_kernels()
     build.must("%s -std=c11 -O1 -DPARSCALE_NO_MAIN -o '%s' '%sgpu_harness.c' '%s/engine.c' -lm "
         .. "-pthread", build.cc, harness, build.here, folder)
     local text, statements = with_questions(build.read(folder .. "/engine.cu"))
-    emulated.emulator(folder, STREAMS, "-DWARP_RING_BYTES=8192", build.write("asking.cu", text))
+    emulated.emulator(folder, STREAMS, "-DSHARED_BYTES=101376", build.write("asking.cu", text))
 
     local chain = build.harness(folder, "gpu_chain_harness", "-std=c11 -O1")
     local function command(sampling, environment)

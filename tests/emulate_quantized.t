@@ -12,7 +12,7 @@ local golden = require("golden")
 local tap = require("tap")
 
 local KL, ERROR = 3e-4, 15e-3 -- nats; of the logits' deviation
-local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
+local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
 
 -- A golden folder or the end of a spec; P; tokens.
 local MODELS = {

@@ -70,7 +70,6 @@ void emulate_pause();
 void emulate_init_barrier(unsigned long long *barrier, int arrivals);
 void emulate_publish_barriers();
 void emulate_arrive(unsigned long long *barrier);
-bool emulate_test_barrier(unsigned long long *barrier, unsigned parity);
 void emulate_wait_barrier(unsigned long long *barrier, unsigned parity);
 void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier);
 unsigned emulate_shuffle(unsigned word, int distance);

@@ -27,19 +27,9 @@ enum : size_t {
     DEVICE_GRAIN = 2,
 };
 
-// A record of an access, in shared memory: thread << 20 | the block's time; 0: none. Times go on
-// from one block to the next in the same slot. In device memory the block's instance << 32 is
-// added. Instead of a thread: several of a warp, of a block, of a launch; a copy under way.
-enum : unsigned {
-    THREADS = 1024,
-    OF_WARP = THREADS, // + warp
-    OF_BLOCK = OF_WARP + MOST_WARPS,
-    OF_LAUNCH,
-    UNDER_WAY = 2048, // + thread
-    TIME_BITS = 20,
-    MOST_TIME = 1 << TIME_BITS,
-};
-
+// A record of an access, in shared memory: who << 20 | the block's time; 0: none. Times go on from
+// one block to the next in the same slot. In device memory the block's instance << 32 is added.
+// With OF_SET, instead of the time: which one.
 struct shared_cell {
     uint32_t written, read;
 };
@@ -119,10 +109,73 @@ static uint64_t device_record(unsigned who) {
     return (uint64_t)current->block->instance << 32 | shared_record(who);
 }
 
+// Readers of a place, in a cooperative launch: of each block and warp one record.
+struct reader_set {
+    uint32_t readers[MOST_RESIDENT][CLOCK_WARPS];
+};
+
+static std::vector<struct reader_set> sets;
+static std::vector<unsigned> unused_sets;
+
+void forget_readers() {
+    sets.clear();
+    unused_sets.clear();
+}
+
+static bool is_ordered_set(unsigned index);
+
+// Whether an access of a block of this cooperative launch is ordered before what the current thread
+// does now.
+static bool is_ordered_in(unsigned block, uint32_t access) {
+    unsigned who = access >> TIME_BITS, time = access % MOST_TIME;
+    if (who == OF_SET)
+        return is_ordered_set(time);
+    return (who == current->thread && block == current->block->index) ||
+           is_known(current->clock, block, who, time);
+}
+
+static bool is_ordered_set(unsigned index) {
+    for (unsigned block = 0; block < MOST_RESIDENT; block++)
+        for (uint32_t reader : sets[index].readers[block])
+            if (reader && !is_ordered_in(block, reader))
+                return false;
+    return true;
+}
+
+// The record of who read: `access` of a block of this launch, which is not known to be ordered, and
+// the current thread.
+static uint32_t add_reader(unsigned block, uint32_t access) {
+    unsigned who = access >> TIME_BITS, warp = current->thread / LANES, index = access % MOST_TIME;
+    uint32_t several = (OF_WARP + warp) << TIME_BITS | current->block->time;
+    uint32_t mine = current->thread << TIME_BITS | current->block->time;
+    if (who != OF_SET) {
+        unsigned its_warp = who < THREADS ? who / LANES : who - OF_WARP;
+        if (block == current->block->index && its_warp == warp)
+            return several;
+        if (unused_sets.empty()) {
+            unused_sets.push_back((unsigned)sets.size());
+            sets.push_back({});
+        }
+        index = unused_sets.back();
+        unused_sets.pop_back();
+        sets[index] = {};
+        sets[index].readers[block][its_warp] = access;
+    }
+    uint32_t *reader = &sets[index].readers[current->block->index][warp];
+    *reader = !*reader || is_ordered_in(current->block->index, *reader) ? mine : several;
+    return (uint32_t)OF_SET << TIME_BITS | index;
+}
+
+static bool is_set(uint32_t access) {
+    return access >> TIME_BITS == OF_SET;
+}
+
 // Whether an access of the current block is ordered before what the current thread does now.
 static inline bool ordered_here(uint32_t access) {
     const struct block *block = current->block;
     unsigned who = access >> TIME_BITS, time = access % MOST_TIME, thread = current->thread;
+    if (block->cooperative)
+        return is_ordered_in(block->index, access);
     if (who >= UNDER_WAY)
         return false;
     unsigned warp = who < THREADS ? who / LANES : who - OF_WARP;
@@ -156,6 +209,8 @@ static bool ordered(uint64_t access) {
         return launch < block->grid->floor || (waited && (launch < block->grid->waited_floor ||
                                                           launch + 1 == block->grid->number));
     }
+    if (block->cooperative)
+        return is_ordered_in(instance - block->grid->first_instance, (uint32_t)access);
     if (who == OF_LAUNCH)
         return false;
     if (instance == block->instance)
@@ -187,6 +242,8 @@ static unsigned long code_offset(const void *code) {
     char whom[64], when[40] = "";
     if (who >= UNDER_WAY)
         snprintf(whom, sizeof whom, "a copy under way, of thread %u,", who - UNDER_WAY);
+    else if (who >= COPIED)
+        snprintf(whom, sizeof whom, "a copy");
     else if (who < THREADS)
         snprintf(whom, sizeof whom, "thread %u", who);
     else
@@ -213,13 +270,20 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
             tell_race(write ? "writes" : "reads", "shared", offset, "writes",
                       c->written >> TIME_BITS, false, 0, code);
         }
-        bool free = c->read % MOST_TIME < start || ordered_here(c->read);
+        bool set = is_set(c->read);
+        bool free = set ? write && is_ordered_set(c->read % MOST_TIME)
+                        : c->read % MOST_TIME < start || ordered_here(c->read);
         if (!write) {
-            c->read = free ? mine : shared_record(with_reader(c->read >> TIME_BITS));
+            c->read = free                         ? mine
+                      : current->block->cooperative ? add_reader(current->block->index, c->read)
+                                                    : shared_record(
+                                                          with_reader(c->read >> TIME_BITS));
             continue;
         }
         if (!free)
             tell_race("writes", "shared", offset, "reads", c->read >> TIME_BITS, false, 0, code);
+        if (set)
+            unused_sets.push_back(c->read % MOST_TIME);
         *c = {mine, 0};
     }
 }
@@ -236,6 +300,8 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
 static void touch_device(struct device_cell *cells, size_t offset, size_t bytes, bool write,
                          const void *code) {
     const uint64_t mine = device_record(current->thread);
+    const struct grid *grid = current->block->grid;
+    const bool cooperative = current->block->cooperative;
     const struct device_cell *end = cells + (offset + bytes + DEVICE_GRAIN - 1) / DEVICE_GRAIN;
     uint64_t good = 0; // known to be ordered
     for (struct device_cell *c = cells + offset / DEVICE_GRAIN; c < end; c++) {
@@ -244,13 +310,21 @@ static void touch_device(struct device_cell *cells, size_t offset, size_t bytes,
         good = c->written;
         if (c->read == mine && !write)
             continue;
-        bool free = ordered(c->read);
+        bool set = cooperative && is_set((uint32_t)c->read) &&
+                   launch_of[c->read >> 32] == grid->number;
+        bool free = (write || !set) && ordered(c->read);
         if (write && !free)
             tell_device_race(write, offset, "reads", c->read, code);
+        if (write && set)
+            unused_sets.push_back((unsigned)c->read % MOST_TIME);
         if (write)
             *c = {mine, 0};
         else if (free)
             c->read = mine;
+        else if (cooperative)
+            c->read = (uint64_t)current->block->instance << 32 |
+                      add_reader((unsigned)(c->read >> 32) - grid->first_instance,
+                                 (uint32_t)c->read);
         else if (c->read >> 32 == mine >> 32 && (uint32_t)c->read >> TIME_BITS != OF_LAUNCH)
             c->read = device_record(with_reader((uint32_t)c->read >> TIME_BITS));
         else
@@ -265,8 +339,7 @@ static void access_shared(size_t at, size_t bytes, bool write, uint32_t mine, co
         emulate_fault("shared memory at %ld is out of range: there are %u bytes (code %#lx)",
                       (long)at - (long)start, current->block->grid->launch.shared_bytes,
                       code_offset(code));
-    if (!current->block->lax)
-        touch_shared(shared_cells + start / SHARED_GRAIN, at - start, bytes, write, mine, code);
+    touch_shared(shared_cells + start / SHARED_GRAIN, at - start, bytes, write, mine, code);
 }
 
 static void note_written(struct allocation *allocation) {
@@ -295,7 +368,7 @@ static void access(const void *address, size_t bytes, bool write, const void *co
         emulate_fault("device memory %p is out of range (code %#lx)", address, code_offset(code));
     if (write && !allocation->written)
         note_written(allocation);
-    if (allocation->written && !current->block->lax)
+    if (allocation->written)
         touch_device(device_cells + (allocation->start - SHARED_BYTES) / DEVICE_GRAIN,
                      at - allocation->start, bytes, write, code);
 }
@@ -369,24 +442,25 @@ void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned lon
     access_shared((size_t)((const char *)shared - arena), (size_t)bytes, true,
                   shared_record(UNDER_WAY + current->thread), code);
     access(global, (size_t)bytes, false, code);
-    current->block->slot_copies.push_back({(char *)shared, global, (size_t)bytes, barrier});
+    start_slot_copy((char *)shared, global, (size_t)bytes, barrier);
 }
 
-void land_slot(const struct slot_copy &copy) {
+void land_slot(const struct slot_copy &copy, unsigned index) {
+    size_t at = (size_t)(copy.to - arena);
     memcpy(copy.to, copy.from, copy.bytes);
-    arrive_at(copy.barrier, LANES);
+    for (size_t i = at / SHARED_GRAIN; i < (at + copy.bytes) / SHARED_GRAIN; i++)
+        shared_cells[i].written = shared_record(COPIED + index);
 }
 
-// ---- Counters of a grid ----
+// ---- Barriers and counters ----
 
-void emulate_arrive_grid(unsigned *counter) {
-    access(counter, sizeof *counter, false, __builtin_return_address(0));
-    *counter += 1;
+void write_barrier(unsigned long long *barrier) {
+    access(barrier, sizeof *barrier, true, __builtin_return_address(0));
+    *barrier = 0;
 }
 
-unsigned emulate_load_acquire(const unsigned *counter) {
-    access(counter, sizeof *counter, false, __builtin_return_address(0));
-    return *counter;
+void touch_counter(const unsigned *counter, const void *code) {
+    access(counter, sizeof *counter, false, code);
 }
 
 // ---- Fences and atomic operations ----
@@ -399,6 +473,10 @@ static std::map<unsigned *, std::vector<struct knowledge>> *told;
 void __threadfence() {
     struct fiber *f = current;
     struct block *block = f->block;
+    if (block->cooperative) {
+        fence_cooperative();
+        return;
+    }
     f->known.insert(f->known.end(), f->observed.begin(), f->observed.end());
     f->observed.clear();
     f->fenced = f->known;
@@ -414,6 +492,8 @@ unsigned atomicInc(unsigned *counter, unsigned limit) {
     const struct allocation *allocation = at < ARENA_BYTES ? pages[at / PAGE] : NULL;
     if (!allocation || at < allocation->start || at + sizeof *counter > allocation->end)
         emulate_fault("an atomic operation out of range");
+    if (f->block->cooperative)
+        return increment_cooperative(counter, limit);
     if (!told)
         told = new std::map<unsigned *, std::vector<struct knowledge>>;
     std::vector<struct knowledge> &all = (*told)[counter];
