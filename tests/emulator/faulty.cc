@@ -185,7 +185,7 @@ static const struct kernel KERNELS[] = {
     {"good: halves of a word", "",
      [](const struct arguments &a) { ((short *)a.data)[blockIdx.x * 64 + threadIdx.x] = 1; }, NULL},
     {"good: copies and a grid that waits", "", pass_on<0, 0>, NULL, true},
-    {"a grid that waits for all but one", "of another block writes", pass_on<1, 0>, NULL, true},
+    {"a grid that waits for all but one", "of another block", pass_on<1, 0>, NULL, true},
     {"a copy read when the one before is there", "a copy", pass_on<0, 1>, NULL, true},
     {"a grid that waits for nobody", "again and again",
      [](const struct arguments &a) {
