@@ -11,7 +11,6 @@ enum {
     PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,   // of one plane of keys or values
     RESULT_FLOATS = HEAD_TILES * WARP * 4,            // a warp's sums, as its lanes hold them
     ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and each column's maximum and total
-    DECODE_ATTENTION_SHARED = WARPS * ATTENTION_PARTIAL * 4, // bytes
 };
 
 // GROUPS x 8 queries of a warp. Lane 4g + i: sum[d][.][0..1] are dimension 16 d + g of queries 2i,
@@ -154,6 +153,7 @@ static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TI
 
 template <int GROUPS>
 static __device__ __forceinline__ void add_scores(float (&score)[GROUPS][4],
+                                                  float (&low_score)[GROUPS][4],
                                                   const struct attention<GROUPS> &a,
                                                   const struct tile (&keys)[HEAD_TILES]) {
 #pragma unroll
@@ -161,7 +161,7 @@ static __device__ __forceinline__ void add_scores(float (&score)[GROUPS][4],
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             multiply(score[group], keys[d], a.high[d][group]);
-            multiply(score[group], keys[d], a.low[d][group]);
+            multiply(low_score[group], keys[d], a.low[d][group]);
         }
     }
 }
@@ -187,11 +187,11 @@ template <int GROUPS, bool LOADED>
 static __device__ __forceinline__ void
 attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&keys)[HEAD_TILES],
             struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
-    float score[GROUPS][4] = {};
-    add_scores(score, a, keys);
+    float score[GROUPS][4] = {}, low_score[GROUPS][4] = {}; // two sums: shorter chains
+    add_scores(score, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_keys(keys, s, 1);
-        add_scores(score, a, keys);
+        add_scores(score, low_score, a, keys);
     }
     struct columns high[GROUPS], low[GROUPS];
 #pragma unroll
@@ -200,7 +200,8 @@ attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&key
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int visible = (s.causal ? positions[group][i % 2] : PREFIX_TOKENS) - s.positions;
-            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] : negative_infinity();
+            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] + low_score[group][i]
+                                                       : negative_infinity();
         }
         soften(a, p, group);
         unsigned upper = to_bf16(p[0], p[1]), lower = to_bf16(p[2], p[3]);
@@ -220,44 +221,70 @@ attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&key
     }
 }
 
-// Adds `parts` results of ATTENTION_PARTIAL floats in order: float `i` of the sums at the common
-// maximum of its column. *total: the column's total.
-static __device__ inline float merge_results(const float *parts, int count, int i, float *total) {
-    int column = i / 4 % 4 * 2 + i % 2;
-    float max = negative_infinity(), sum = 0;
-    for (int part = 0; part < count; part++)
-        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
-    *total = 0;
-    for (int part = 0; part < count; part++) {
-        const float *one = parts + part * ATTENTION_PARTIAL;
-        float factor = power_of_two(one[RESULT_FLOATS + column] - max);
-        sum += one[i] * factor;
-        *total += one[RESULT_FLOATS + 8 + column] * factor;
-    }
-    return sum;
-}
+// Results of several warps or blocks, ATTENTION_PARTIAL floats each: the sums of the lanes, the
+// maximum and the total of each of 8 columns. They are added in order, MERGED at a time, so that all
+// loads are under way at once.
+enum { MERGED = 8 };
 
-static __device__ inline float merged_max(const float *parts, int count, int column) {
-    float max = negative_infinity();
-    for (int part = 0; part < count; part++)
-        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
-    return max;
+struct merged {
+    float4 sum;
+    float2 max, total; // of the two columns of which `sum` has two rows: x and z, y and w
+};
+
+// Adds `count` results from `parts` on: the four floats from 4 * n on.
+static __device__ __forceinline__ struct merged merge_results(const float *parts, int count,
+                                                              int n) {
+    struct merged all = {make_float4(0, 0, 0, 0),
+                         make_float2(negative_infinity(), negative_infinity()),
+                         make_float2(0, 0)};
+    const float *columns = parts + RESULT_FLOATS + n % 4 * 2;
+    for (int first = 0; first < count; first += MERGED) {
+        float4 sum[MERGED];
+        float2 max[MERGED], total[MERGED], most = all.max;
+#pragma unroll
+        for (int i = 0; i < MERGED; i++) {
+            long long at = (long long)(first + i < count ? first + i : first) * ATTENTION_PARTIAL;
+            max[i] = *(const float2 *)(columns + at);
+            total[i] = *(const float2 *)(columns + at + 8);
+            sum[i] = *(const float4 *)(parts + at + 4 * n);
+        }
+#pragma unroll
+        for (int i = 0; i < MERGED; i++) {
+            most.x = fmaxf(most.x, max[i].x);
+            most.y = fmaxf(most.y, max[i].y);
+        }
+        float2 factor = make_float2(power_of_two(all.max.x - most.x),
+                                    power_of_two(all.max.y - most.y));
+        all.max = most;
+        all.total = make_float2(all.total.x * factor.x, all.total.y * factor.y);
+        all.sum = make_float4(all.sum.x * factor.x, all.sum.y * factor.y, all.sum.z * factor.x,
+                              all.sum.w * factor.y);
+#pragma unroll
+        for (int i = 0; i < MERGED; i++) {
+            if (first + i < count) {
+                factor = make_float2(power_of_two(max[i].x - most.x),
+                                     power_of_two(max[i].y - most.y));
+                all.total.x += total[i].x * factor.x;
+                all.total.y += total[i].y * factor.y;
+                all.sum.x += sum[i].x * factor.x;
+                all.sum.y += sum[i].y * factor.y;
+                all.sum.z += sum[i].z * factor.x;
+                all.sum.w += sum[i].w * factor.y;
+            }
+        }
+    }
+    return all;
 }
 
 // Leaves a warp's result where merge_results finds it.
 static __device__ __forceinline__ void store_result(const struct attention<1> &a, float *out) {
 #pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            out[(d * WARP + lane_id()) * 4 + i] = a.sum[d][0][i];
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float total = column_sum(a.total[0][i]);
-        if (lane_id() < 4) {
-            out[RESULT_FLOATS + lane_id() * 2 + i] = a.max[0][i];
-            out[RESULT_FLOATS + 8 + lane_id() * 2 + i] = total;
-        }
+    for (int d = 0; d < HEAD_TILES; d++)
+        *(float4 *)(out + (d * WARP + lane_id()) * 4) =
+            make_float4(a.sum[d][0][0], a.sum[d][0][1], a.sum[d][0][2], a.sum[d][0][3]);
+    float2 total = make_float2(column_sum(a.total[0][0]), column_sum(a.total[0][1]));
+    if (lane_id() < 4) {
+        *(float2 *)(out + RESULT_FLOATS + lane_id() * 2) = make_float2(a.max[0][0], a.max[0][1]);
+        *(float2 *)(out + RESULT_FLOATS + 8 + lane_id() * 2) = total;
     }
 }

@@ -221,39 +221,52 @@ struct attention_part {
     }
 };
 
-// The sums of a block's warps, added: to `out`, as store_result leaves them.
-static __device__ __forceinline__ void add_warps(float *out) {
-    const float *results = work_floats();
-    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
-        float total;
-        out[i] = merge_results(results, WARPS, i, &total);
-        int column = i / 4 % 4 * 2 + i % 2;
-        if (i < 16 && i % 4 < 2) {
-            out[RESULT_FLOATS + column] = merged_max(results, WARPS, column);
-            out[RESULT_FLOATS + 8 + column] = total;
+// Sums of all positions, added: to the input of o_proj. Four floats from 4 * n on.
+static __device__ __forceinline__ void store_attention(const struct gpu_task &task,
+                                                       const struct attention_part &part, int n,
+                                                       const struct merged &all) {
+    unsigned short *out = (unsigned short *)task.input;
+    const float values[4] = {all.sum.x / all.total.x, all.sum.y / all.total.y,
+                             all.sum.z / all.total.x, all.sum.w / all.total.y};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int head = part.group * 8 + n % 4 * 2 + i % 2;
+        int dim = n / WARP * TILE + n / 4 % 8 + i / 2 * 8;
+        if (head < GROUP_HEADS && dim < HEAD_DIM) {
+            int k = (part.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim;
+            out[column_index(COLUMN_GROUPS, k, part.stream)] = bf16_bits(values[i]);
         }
     }
 }
 
-// The parts of an item, added: to the input of o_proj.
+// The results of the block's warps, and then of the blocks that share an item, added.
 static __device__ __forceinline__ void finish_attention(const struct gpu_task &task,
                                                         const struct attention_part &part,
-                                                        const float *parts, int count) {
-    unsigned short *out = (unsigned short *)task.input;
-    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
-        int head = part.group * 8 + i / 4 % 4 * 2 + i % 2;
-        int dim = i / (4 * WARP) * TILE + i / 16 % 8 + i % 4 / 2 * 8;
-        float total, sum = merge_results(parts, count, i, &total);
-        if (head < GROUP_HEADS && dim < HEAD_DIM) {
-            int k = (part.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim;
-            out[column_index(COLUMN_GROUPS, k, part.stream)] = bf16_bits(sum / total);
+                                                        int item, int splits) {
+    float *partial = task.partial + (long long)item * MOST_SPLITS * ATTENTION_PARTIAL;
+    float *mine = partial + part.split * ATTENTION_PARTIAL;
+    consumers_barrier();
+    for (int n = threadIdx.x; n < RESULT_FLOATS / 4; n += THREADS) {
+        const struct merged all = merge_results(work_floats(), WARPS, n);
+        if (splits == 1) {
+            store_attention(task, part, n, all);
+        } else {
+            *(float4 *)(mine + 4 * n) = all.sum;
+            if (n < 4) {
+                *(float2 *)(mine + RESULT_FLOATS + n * 2) = all.max;
+                *(float2 *)(mine + RESULT_FLOATS + 8 + n * 2) = all.total;
+            }
         }
     }
+    if (splits > 1 && last_to_arrive(task.arrivals + item, splits))
+        for (int n = threadIdx.x; n < RESULT_FLOATS / 4; n += THREADS)
+            store_attention(task, part, n, merge_results(partial, splits, n));
     if (INPUT_TILES > 1 && part.kv_head == KV_HEADS - 1 && part.group == HEAD_GROUPS - 1) {
-        // Zeros up to a whole tile of weights.
+        unsigned short *out = (unsigned short *)task.input; // zeros up to a whole tile of weights
         for (int k = HEADS * HEAD_DIM + threadIdx.x; k < HEADS_TILES * TILE; k += THREADS)
             out[column_index(COLUMN_GROUPS, k, part.stream)] = 0;
     }
+    consumers_barrier();
 }
 
 // query, cache -> input of o_proj. Parts of an item are added by the block that finishes last. All
@@ -305,18 +318,7 @@ static __device__ __forceinline__ struct step decode_attention(const struct gpu_
             attend_span<1, LOADED>(a, s, keys, values, seen);
         }
         store_result(a, work_floats() + warp_id() * ATTENTION_PARTIAL);
-        consumers_barrier();
-        if (splits == 1) {
-            finish_attention(task, part, work_floats(), WARPS);
-        } else {
-            int item = n / splits;
-            float *partial =
-                task.partial + (long long)item * MOST_SPLITS * ATTENTION_PARTIAL;
-            add_warps(partial + part.split * ATTENTION_PARTIAL);
-            if (last_to_arrive(task.arrivals + item, splits))
-                finish_attention(task, part, partial, splits);
-        }
-        consumers_barrier();
+        finish_attention(task, part, n / splits, splits);
     }
     step.meeting.arrive();
     return step;

@@ -7,11 +7,13 @@
 // warp only what its tiles need.
 
 enum {
-    MOST_SLOTS = 12,
+    MOST_SLOTS = 26,
     MOST_SPLITS = 16, // of an item of attention
     SPLIT_TILES = 1,  // rows of tiles of a warp, from which on attention is split
-    FLYING_BYTES = 48 << 10,
-    SLOT_TILES = 32,
+    FLYING_BYTES = 40 << 10, // under way, at most: more would delay what the blocks tell each other
+    CALM_BYTES = 16 << 10,   // the same around attention, when they tell each other most
+    CALM_ROWS = 3,           // of gate and up that belong to that time
+    SLOT_TILES = 16,
     WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
     SLOT_BYTES = SLOT_TILES * layer_tiles::BYTES,
     STEP_THREADS = THREADS + WARP, // the last warp is the producer
@@ -21,14 +23,13 @@ enum {
     WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - 512) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
-    // Copies under way, at most: more would delay what the blocks tell each other.
-    FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
-    FLYING = FLYING_FIT < 1 ? 1 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
+    FLYING = FLYING_BYTES < SLOT_BYTES ? 1 : FLYING_BYTES / SLOT_BYTES,
+    CALM = CALM_BYTES < SLOT_BYTES ? 1 : CALM_BYTES / SLOT_BYTES,
 };
 
 // Shared memory of the kernel, behind the slots.
 struct workplace {
-    unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS];
+    unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
     float scales[TILE];
     unsigned word; // of last_to_arrive
 };
@@ -94,9 +95,10 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
             for (int row = blockIdx.x; row < m.row_tiles; row += gridDim.x) {
                 const char *from = weights + m.offset +
                                    (long long)row * m.column_tiles * layer_tiles::BYTES;
+                bool calm = which < 2 || (which == 2 && row / gridDim.x < CALM_ROWS);
                 for (int k = 0; k < m.column_tiles; k += SLOT_TILES) {
                     int tiles = m.column_tiles - k < SLOT_TILES ? m.column_tiles - k : SLOT_TILES;
-                    if (flying == FLYING) {
+                    while (flying >= (calm ? CALM : FLYING)) {
                         wait_barrier(&w->full[oldest.slot], oldest.parity);
                         oldest.next();
                         flying--;

@@ -18,12 +18,20 @@ struct emulated_index {
 };
 extern struct emulated_index threadIdx, blockIdx, gridDim; // of the fiber that runs
 
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 
 static inline struct float2 make_float2(float x, float y) {
     return {x, y};
+}
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+static inline struct float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
 }
 
 static inline float __uint_as_float(unsigned bits) {
