@@ -1,7 +1,7 @@
 #!/usr/bin/env lua5.4
 -- What the emulator (tests/emulator) catches. Small kernels with one fault each. Then the engine's
--- own kernels: every wait, barrier, fence, and end of a group of copies is left out of every kernel
--- that has it, one at a time, and each time the emulator must complain.
+-- own kernels: every wait, arrival, barrier, fence, and end of a group of copies is left out of
+-- every kernel that has it, one at a time, and each time the emulator must complain.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -31,8 +31,8 @@ local function small_kernels()
 end
 
 -- A model small and odd enough that every statement of every kernel is needed, somewhere: attention
--- in two parts, more steps of a product than are copied ahead, more rows of tiles in a block than it
--- keeps sums of, runs of several ids to sample from.
+-- in two parts, more steps of a product than are copied ahead, more rows of tiles in a block than
+-- it keeps sums of, runs of several ids to sample from.
 local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwen2_parscale",
     hidden_size = 144, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 8,
     num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 2,

@@ -2,6 +2,7 @@
 // clock says which accesses are ordered before what it does now; whoever tells others something, by
 // a barrier or a counter, passes it on. What it did itself since its warp's last barrier is passed
 // on only by the first lane of a warp: others are taken to have told nothing of it.
+#include <algorithm>
 #include "device.h"
 #include "machine.h"
 
@@ -17,8 +18,7 @@ static uint32_t next_time(struct block *block) {
 static void raise(struct vector_clock *clock, const struct vector_clock &other) {
     for (unsigned b = 0; b < MOST_RESIDENT; b++)
         for (unsigned i = 0; i < CLOCK_TIMES; i++)
-            clock->times[b][i] = clock->times[b][i] < other.times[b][i] ? other.times[b][i]
-                                                                        : clock->times[b][i];
+            clock->times[b][i] = std::max(clock->times[b][i], other.times[b][i]);
 }
 
 known_clock join_clocks(const known_clock &a, const known_clock &b) {
@@ -239,8 +239,7 @@ void fence_cooperative() {
 
 unsigned increment_cooperative(unsigned *counter, unsigned limit) {
     struct counter *c = find_counter(counter);
-    unsigned before =
-        set_counter(counter, c, *counter >= limit ? 0 : *counter + 1, current->tells);
+    unsigned before = set_counter(counter, c, *counter >= limit ? 0 : *counter + 1, current->tells);
     current->told = join_clocks(current->told, c->values.back().told);
     return before;
 }

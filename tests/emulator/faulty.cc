@@ -95,8 +95,8 @@ static void wait_for_grid(const struct arguments &a, unsigned arrivals) {
     barrier_sync<1, CONSUMERS * WARP>();
 }
 
-// `missing`: arrivals of the grid that are not waited for; `early`: of all copies but the first, one
-// is read when that many before it is there.
+// `missing`: arrivals of the grid that are not waited for; `early`: of all copies but the first,
+// one is read when that many before it is there.
 template <int missing, int early> static void pass_on(const struct arguments &a) {
     unsigned long long *full = (unsigned long long *)shared_memory(), *empty = full + SLOTS;
     int *ring = shared_words() + 4 * SLOTS, *sums = ring + SLOTS * SLOT_WORDS;
@@ -187,6 +187,21 @@ static const struct kernel KERNELS[] = {
     {"good: copies and a grid that waits", "", pass_on<0, 0>, NULL, true},
     {"a grid that waits for all but one", "of another block", pass_on<1, 0>, NULL, true},
     {"a copy read when the one before is there", "a copy", pass_on<0, 1>, NULL, true},
+    {"a copy over what a thread wrote", "needs a fence",
+     [](const struct arguments &a) {
+         unsigned long long *barrier = (unsigned long long *)shared_memory();
+         if (thread() < WARP) {
+             shared_words()[4 + thread()] = 0;
+             if (thread() == 0) {
+                 init_barrier(barrier, COPY_ARRIVALS);
+                 publish_barriers();
+             }
+             __syncwarp();
+             copy_slot(shared_words() + 4, a.data, 4 * WARP, barrier);
+             wait_barrier(barrier, 0);
+         }
+     },
+     NULL, true},
     {"a grid that waits for nobody", "again and again",
      [](const struct arguments &a) {
          if (thread() < CONSUMERS * WARP)

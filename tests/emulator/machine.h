@@ -32,7 +32,7 @@ enum : unsigned {
 // What a thread of a cooperative launch relies on: of each block, what its warps, their first lanes
 // and copies did before these times.
 enum {
-    CLOCK_WARPS = 16,
+    CLOCK_WARPS = MOST_COOPERATIVE / LANES,
     CLOCK_COPIES = 32, // barriers that tell of them
     FIRST_LANES = CLOCK_WARPS,
     COPIES_TOLD = 2 * CLOCK_WARPS,
@@ -123,8 +123,8 @@ struct grid {
     unsigned waited, triggered;  // that waited for the kernel before, that let the next one start
     bool chained, complete;
     uint32_t first_instance; // of its blocks
-    uint32_t floor;        // all launches of lower numbers are complete when this one starts
-    uint32_t waited_floor; // the same behind the wait, when number - 1 is too
+    uint32_t floor;          // all launches of lower numbers are complete when this one starts
+    uint32_t waited_floor;   // the same behind the wait, when number - 1 is too
 };
 
 struct block {

@@ -7,7 +7,8 @@
 //
 // A thread's accesses are ordered among themselves; those of a warp by __syncwarp, but not by
 // shuffles and products; those of a block by __syncthreads. Copies to shared memory write from when
-// they are started to when their thread has waited for them.
+// they are started to when their thread has waited for them. In cooperative launches the clocks of
+// cooperative.cc say what is ordered, and all readers of a place are kept.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,14 +123,18 @@ void forget_readers() {
     unused_sets.clear();
 }
 
-static bool is_ordered_set(unsigned index);
+static bool is_set(uint32_t access) {
+    return access >> TIME_BITS == OF_SET;
+}
+
+static unsigned index_of(uint32_t instance) {
+    return instance - current->block->grid->first_instance;
+}
 
 // Whether an access of a block of this cooperative launch is ordered before what the current thread
 // does now.
 static bool is_ordered_in(unsigned block, uint32_t access) {
     unsigned who = access >> TIME_BITS, time = access % MOST_TIME;
-    if (who == OF_SET)
-        return is_ordered_set(time);
     return (who == current->thread && block == current->block->index) ||
            is_known(current->clock, block, who, time);
 }
@@ -146,8 +151,7 @@ static bool is_ordered_set(unsigned index) {
 // the current thread.
 static uint32_t add_reader(unsigned block, uint32_t access) {
     unsigned who = access >> TIME_BITS, warp = current->thread / LANES, index = access % MOST_TIME;
-    uint32_t several = (OF_WARP + warp) << TIME_BITS | current->block->time;
-    uint32_t mine = current->thread << TIME_BITS | current->block->time;
+    uint32_t mine = shared_record(current->thread), several = shared_record(OF_WARP + warp);
     if (who != OF_SET) {
         unsigned its_warp = who < THREADS ? who / LANES : who - OF_WARP;
         if (block == current->block->index && its_warp == warp)
@@ -164,10 +168,6 @@ static uint32_t add_reader(unsigned block, uint32_t access) {
     uint32_t *reader = &sets[index].readers[current->block->index][warp];
     *reader = !*reader || is_ordered_in(current->block->index, *reader) ? mine : several;
     return (uint32_t)OF_SET << TIME_BITS | index;
-}
-
-static bool is_set(uint32_t access) {
-    return access >> TIME_BITS == OF_SET;
 }
 
 // Whether an access of the current block is ordered before what the current thread does now.
@@ -210,7 +210,8 @@ static bool ordered(uint64_t access) {
                                                           launch + 1 == block->grid->number));
     }
     if (block->cooperative)
-        return is_ordered_in(instance - block->grid->first_instance, (uint32_t)access);
+        return is_set((uint32_t)access) ? is_ordered_set(time)
+                                        : is_ordered_in(index_of(instance), (uint32_t)access);
     if (who == OF_LAUNCH)
         return false;
     if (instance == block->instance)
@@ -260,7 +261,8 @@ static unsigned long code_offset(const void *code) {
 static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes, bool write,
                          uint32_t mine, const void *code) {
     const struct shared_cell *end = cells + (offset + bytes + SHARED_GRAIN - 1) / SHARED_GRAIN;
-    const uint32_t start = current->block->start_time;
+    const struct block *block = current->block;
+    const uint32_t start = block->start_time;
     for (struct shared_cell *c = cells + offset / SHARED_GRAIN; c < end; c++) {
         if (c->written % MOST_TIME < start) { // by an earlier block
             if (!write)
@@ -273,18 +275,20 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
         bool set = is_set(c->read);
         bool free = set ? write && is_ordered_set(c->read % MOST_TIME)
                         : c->read % MOST_TIME < start || ordered_here(c->read);
-        if (!write) {
-            c->read = free                         ? mine
-                      : current->block->cooperative ? add_reader(current->block->index, c->read)
-                                                    : shared_record(
-                                                          with_reader(c->read >> TIME_BITS));
-            continue;
+        if (write) {
+            if (!free)
+                tell_race("writes", "shared", offset, "reads", c->read >> TIME_BITS, false, 0,
+                          code);
+            if (set)
+                unused_sets.push_back(c->read % MOST_TIME);
+            *c = {mine, 0};
+        } else if (free) {
+            c->read = mine;
+        } else if (block->cooperative) {
+            c->read = add_reader(block->index, c->read);
+        } else {
+            c->read = shared_record(with_reader(c->read >> TIME_BITS));
         }
-        if (!free)
-            tell_race("writes", "shared", offset, "reads", c->read >> TIME_BITS, false, 0, code);
-        if (set)
-            unused_sets.push_back(c->read % MOST_TIME);
-        *c = {mine, 0};
     }
 }
 
@@ -300,8 +304,7 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
 static void touch_device(struct device_cell *cells, size_t offset, size_t bytes, bool write,
                          const void *code) {
     const uint64_t mine = device_record(current->thread);
-    const struct grid *grid = current->block->grid;
-    const bool cooperative = current->block->cooperative;
+    const struct block *block = current->block;
     const struct device_cell *end = cells + (offset + bytes + DEVICE_GRAIN - 1) / DEVICE_GRAIN;
     uint64_t good = 0; // known to be ordered
     for (struct device_cell *c = cells + offset / DEVICE_GRAIN; c < end; c++) {
@@ -310,8 +313,7 @@ static void touch_device(struct device_cell *cells, size_t offset, size_t bytes,
         good = c->written;
         if (c->read == mine && !write)
             continue;
-        bool set = cooperative && is_set((uint32_t)c->read) &&
-                   launch_of[c->read >> 32] == grid->number;
+        bool set = is_set((uint32_t)c->read) && launch_of[c->read >> 32] == block->grid->number;
         bool free = (write || !set) && ordered(c->read);
         if (write && !free)
             tell_device_race(write, offset, "reads", c->read, code);
@@ -321,10 +323,9 @@ static void touch_device(struct device_cell *cells, size_t offset, size_t bytes,
             *c = {mine, 0};
         else if (free)
             c->read = mine;
-        else if (cooperative)
-            c->read = (uint64_t)current->block->instance << 32 |
-                      add_reader((unsigned)(c->read >> 32) - grid->first_instance,
-                                 (uint32_t)c->read);
+        else if (block->cooperative)
+            c->read = (uint64_t)block->instance << 32 |
+                      add_reader(index_of((uint32_t)(c->read >> 32)), (uint32_t)c->read);
         else if (c->read >> 32 == mine >> 32 && (uint32_t)c->read >> TIME_BITS != OF_LAUNCH)
             c->read = device_record(with_reader((uint32_t)c->read >> TIME_BITS));
         else
@@ -439,8 +440,14 @@ void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned lon
         return;
     if ((size_t)shared % 16 || (size_t)global % 16 || bytes % 16 || bytes <= 0)
         emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
-    access_shared((size_t)((const char *)shared - arena), (size_t)bytes, true,
-                  shared_record(UNDER_WAY + current->thread), code);
+    size_t at = (size_t)((const char *)shared - arena);
+    for (size_t i = at / SHARED_GRAIN; i < (at + (size_t)bytes) / SHARED_GRAIN; i++)
+        if (shared_cells[i].written % MOST_TIME >= current->block->start_time &&
+            shared_cells[i].written >> TIME_BITS < COPIED)
+            emulate_fault("a copy to %#zx, where threads wrote, needs a fence between the two "
+                          "(code %#lx)",
+                          at, code_offset(code));
+    access_shared(at, (size_t)bytes, true, shared_record(UNDER_WAY + current->thread), code);
     access(global, (size_t)bytes, false, code);
     start_slot_copy((char *)shared, global, (size_t)bytes, barrier);
 }
