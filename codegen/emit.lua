@@ -223,15 +223,10 @@ function emit.gpu_dims(p)
             b.shape)
     end
     return GPU_DIMS:format(enum({
-        { "GPU_HEAD_GROUPS", g.head_groups, "groups of 8 query heads of a kv head" },
-        { "GPU_MOST_SPLITS", g.most_splits, "parts of one decode attention" },
-        { "GPU_LARGE_SHARED", g.large_shared, "bytes that a block may have: from there on," },
-        { "GPU_LARGE_RING", g.large_ring, "what a warp of a head kernel copies ahead" },
-        { "GPU_SMALL_RING", g.small_ring, "the same where there is less" },
+        { "GPU_MOST_BLOCKS", g.most_blocks, "of a decode step" },
         { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
-        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a head kernel" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
     }), table.concat(rows, "\n"))
 end

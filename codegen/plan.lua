@@ -363,7 +363,7 @@ end
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
-    local WARPS, MOST_SPLITS, SPLIT_SUM_BYTES = 8, 16, 8 * 32 * 4 * 4
+    local MOST_SPLITS, MOST_BLOCKS = 16, 512
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
@@ -388,34 +388,27 @@ local function gpu_plan(spec, p)
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
         { "arrivals", items * 4, "[P, head groups]" },
         { "meetings", 4, "blocks that arrived, in a decode step" },
-        { "final", P * h * 4, "[P, hidden]" },
-        { "mix_input", P * tiles(h) * TILE_BYTES,
-          "[two parts, P * hidden] bf16, one of 8 columns" },
         { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "stream_weights", 2 * P * 4, "[2, P]" },
         { "logits", 2 * V * 4, "[2, vocab]" },
-        { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
+        { "best", MOST_BLOCKS * 8, "[blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
-                  large_shared = 160 << 10, large_ring = 16384, small_ring = 8192,
-                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
-                  decode_sums = SPLIT_SUM_BYTES + TILE * 4 }
+                  most_blocks = MOST_BLOCKS,
+                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
         gpu.bytes = gpu.bytes + row[2]
     end
     -- Shared memory of a block, taken at the launch; most: what it may have.
     function gpu.shared_bytes(kernel, most)
-        if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
-        if kernel == "sample_token" then return gpu.sample_shared end
-        if kernel == "decode_layers" then return most end
-        local ring = most >= gpu.large_shared and gpu.large_ring or gpu.small_ring
-        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
-            return 0
-        end
-        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+        local bytes = { decode_step = most, choose = gpu.small_shared,
+                        sample_token = gpu.sample_shared, prefill_qkv = gpu.prefill_shared,
+                        prefill_o = gpu.prefill_shared, prefill_gate_up = gpu.prefill_shared,
+                        prefill_down = gpu.prefill_shared }
+        return bytes[kernel] or 0
     end
     gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
     return gpu

@@ -1,25 +1,15 @@
-// A decode step's layers, one kernel: all streams are columns of each product. Every multiprocessor
-// has one block. The phases of a layer, q|k|v, attention, o, gate and up, down, follow each other;
-// between two of them all blocks meet. Before it waits there, a block loads what no other block
-// writes; its weights arrive all the time (cuda_ring.cu).
+// The layers of a decode step: all streams are columns of each product. The phases of a layer, q|k|v,
+// attention, o, gate and up, down, follow each other; between two of them all blocks meet. Before it
+// waits there, a block loads what no other block writes; its weights arrive all the time.
 
 // What a block carries from phase to phase.
 struct step {
     struct ring ring;
     struct meeting meeting;
-    int layer;
 };
 
-// The task as of the layer that the step is at.
-static __device__ __forceinline__ struct gpu_task layer_task(const struct gpu_task &given,
-                                                             const struct step &step) {
-    struct gpu_task task = given;
-    task.layer = step.layer;
-    return task;
-}
-
-// Item n = threadIdx.x + i * THREADS of a batch of rows of tiles, gridDim.x apart from `first` on:
-// a thread finishes two rows of one column.
+// Item threadIdx.x + i * THREADS of a batch of rows of tiles, gridDim.x apart from `first` on: a
+// thread finishes two rows of one column.
 enum { FINISHES = SUM_ROWS * COLUMN_GROUPS * 64 / THREADS };
 
 struct finish {
@@ -34,38 +24,25 @@ struct finish {
         row_tile = first + n / each * gridDim.x;
         thread = n % each;
         at = split_place(thread);
-        sums = work_floats() + n / each * COLUMN_GROUPS * (SPLIT_SUM_BYTES / 4);
+        sums = work_floats() + n / each * COLUMN_GROUPS * SPLIT_SUM_FLOATS;
         mine = row_tile < row_tiles && at.column < STREAMS;
     }
 };
 
-// The embedding of the token: residual, and the input of layer 0.
-static __device__ __forceinline__ struct step decode_embed(const struct gpu_task &given, struct step step) {
-    const struct gpu_task task = layer_task(given, step);
-    int id = task.state->token, stream = threadIdx.x / TILE;
-    id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
-    if (blockIdx.x == 0 && threadIdx.x == 0)
-        task.history[task.state->position] = id;
-    const float *weight = (const float *)(task.weights + LAYERS_OFFSET + INPUT_NORM_OFFSET);
-    for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
-        int i = row_tile * TILE + threadIdx.x % TILE;
-        float x = stream < STREAMS ? embedding_weight(task, id, i) : 0.0f, square = x * x;
-        for (int distance = 4; distance > 0; distance /= 2)
-            square += __shfl_xor_sync(0xffffffff, square, distance);
-        if (stream < STREAMS) {
-            task.residual[stream * HIDDEN_SIZE + i] = x;
-            store_normed(task, i, stream, x * weight[i]);
-            if (i % 8 == 0)
-                task.squares[i / 8 * TILE + stream] = square;
-        }
-    }
-    step.meeting.arrive();
-    return step;
-}
+typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 2, HIDDEN_INPUT_TILES,
+                           STREAMS>
+    qkv_product;
+typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 1, HIDDEN_INPUT_TILES,
+                           STREAMS>
+    gate_up_product;
+typedef struct row_product<layer_tiles, O_COLUMN_TILES, WEIGHT_PLANES, 1, HEADS_TILES, STREAMS>
+    o_product;
+typedef struct row_product<layer_tiles, DOWN_COLUMN_TILES, WEIGHT_PLANES, 1, INTERMEDIATE_TILES,
+                           STREAMS>
+    down_product;
 
 // normed -> query, cache. In layer 0 all streams have one input.
-static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &given, struct step step) {
-    const struct gpu_task task = layer_task(given, step);
+static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, struct step &step) {
     const int columns = task.layer == 0 ? 1 : STREAMS, position = task.state->position;
     float *scales = workplace()->scales;
     int first = blockIdx.x;
@@ -80,8 +57,7 @@ static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &
             step.meeting.wait();
         struct column_scales norm;
         norm.begin(task);
-        row_product<layer_tiles, 2, HIDDEN_COLUMN_TILES>::multiply_rows(step.ring, task.normed,
-                                                                        QKV_ROW_TILES, first);
+        qkv_product::multiply_rows(step.ring, task.normed, batch_rows(first, QKV_ROW_TILES));
         norm.end(scales);
         consumers_barrier();
 #pragma unroll
@@ -99,15 +75,14 @@ static __device__ __forceinline__ struct step decode_qkv(const struct gpu_task &
             consumers_barrier();
     } while (first < QKV_ROW_TILES);
     step.meeting.arrive();
-    return step;
 }
 
 // residual += W x, for o_proj and down_proj, and the input of the next product, whose norm has the
 // weights `norm`. A row of tiles has one owner, who alone reads and writes its residual.
-template <int COLUMN_TILES>
-static __device__ __forceinline__ struct step decode_residual(const struct gpu_task &given, struct step step,
-                                                       const char *input, const float *norm) {
-    const struct gpu_task task = layer_task(given, step);
+template <typename PRODUCT>
+static __device__ __forceinline__ void decode_residual(const struct gpu_task &task,
+                                                       struct step &step, const char *input,
+                                                       const float *norm) {
     int first = blockIdx.x;
     do {
         float2 before[FINISHES], weight[FINISHES];
@@ -123,8 +98,8 @@ static __device__ __forceinline__ struct step decode_residual(const struct gpu_t
         }
         if (first == blockIdx.x)
             step.meeting.wait();
-        row_product<layer_tiles, 1, COLUMN_TILES>::multiply_rows(step.ring, input, HIDDEN_TILES,
-                                                                 first);
+        PRODUCT::multiply_rows(step.ring, input, batch_rows(first, HIDDEN_TILES));
+        consumers_barrier();
 #pragma unroll
         for (int i = 0; i < FINISHES; i++) {
             struct finish f(i, first, HIDDEN_TILES);
@@ -151,7 +126,6 @@ static __device__ __forceinline__ struct step decode_residual(const struct gpu_t
             consumers_barrier();
     } while (first < HIDDEN_TILES);
     step.meeting.arrive();
-    return step;
 }
 
 // silu(gate) * up; the fast functions' error is far below a bf16's.
@@ -160,8 +134,8 @@ static __device__ inline float swiglu(float gate, float up) {
 }
 
 // normed -> activation = silu(gate) * up. A row of tiles is 8 gates and their 8 ups.
-static __device__ __forceinline__ struct step decode_gate_up(const struct gpu_task &given, struct step step) {
-    const struct gpu_task task = layer_task(given, step);
+static __device__ __forceinline__ void decode_gate_up(const struct gpu_task &task,
+                                                      struct step &step) {
     float *scales = workplace()->scales;
     unsigned short *out = (unsigned short *)task.activation;
     int first = blockIdx.x;
@@ -169,8 +143,8 @@ static __device__ __forceinline__ struct step decode_gate_up(const struct gpu_ta
     do {
         struct column_scales norm;
         norm.begin(task);
-        row_product<layer_tiles, 1, HIDDEN_COLUMN_TILES>::multiply_rows(step.ring, task.normed,
-                                                                        GATE_UP_ROW_TILES, first);
+        gate_up_product::multiply_rows(step.ring, task.normed,
+                                       batch_rows(first, GATE_UP_ROW_TILES));
         norm.end(scales);
         consumers_barrier();
 #pragma unroll
@@ -188,7 +162,6 @@ static __device__ __forceinline__ struct step decode_gate_up(const struct gpu_ta
             consumers_barrier();
     } while (first < GATE_UP_ROW_TILES);
     step.meeting.arrive();
-    return step;
 }
 
 // Whether this block is the last of `count` that arrive; what they wrote before is then seen. One
@@ -207,7 +180,11 @@ static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count)
 
 // Attention of a group of query heads of one kv head and stream: that is an item; a block takes a
 // part of its positions, every `splits`th run of WARPS rows of tiles, each warp one.
-enum { ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS };
+enum {
+    ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS,
+    MOST_SPLITS = 16, // of an item
+    SPLIT_TILES = 1,  // rows of tiles of a warp, from which on an item is split
+};
 
 struct attention_part {
     int kv_head, group, stream, split;
@@ -271,8 +248,8 @@ static __device__ __forceinline__ void finish_attention(const struct gpu_task &t
 
 // query, cache -> input of o_proj. Parts of an item are added by the block that finishes last. All
 // positions but the newest were stored in earlier steps: those need not wait.
-static __device__ __forceinline__ struct step decode_attention(const struct gpu_task &given, struct step step) {
-    const struct gpu_task task = layer_task(given, step);
+static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
+                                                        struct step &step) {
     const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
     const int positions = task.state->position + 1;
     const int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
@@ -321,37 +298,4 @@ static __device__ __forceinline__ struct step decode_attention(const struct gpu_
         finish_attention(task, part, n / splits, splits);
     }
     step.meeting.arrive();
-    return step;
-}
-
-// The layers of a decode step: token and position of `state` -> residual.
-extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
-    decode_layers(const struct gpu_task given) {
-    struct workplace *w = workplace();
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < RING_SLOTS; i++) {
-            init_barrier(&w->full[i], COPY_ARRIVALS);
-            init_barrier(&w->empty[i], WARPS);
-        }
-        publish_barriers();
-    }
-    __syncthreads();
-    if (threadIdx.x >= THREADS) {
-        fill_ring(given);
-        return;
-    }
-    struct step step = decode_embed(given, {{0, 0}, {given.meetings, 0}, 0});
-#pragma unroll 1
-    for (step.layer = 0; step.layer < LAYERS; step.layer++) {
-        const char *weights = layer_weights(layer_task(given, step));
-        step = decode_qkv(given, step);
-        step = decode_attention(given, step);
-        step = decode_residual<O_COLUMN_TILES>(given, step, given.input,
-                                               (const float *)(weights + POST_NORM_OFFSET));
-        step = decode_gate_up(given, step);
-        step = decode_residual<DOWN_COLUMN_TILES>(
-            given, step, given.activation,
-            (const float *)(step.layer + 1 < LAYERS ? weights + LAYER_STRIDE + INPUT_NORM_OFFSET
-                                                    : given.weights + FINAL_NORM_OFFSET));
-    }
 }

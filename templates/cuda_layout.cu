@@ -10,7 +10,6 @@ enum {
     HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
     HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GROUP_HEADS = HEADS / KV_HEADS,
-    HEAD_BLOCKS = (HEAD_ROW_TILES + 7) / 8, // of the output head
     // Inputs are filled up to whole tiles of weights, with zeros where those have none.
     INPUT_TILES = TILE_COLUMNS / TILE, // 16s of activations that a tile of weights takes
     HIDDEN_INPUT_TILES = HIDDEN_COLUMN_TILES * INPUT_TILES,
@@ -71,6 +70,12 @@ static __device__ inline unsigned low_parts(unsigned high, float even, float odd
 // Where the token stands whose logits are wanted.
 static __device__ inline int newest_position(const struct gpu_task &task) {
     return task.ids ? task.position + task.token : task.state->position;
+}
+
+// A stream's residual there.
+static __device__ inline const float *newest_residual(const struct gpu_task &task, int stream) {
+    int column = task.ids ? stream * task.tokens + task.token : stream;
+    return task.residual + (long long)column * HIDDEN_SIZE;
 }
 
 static __device__ inline const char *layer_weights(const struct gpu_task &task) {

@@ -1,36 +1,31 @@
-// Weights times a few columns of activations in a kernel that stays for a whole decode step. Each
-// block, one on a multiprocessor, has a ring of slots in shared memory. A warp of its own, the
-// producer, fills it with the tiles that the block will multiply, in that order, through all phases
-// and layers, and waits for nothing but room: so memory is read also while the others wait for what
-// other blocks compute. A slot is SLOT_TILES tiles of one row; the warps take them in turn, and
-// their sums are added in one order (share_sums, finish_split). Activations come to registers, each
-// warp only what its tiles need.
+// The ring of cuda_product.cu: what is multiplied in which order, and how.
 
 enum {
     MOST_SLOTS = 26,
-    MOST_SPLITS = 16, // of an item of attention
-    SPLIT_TILES = 1,  // rows of tiles of a warp, from which on attention is split
-    FLYING_BYTES = 40 << 10, // under way, at most: more would delay what the blocks tell each other
-    CALM_BYTES = 16 << 10,   // the same around attention, when they tell each other most
-    CALM_ROWS = 3,           // of gate and up that belong to that time
-    SLOT_TILES = 16,
+    SLOT_TILES = 32,
     WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
-    SLOT_BYTES = SLOT_TILES * layer_tiles::BYTES,
-    STEP_THREADS = THREADS + WARP, // the last warp is the producer
-    SUM_ROWS = 8 / COLUMN_GROUPS,  // rows of tiles whose sums are kept until they are added
-    SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_BYTES,
+    LARGEST_TILE = (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
+                                                                   : bf16_tiles::BYTES,
+    TILE_ROOM = STREAMS > 1 || (int)layer_tiles::BYTES > (int)head_tiles::BYTES
+                    ? LARGEST_TILE
+                    : head_tiles::BYTES,
+    SLOT_BYTES = SLOT_TILES * TILE_ROOM,
+    SUM_ROWS = 8 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
+    SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
     ATTENTION_BYTES = WARPS * ATTENTION_PARTIAL * 4,
     WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
-    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - 512) / SLOT_BYTES,
+    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - 768) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
-    FLYING = FLYING_BYTES < SLOT_BYTES ? 1 : FLYING_BYTES / SLOT_BYTES,
-    CALM = CALM_BYTES < SLOT_BYTES ? 1 : CALM_BYTES / SLOT_BYTES,
+    FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
+    FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
+    FLYING = FLYING_FIT < 1 ? 1 : FLYING_FIT < RING_SLOTS ? FLYING_FIT : RING_SLOTS,
 };
 
-// Shared memory of the kernel, behind the slots.
+// What lies in shared memory behind the slots and the sums.
 struct workplace {
     unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
-    float scales[TILE];
+    float scales[TILE], weights[TILE];                      // of norms; of streams
+    struct gpu_best best[WARPS];
     unsigned word; // of last_to_arrive
 };
 
@@ -42,33 +37,61 @@ static __device__ inline float *work_floats() {
     return (float *)(shared_memory() + RING_SLOTS * SLOT_BYTES);
 }
 
+static __device__ inline char *ring_slot(int slot) {
+    return shared_memory() + slot * SLOT_BYTES;
+}
+
 // The barrier of all threads but the producer's.
 static __device__ inline void consumers_barrier() {
     barrier_sync<1, THREADS>();
 }
 
-// A matrix of a layer: rows are shared among the blocks in turn.
+// A matrix as the blocks share it: groups of rows of tiles, to blocks in turn.
 struct matrix {
-    long long offset;           // from the layer's start
-    int row_tiles, column_tiles; // column_tiles: of all planes
+    const char *tiles;
+    int groups, rows;                 // rows: of a group
+    int column_tiles, tile_bytes; // of a row
 };
 
-enum { MATRICES = 4 };
+enum {
+    LAYER_MATRICES = 4,
+    STEP_MATRICES = LAYERS * LAYER_MATRICES + (STREAMS > 1 ? 3 : 1),
+    MIX_ROWS = STREAMS * WEIGHT_PLANES, // a row for each stream: see decode_mix
+};
 
-static __device__ inline struct matrix layer_matrix(int which) {
-    const struct matrix all[MATRICES] = {
-        {QKV_OFFSET, QKV_ROW_TILES, HIDDEN_COLUMN_TILES * WEIGHT_PLANES},
-        {O_OFFSET, HIDDEN_TILES, O_COLUMN_TILES * WEIGHT_PLANES},
-        {GATE_UP_OFFSET, GATE_UP_ROW_TILES, HIDDEN_COLUMN_TILES * WEIGHT_PLANES},
-        {DOWN_OFFSET, HIDDEN_TILES, DOWN_COLUMN_TILES * WEIGHT_PLANES},
-    };
-    return all[which];
+// All matrices of a decode step, in order. The second layer of the aggregation network is one row of
+// tiles, of which each block that has a part of the hidden state takes its own copy.
+static __device__ __forceinline__ struct matrix step_matrix(const struct gpu_task &task, int n) {
+    const int planes = WEIGHT_PLANES, layer_bytes = layer_tiles::BYTES;
+    const int adapter_bytes = bf16_tiles::BYTES;
+    const char *layer = task.weights + LAYERS_OFFSET + n / LAYER_MATRICES * LAYER_STRIDE;
+    int which = n % LAYER_MATRICES;
+    if (n >= LAYERS * LAYER_MATRICES)
+        which = STEP_MATRICES - 1 - n + LAYER_MATRICES; // from the last one on
+    switch (which) {
+    case 0:
+        return {layer + QKV_OFFSET, QKV_ROW_TILES, 1, HIDDEN_COLUMN_TILES * planes, layer_bytes};
+    case 1:
+        return {layer + O_OFFSET, HIDDEN_TILES, 1, O_COLUMN_TILES * planes, layer_bytes};
+    case 2:
+        return {layer + GATE_UP_OFFSET, GATE_UP_ROW_TILES, 1, HIDDEN_COLUMN_TILES * planes,
+                layer_bytes};
+    case 3:
+        return {layer + DOWN_OFFSET, HIDDEN_TILES, 1, DOWN_COLUMN_TILES * planes, layer_bytes};
+    case 4:
+        return {task.weights + HEAD_OFFSET, HEAD_ROW_TILES, 1, HIDDEN_COLUMN_TILES * planes,
+                head_tiles::BYTES};
+    case 5:
+        return {task.weights + WEIGH_OFFSET, HIDDEN_TILES, 0, HIDDEN_TILES * planes, adapter_bytes};
+    default:
+        return {task.weights + MIX_OFFSET, HIDDEN_TILES, MIX_ROWS, HIDDEN_TILES, adapter_bytes};
+    }
 }
 
-// A place in the ring: how many slots were passed.
+// A place in the ring.
 struct ring {
     int slot;        // which comes next
-    unsigned parity; // of the barriers that say that it is full
+    unsigned parity; // of the phase in which it becomes full
 
     __device__ __forceinline__ void next() {
         slot++;
@@ -79,56 +102,62 @@ struct ring {
     }
 };
 
-static __device__ inline char *ring_slot(int slot) {
-    return shared_memory() + slot * SLOT_BYTES;
-}
+// The producer's place, and that of the oldest copy under way.
+struct filling {
+    struct ring to, oldest;
+    int flying;
 
-// The producer's whole work: all the block's weights of all layers.
-static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
-    struct workplace *w = workplace();
-    struct ring to = {0, 0}, oldest = {0, 0}; // oldest: of the copies that are under way
-    int flying = 0;
-    for (int layer = 0; layer < LAYERS; layer++) {
-        const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
-        for (int which = 0; which < MATRICES; which++) {
-            const struct matrix m = layer_matrix(which);
-            for (int row = blockIdx.x; row < m.row_tiles; row += gridDim.x) {
-                const char *from = weights + m.offset +
-                                   (long long)row * m.column_tiles * layer_tiles::BYTES;
-                bool calm = which < 2 || (which == 2 && row / gridDim.x < CALM_ROWS);
-                for (int k = 0; k < m.column_tiles; k += SLOT_TILES) {
-                    int tiles = m.column_tiles - k < SLOT_TILES ? m.column_tiles - k : SLOT_TILES;
-                    while (flying >= (calm ? CALM : FLYING)) {
-                        wait_barrier(&w->full[oldest.slot], oldest.parity);
-                        oldest.next();
-                        flying--;
-                    }
-                    wait_barrier(&w->empty[to.slot], to.parity ^ 1);
-                    copy_slot(ring_slot(to.slot), from + k * layer_tiles::BYTES,
-                              tiles * layer_tiles::BYTES, &w->full[to.slot]);
-                    to.next();
-                    flying++;
-                }
-            }
+    __device__ __forceinline__ void wait_for_oldest() {
+        wait_barrier(&workplace()->full[oldest.slot], oldest.parity);
+        oldest.next();
+        flying--;
+    }
+
+    __device__ __forceinline__ void copy_row(const char *from, const struct matrix &m) {
+        struct workplace *w = workplace();
+        for (int k = 0; k < m.column_tiles; k += SLOT_TILES) {
+            int tiles = m.column_tiles - k < SLOT_TILES ? m.column_tiles - k : SLOT_TILES;
+            if (flying == FLYING)
+                wait_for_oldest();
+            wait_barrier(&w->empty[to.slot], to.parity ^ 1);
+            copy_slot(ring_slot(to.slot), from + k * m.tile_bytes, tiles * m.tile_bytes,
+                      &w->full[to.slot]);
+            to.next();
+            flying++;
         }
     }
-    // A block must not end before its copies have.
-    for (; flying > 0; flying--) {
-        wait_barrier(&w->full[oldest.slot], oldest.parity);
-        oldest.next();
+};
+
+// The producer's whole work: all that this block multiplies, from matrix `first` on.
+static __device__ __forceinline__ void fill_ring(const struct gpu_task &task, int first) {
+    struct filling filling = {{0, 0}, {0, 0}, 0};
+    for (int n = first; n < STEP_MATRICES; n++) {
+        const struct matrix m = step_matrix(task, n);
+        const int bytes = m.column_tiles * m.tile_bytes;
+        for (int group = blockIdx.x; group < m.groups; group += gridDim.x) {
+            if (m.rows == 0 && group == (int)blockIdx.x) // the same for all
+                filling.copy_row(m.tiles, m);
+            for (int row = 0; row < m.rows; row++)
+                filling.copy_row(m.tiles + ((long long)group * m.rows + row) * bytes, m);
+        }
     }
+    while (filling.flying > 0) // a block must not end before its copies
+        filling.wait_for_oldest();
 }
 
-// A product of rows of COLUMN_TILES tiles, all planes, whose activations are PARTS times
-// [INPUT_TILES_OF_K tiles]. `input`: as column_index has them.
-template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
+// Products of rows of TILES tiles in PLANES planes that share activations, of which there are
+// COLUMNS columns in PARTS parts, PART_INPUTS 16s each, as column_index has them.
+template <typename FORMAT, int TILES, int PLANES, int PARTS, int PART_INPUTS, int COLUMNS>
+struct row_product {
     enum {
-        TILES = PLANE_TILES * WEIGHT_PLANES,
-        SLOTS = (TILES + SLOT_TILES - 1) / SLOT_TILES,
-        PIECES = FORMAT::INPUTS * PARTS * COLUMN_GROUPS, // of activations for a tile, 8 bytes each
-        FIT = 48 / (WARP_TILES * PIECES),                // slots whose activations fit the registers
-        CHUNK = SLOTS <= FIT ? SLOTS : 2,
+        ALL_TILES = TILES * PLANES,
+        SLOTS = (ALL_TILES + SLOT_TILES - 1) / SLOT_TILES,
+        GROUPS = (COLUMNS + 7) / 8,
+        PIECES = FORMAT::INPUTS * PARTS * GROUPS, // of activations for a tile, 8 bytes each
+        FIT = 24 / (WARP_TILES * PIECES),         // slots whose activations fit the registers
+        CHUNK = SLOTS <= FIT ? SLOTS : FIT < 2 ? 1 : FIT / 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
+        ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
     };
 
     struct inputs {
@@ -137,45 +166,45 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
 
     // The activations of chunk `chunk`, for this warp's tiles.
     static __device__ __forceinline__ void load(struct inputs &in, const char *input, int chunk) {
-        const struct columns *from =
-            (const struct columns *)input +
-            warp_id() * FORMAT::INPUTS * COLUMN_GROUPS * WARP + lane_id();
+        const struct columns *from = (const struct columns *)input +
+                                     warp_id() * FORMAT::INPUTS * GROUPS * WARP + lane_id();
 #pragma unroll
         for (int n = 0; n < CHUNK * WARP_TILES; n++) {
             int tile = chunk * CHUNK * SLOT_TILES + n * WARPS; // of warp 0
-            bool all = CHUNKS == 1 && tile + WARPS <= TILES, there = tile + warp_id() < TILES;
-            if (WEIGHT_PLANES > 1)
-                tile -= tile + warp_id() < PLANE_TILES ? 0 : PLANE_TILES;
+            bool all = CHUNKS == 1 && tile + WARPS <= ALL_TILES;
+            bool there = tile + warp_id() < ALL_TILES;
+            if (PLANES > 1)
+                tile -= tile + warp_id() < TILES ? 0 : TILES;
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++) {
-                int group = piece % COLUMN_GROUPS, half = piece / COLUMN_GROUPS % FORMAT::INPUTS;
-                int part = piece / COLUMN_GROUPS / FORMAT::INPUTS;
-                int at = ((part * PLANE_TILES + tile) * FORMAT::INPUTS + half) * COLUMN_GROUPS;
+                int group = piece % GROUPS, half = piece / GROUPS % FORMAT::INPUTS;
+                int part = piece / GROUPS / FORMAT::INPUTS;
+                int at = (part * PART_INPUTS + tile * FORMAT::INPUTS + half) * GROUPS + group;
                 const struct columns none = {0, 0};
-                in.x[n][piece] = (all || there) && group * 8 + lane_id() / 4 < STREAMS
-                                     ? from[(at + group) * WARP]
+                in.x[n][piece] = (all || there) && group * 8 + lane_id() / 4 < COLUMNS
+                                     ? from[at * WARP]
                                      : none;
             }
         }
     }
 
     // sum += the slots of chunk `chunk` times their activations.
-    static __device__ __forceinline__ void multiply_chunk(float (&sum)[2][COLUMN_GROUPS][4],
+    static __device__ __forceinline__ void multiply_chunk(float (&sum)[2][GROUPS][4],
                                                           struct ring &ring,
                                                           const struct inputs &in, int chunk) {
         struct workplace *w = workplace();
 #pragma unroll
         for (int s = 0; s < CHUNK; s++) {
             int first = (chunk * CHUNK + s) * SLOT_TILES;
-            if (CHUNKS > 1 && first >= TILES)
+            if (CHUNKS > 1 && first >= ALL_TILES)
                 return;
             wait_barrier(&w->full[ring.slot], ring.parity);
             const char *slot = ring_slot(ring.slot) + warp_id() * FORMAT::BYTES;
 #pragma unroll
             for (int i = 0; i < WARP_TILES; i++) {
-                if ((CHUNKS == 1 && first + i * WARPS + WARPS <= TILES) ||
-                    first + i * WARPS + warp_id() < TILES)
-                    FORMAT::multiply_step(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
+                bool all = CHUNKS == 1 && first + (i + 1) * WARPS <= ALL_TILES;
+                if (all || first + i * WARPS + warp_id() < ALL_TILES)
+                    FORMAT::multiply_tile(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
                                           in.x[s * WARP_TILES + i]);
             }
             __syncwarp();
@@ -185,28 +214,15 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
         }
     }
 
-    static __device__ __forceinline__ void store(float *sums, int row,
-                                                 const float (&sum)[2][COLUMN_GROUPS][4]) {
-#pragma unroll
-        for (int group = 0; group < COLUMN_GROUPS; group++) {
-            float *to = sums + (((row * COLUMN_GROUPS + group) * WARPS + warp_id()) * WARP +
-                                lane_id()) * 4;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                to[i] = sum[0][group][i] + sum[1][group][i];
-        }
-    }
-
-    // Rows first, first + gridDim.x and so on, SUM_ROWS at most: their sums, for finish_split. Ends
-    // with a barrier.
+    // The next `rows` rows, SUM_ROWS at most: their sums to work_floats() [rows, ROW_FLOATS], for
+    // finish_split behind a barrier.
     static __device__ __forceinline__ void multiply_rows(struct ring &ring, const char *input,
-                                                        int row_tiles, int first) {
+                                                         int rows) {
         struct inputs even, odd;
-        int rows = 0;
         load(even, input, 0);
 #pragma unroll 1
-        for (int row = first; row < row_tiles && rows < SUM_ROWS; row += gridDim.x) {
-            float sum[2][COLUMN_GROUPS][4] = {};
+        for (int row = 0; row < rows; row++) {
+            float sum[2][GROUPS][4] = {};
             if (CHUNKS == 1) {
                 multiply_chunk(sum, ring, even, 0);
             } else {
@@ -218,11 +234,22 @@ template <typename FORMAT, int PARTS, int PLANE_TILES> struct row_product {
                     multiply_chunk(sum, ring, odd, chunk + 1);
                 }
             }
-            store(work_floats(), rows++, sum);
+            float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + threadIdx.x;
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                const float(&a)[4] = sum[0][group], (&b)[4] = sum[1][group];
+                to[group * THREADS] =
+                    make_float4(a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]);
+            }
         }
-        consumers_barrier();
     }
 };
+
+// How many of this block's rows of tiles, gridDim.x apart, are multiplied together from `first` on.
+static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
+    int rows = (row_tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
+    return rows < 0 ? 0 : rows < SUM_ROWS ? rows : SUM_ROWS;
+}
 
 // Where blocks meet: what all of them wrote before they arrived is seen after the wait.
 struct meeting {

@@ -148,47 +148,13 @@ static __device__ __forceinline__ struct tile ones() {
 template <int TILE_BYTES> struct quantized_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 2, CHUNKS = BYTES / 16 };
 
-    // Where chunk n of tiles that follow each other is kept.
+    // Where chunk n of tiles that follow each other is kept, in a prefill.
     static __device__ __forceinline__ int place(int n) {
         return n / CHUNKS * CHUNKS + quantized<BYTES>::place(n % CHUNKS);
     }
 
-    template <typename STREAM>
-    static __device__ __forceinline__ void copy(const STREAM &stream, int step) {
-        int k = stream.run.first + step * STREAM::CHUNK;
-#pragma unroll
-        for (int first = 0; first < STREAM::CHUNK * CHUNKS; first += WARP) { // zeros behind the end
-            int n = first + lane_id();
-            if (n < STREAM::CHUNK * CHUNKS)
-                copy_async(stream.tile_place(step, 0) + place(n),
-                           stream.run.tiles + k * CHUNKS + first,
-                           n < (stream.run.end - k) * CHUNKS);
-        }
-    }
-
-    template <typename STREAM>
-    static __device__ __forceinline__ void
-    multiply_tile(const STREAM &stream, float (&sum)[STREAM::GROUPS][4], int step, int i) {
-        const int GROUPS = STREAM::GROUPS;
-        struct quants q = quantized<BYTES>::template unpack<true>((const char *)stream.tile_place(step, i));
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-            float products[4] = {}, inputs[4] = {};
-#pragma unroll
-            for (int n = 0; n < INPUTS * STREAM::PARTS; n++) {
-                struct columns x =
-                    *stream.input_place(step, i, n % INPUTS * GROUPS + group, n / INPUTS);
-                multiply(products, q.halves[n % INPUTS], x);
-                if (quantized<BYTES>::OFFSETS)
-                    multiply(inputs, ones(), x);
-            }
-            add_tile<BYTES>(sum[group], q, products, inputs);
-        }
-    }
-
-    // x: [parts, INPUTS, GROUPS]
     template <int GROUPS, int PIECES>
-    static __device__ __forceinline__ void multiply_step(float (&sum)[GROUPS][4], const char *tile,
+    static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
                                                          const struct columns (&x)[PIECES]) {
         struct quants q = quantized<BYTES>::template unpack<false>(tile);
 #pragma unroll

@@ -10,6 +10,7 @@
 #include "cuda_ring.cu"
 #include "cuda_decode.cu"
 #include "cuda_head.cu"
+#include "cuda_step.cu"
 #include "sample_arithmetic.h"
 #include "cuda_sample.cu"
 #include "cuda_prefill.cu"

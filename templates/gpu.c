@@ -23,7 +23,7 @@ enum { GPU_PART = 1 };
 // The kernels of engine.cu.
 enum kernel {
     KERNEL_EMBED,
-    KERNEL_DECODE_LAYERS,
+    KERNEL_DECODE_STEP,
     KERNEL_PREFILL_INPUT_NORM,
     KERNEL_PREFILL_QKV,
     KERNEL_PREFILL_ATTENTION,
@@ -31,10 +31,6 @@ enum kernel {
     KERNEL_PREFILL_POST_NORM,
     KERNEL_PREFILL_GATE_UP,
     KERNEL_PREFILL_DOWN,
-    KERNEL_FINAL_NORM,
-    KERNEL_MIX_STREAMS,
-    KERNEL_WEIGH_STREAMS,
-    KERNEL_HEAD,
     KERNEL_CHOOSE,
     KERNEL_SAMPLE,
     KERNEL_READ_MEMORY,
@@ -43,7 +39,7 @@ enum kernel {
 
 static const char *const KERNEL_NAMES[KERNELS] = {
     "embed",
-    "decode_layers",
+    "decode_step",
     "prefill_input_norm",
     "prefill_qkv",
     "prefill_attention",
@@ -51,10 +47,6 @@ static const char *const KERNEL_NAMES[KERNELS] = {
     "prefill_post_norm",
     "prefill_gate_up",
     "prefill_down",
-    "final_norm",
-    "mix_streams",
-    "weigh_streams",
-    "head",
     "choose",
     "sample_token",
     "read_memory",
@@ -69,9 +61,6 @@ enum {
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
-    GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
-    GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
-    GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
     GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
@@ -146,17 +135,12 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
-// Rings, sums and a few floats of the head's kernels.
-static size_t head_shared(const struct gpu *gpu) {
-    size_t ring = gpu->shared_bytes >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
-    return GPU_WARPS * ring + GPU_DECODE_SUMS;
-}
-
-// All layers of a decode step: a block on every multiprocessor, which wait for each other.
-static int decode_layers(struct gpu *gpu, struct error *error) {
+// A decode step, or behind a prefill what follows its layers: a block on every multiprocessor, which
+// wait for each other.
+static int launch_decode(struct gpu *gpu, struct error *error) {
     struct cuda_launch_attribute together = {.id = CUDA_LAUNCH_COOPERATIVE, .value = 1};
     struct cuda_launch launch = {
-        .grid = {(unsigned)gpu->multiprocessors, 1, 1},
+        .grid = {(unsigned)gpu->task.blocks, 1, 1},
         .block = {GPU_STEP_THREADS, 1, 1},
         .shared_bytes = (unsigned)gpu->shared_bytes,
         .stream = gpu->stream,
@@ -166,8 +150,8 @@ static int decode_layers(struct gpu *gpu, struct error *error) {
     void *arguments[] = {&gpu->task};
     return cuda_check(
         &gpu->driver,
-        gpu->driver.launch(&launch, gpu->functions[KERNEL_DECODE_LAYERS], arguments, NULL),
-        KERNEL_NAMES[KERNEL_DECODE_LAYERS], error);
+        gpu->driver.launch(&launch, gpu->functions[KERNEL_DECODE_STEP], arguments, NULL),
+        KERNEL_NAMES[KERNEL_DECODE_STEP], error);
 }
 
 static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, int row_tiles,
@@ -217,19 +201,9 @@ static int launch_choice(struct gpu *gpu, struct error *error) {
     return gpu_launch(gpu, KERNEL_SAMPLE, 1, 1, 1, GPU_SAMPLE_THREADS, GPU_SAMPLE_SHARED, error);
 }
 
-// Final norm, aggregation, head and choice, for task.token.
-static int forward_head(struct gpu *gpu, struct error *error) {
-    const unsigned threads = GPU_THREADS;
-    const size_t shared = head_shared(gpu);
-    int code =
-        gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, GPU_SMALL_SHARED, error);
-    if (!code && gpu->streams > 1)
-        code = gpu_launch(gpu, KERNEL_MIX_STREAMS, GPU_HIDDEN_TILES, 1, 1, threads, shared, error);
-    if (!code && gpu->streams > 1)
-        code = gpu_launch(gpu, KERNEL_WEIGH_STREAMS, 1, 1, 1, threads, shared, error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_HEAD, blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS), 1,
-                          1, threads, shared, error);
+// Logits and choice.
+static int launch_step_kernels(struct gpu *gpu, struct error *error) {
+    int code = launch_decode(gpu, error);
     return code ? code : launch_choice(gpu, error);
 }
 
@@ -258,9 +232,7 @@ static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph
                           "capturing a decode step", error);
     if (code)
         return code;
-    code = decode_layers(gpu, error);
-    if (!code)
-        code = forward_head(gpu, error);
+    code = launch_step_kernels(gpu, error);
     cuda_result ended = driver->capture_end(gpu->stream, &step->graph);
     gpu->task.ids = ids;
     if (!code)
@@ -358,7 +330,7 @@ static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, st
     gpu->task.token = (int)token;
     gpu->position = block->position + token;
     gpu->fresh = false;
-    int code = forward_head(gpu, error);
+    int code = launch_step_kernels(gpu, error);
     if (!code)
         code = mark_logits(gpu, gpu->position, error);
     gpu->has_logits = !code;
@@ -634,29 +606,13 @@ static int load_kernels(struct gpu *gpu, struct error *error) {
     return code;
 }
 
-// A multiprocessor runs two kernels at a time, the end of one and the start of the next, only if
-// both divide its memory in the same way into shared memory and cache.
-static int divide_memory(struct gpu *gpu, struct error *error) {
-    int code = EXIT_OK;
-    for (int k = 0; k < KERNELS && !code; k++)
-        if (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE)
-            code = cuda_check(
-                &gpu->driver,
-                gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
-                KERNEL_NAMES[k], error);
-    return code;
-}
-
 // More than 48 KB of shared memory must be asked for.
 static int allow_shared(struct gpu *gpu, struct error *error) {
     const struct {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_LAYERS, gpu->shared_bytes},
-        {KERNEL_MIX_STREAMS, head_shared(gpu)},
-        {KERNEL_WEIGH_STREAMS, head_shared(gpu)},
-        {KERNEL_HEAD, head_shared(gpu)},
+        {KERNEL_DECODE_STEP, gpu->shared_bytes},
         {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
         {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
@@ -785,10 +741,10 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
 // The kernels for one P.
 static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
     gpu->streams = (unsigned)adapter->streams;
+    gpu->task.blocks =
+        gpu->multiprocessors < GPU_MOST_BLOCKS ? gpu->multiprocessors : GPU_MOST_BLOCKS;
     int code = load_kernels(gpu, error);
-    if (!code)
-        code = allow_shared(gpu, error);
-    return code ? code : divide_memory(gpu, error);
+    return code ? code : allow_shared(gpu, error);
 }
 
 static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
