@@ -33,7 +33,7 @@ enum : unsigned {
 // and copies did before these times.
 enum {
     CLOCK_WARPS = MOST_COOPERATIVE / LANES,
-    CLOCK_COPIES = 32, // barriers that tell of them
+    CLOCK_COPIES = 64, // barriers that tell of them
     FIRST_LANES = CLOCK_WARPS,
     COPIES_TOLD = 2 * CLOCK_WARPS,
     CLOCK_TIMES = COPIES_TOLD + CLOCK_COPIES,
