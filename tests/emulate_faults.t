@@ -57,7 +57,7 @@ local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syn
 local HARMLESS = {
     ["wait_for_previous_kernel() of embed"] =
         "the first kernel of a step, behind a copy or the end of a graph; kept to start the next",
-    ["wait_barrier(&w->full[oldest.slot], oldest.parity) of decode_layers"] =
+    ["wait_barrier(&workplace()->full[oldest.slot], oldest.parity) of decode_step"] =
         "keeps few copies under way: who reads them waits too",
 }
 
