@@ -131,7 +131,7 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
 // gates and their 8 ups.
 static __device__ __forceinline__ void inner_part(const struct gpu_task &task, struct step &step,
                                                   int rows) {
-    unsigned short *inner = (unsigned short *)workplace()->inner;
+    unsigned *inner = (unsigned *)workplace()->inner;
     const float *scales = workplace()->scales;
     for (int first = 0; first < MLP_ROWS; first += SUM_ROWS) {
         int batch = rows - first < 0 ? 0 : rows - first < SUM_ROWS ? rows - first : SUM_ROWS;
@@ -147,8 +147,10 @@ static __device__ __forceinline__ void inner_part(const struct gpu_task &task, s
                                         n % (COLUMN_GROUPS * 64));
                 value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
             }
-            inner[column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column)] =
-                bf16_bits(value);
+            float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
+            int at_word = column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column) / 2;
+            if (at.row % 2 == 0)
+                inner[at_word] = to_bf16(value, next);
         }
         consumers_barrier();
     }

@@ -10,6 +10,8 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+#define __grid_constant__
 
 struct emulated_index {
     unsigned x, y, z;
@@ -90,7 +92,6 @@ void emulate_pause();
 void emulate_init_barrier(unsigned long long *barrier, int arrivals);
 void emulate_publish_barriers();
 void emulate_arrive(unsigned long long *barrier);
-bool emulate_test_barrier(unsigned long long *barrier, unsigned parity);
 void emulate_wait_barrier(unsigned long long *barrier, unsigned parity);
 void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier);
 void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,

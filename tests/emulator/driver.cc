@@ -371,7 +371,8 @@ int cuLaunchKernelEx(const struct launch_config *config, void *function, void **
                      void **) {
     const char *task = (const char *)arguments[0];
     bool cooperative = has_attribute(config, COOPERATIVE);
-    if (cooperative && config->grid[0] * config->grid[1] * config->grid[2] > multiprocessors())
+    if (cooperative && (config->grid[0] * config->grid[1] * config->grid[2] > multiprocessors() ||
+                        config->block[0] > MOST_COOPERATIVE))
         return COOPERATIVE_LAUNCH_TOO_LARGE;
     struct recorded r = {(struct kernel *)function,
                          {config->grid[0], config->grid[1], config->grid[2]},

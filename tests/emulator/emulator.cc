@@ -136,7 +136,7 @@ static void fiber_main() {
     leave();
 }
 
-__attribute__((noinline)) static void yield(wait_for what) {
+__attribute__((noinline)) void wait_until_released(wait_for what) {
     if (what != wait_for::nothing)
         asked = 0;
     current->waits = what;
@@ -144,15 +144,19 @@ __attribute__((noinline)) static void yield(wait_for what) {
         next_lane();
 }
 
+void note_progress() {
+    asked = 0;
+}
+
 void emulate_switch() {
-    yield(wait_for::nothing);
+    wait_until_released(wait_for::nothing);
 }
 
 void emulate_pause() {
     if (asked > STUCK)
         emulate_fault("asks again and again, and nobody else can go on");
     turn.paused = true;
-    yield(wait_for::nothing);
+    wait_until_released(wait_for::nothing);
 }
 
 // ---- What threads do together ----
@@ -180,78 +184,17 @@ void __syncthreads() {
     if (block->ended)
         emulate_fault("a barrier that not all threads reach");
     if (++block->arrived < threads) {
-        yield(wait_for::barrier);
+        wait_until_released(wait_for::barrier);
         return;
     }
     block->arrived = 0;
     block->barrier_time = ++block->time;
     block->all_waited |= block->waited;
-    share_knowledge(block, 0, threads, &block->known);
+    if (block->cooperative)
+        meet(block->fibers.data(), threads);
+    else
+        share_knowledge(block, 0, threads, &block->known);
     release(block, 0, threads, wait_for::barrier);
-}
-
-// A barrier of a part of the block.
-void emulate_barrier(int id, int threads) {
-    struct block *block = current->block;
-    unsigned *arrived = &block->part_arrived[id];
-    if (id <= 0 || id >= MOST_BARRIERS || threads <= 0 || threads % LANES)
-        emulate_fault("a barrier %d of %d threads", id, threads);
-    current->part = (unsigned)id;
-    if (++*arrived < (unsigned)threads) {
-        yield(wait_for::part_barrier);
-        return;
-    }
-    *arrived = 0;
-    for (struct fiber *fiber : block->fibers)
-        if (fiber->waits == wait_for::part_barrier && fiber->part == (unsigned)id)
-            fiber->waits = wait_for::nothing;
-}
-
-// ---- Barriers in shared memory ----
-
-static struct phase_barrier *find_barrier(struct block *block, unsigned long long *barrier) {
-    auto found = block->phase_barriers.find(barrier);
-    if (found == block->phase_barriers.end())
-        emulate_fault("a barrier in shared memory that is not initialised");
-    return &found->second;
-}
-
-void emulate_init_barrier(unsigned long long *barrier, int arrivals) {
-    *barrier = 0; // a write like any other
-    current->block->phase_barriers[barrier] = {(unsigned)arrivals, (unsigned)arrivals, 0};
-}
-
-void emulate_publish_barriers() {
-}
-
-void arrive_at(unsigned long long *barrier, unsigned arrivals) {
-    struct phase_barrier *b = find_barrier(current->block, barrier);
-    if (arrivals > b->pending)
-        emulate_fault("more arrivals at a barrier than it was initialised with");
-    b->pending -= arrivals;
-    asked = 0;
-    if (b->pending)
-        return;
-    b->pending = b->arrivals;
-    b->phase++;
-    for (struct fiber *fiber : current->block->fibers)
-        if (fiber->waits == wait_for::phase && fiber->awaited == barrier)
-            fiber->waits = wait_for::nothing;
-}
-
-void emulate_arrive(unsigned long long *barrier) {
-    arrive_at(barrier, 1);
-}
-
-bool emulate_test_barrier(unsigned long long *barrier, unsigned parity) {
-    return (find_barrier(current->block, barrier)->phase & 1) != parity;
-}
-
-void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
-    while (!emulate_test_barrier(barrier, parity)) {
-        current->awaited = barrier;
-        yield(wait_for::phase);
-    }
 }
 
 static float half_word(unsigned word, int odd) {
@@ -282,6 +225,10 @@ static void compute_product(struct warp *w) {
 
 // Of all that a warp does together, only its barrier orders accesses to memory.
 static void order_warp(struct block *block, unsigned warp) {
+    if (block->cooperative) {
+        meet(&block->fibers[warp * LANES], LANES);
+        return;
+    }
     std::vector<struct knowledge> all;
     share_knowledge(block, warp * LANES, LANES, &all);
     for (unsigned lane = 0; lane < LANES && !all.empty(); lane++)
@@ -370,7 +317,7 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
     for (int i = 0; i < count; i++)
         w->words[lane][i] = words[i];
     if (++w->arrived < LANES) {
-        yield(wait_for::warp);
+        wait_until_released(wait_for::warp);
         return w;
     }
     w->arrived = 0;
@@ -476,7 +423,7 @@ static struct grid *grid_before(const struct grid *grid) {
 void emulate_wait_for_kernel() {
     struct grid *grid = current->block->grid, *before = grid_before(grid);
     if (grid->chained && !before->complete)
-        yield(wait_for::kernel);
+        wait_until_released(wait_for::kernel);
     if (grid->chained)
         grid->waited_floor = before->waited || !before->chained ? grid->number : before->floor;
     note_wait();
@@ -569,10 +516,13 @@ static void start_block(struct block *block, struct grid *grid) {
     block->active = true;
     block->grid = grid;
     block->instance = new_instance(grid);
+    if (grid->next == 1)
+        grid->first_instance = block->instance;
+    block->cooperative = grid->launch.cooperative;
+    block->index = block->instance - grid->first_instance;
     block->place = {index % extent[0], index / extent[0] % extent[1],
                     index / extent[0] / extent[1]};
     block->arrived = block->ended = 0;
-    block->lax = grid->launch.cooperative;
     memset(block->part_arrived, 0, sizeof block->part_arrived);
     block->phase_barriers.clear();
     block->waited = block->triggered = block->all_waited = false;
@@ -599,6 +549,7 @@ static void start_block(struct block *block, struct grid *grid) {
         fiber->fenced.clear();
         fiber->observed.clear();
         fiber->known.clear();
+        fiber->clock = fiber->tells = fiber->told = NULL;
     }
 }
 
@@ -623,9 +574,13 @@ static void end_block(struct block *block) {
     }
     block->active = false;
     trigger(block);
+    if (block->cooperative)
+        forget_shared((unsigned)(block - blocks));
     if (++grid->ended < grid->order.size())
         return;
     grid->complete = true;
+    if (block->cooperative)
+        forget_readers();
     for (struct block &other : blocks)
         if (other.active && other.grid->number == grid->number + 1)
             release(&other, 0, other.grid->launch.threads, wait_for::kernel);
@@ -666,7 +621,7 @@ static bool end_copy() {
         copies.pop_back();
         current = block->fibers[0];
         if (!__builtin_setjmp(scheduler))
-            land_slot(copy);
+            end_slot_copy(copy);
         return true;
     }
     return false;

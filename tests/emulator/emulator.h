@@ -5,7 +5,7 @@
 #pragma once
 #include <stddef.h>
 
-enum { MOST_RESIDENT = 8 }; // blocks of a cooperative launch
+enum { MOST_RESIDENT = 8, MOST_COOPERATIVE = 512 }; // blocks of a cooperative launch, threads
 
 struct emulated_launch {
     const char *name;

@@ -8,7 +8,8 @@
 #include "emulator.h"
 #include "kernels.h"
 
-#define STREAMS 1 // not used
+#define STREAMS      1 // not used
+#define SHARED_BYTES 101376
 #include ENGINE_CU
 
 const int emulated_streams = 0, emulated_shared_bytes = 0, emulated_sm = 90;
@@ -87,14 +88,16 @@ enum {
     RING_BYTES = SLOTS * (16 + 4 * SLOT_WORDS) + CONSUMERS * WARP * 4,
 };
 
-static void wait_for_grid(const struct arguments &a, unsigned rounds) {
+static void wait_for_grid(const struct arguments &a, unsigned arrivals) {
     if (thread() == 0)
-        while ((int)(load_acquire(a.counter) - rounds * gridDim.x) < 0)
+        while ((int)(load_acquire(a.counter) - arrivals) < 0)
             pause();
     barrier_sync<1, CONSUMERS * WARP>();
 }
 
-static void pass_on(const struct arguments &a) {
+// `missing`: arrivals of the grid that are not waited for; `early`: of all copies but the first,
+// one is read when that many before it is there.
+template <int missing, int early> static void pass_on(const struct arguments &a) {
     unsigned long long *full = (unsigned long long *)shared_memory(), *empty = full + SLOTS;
     int *ring = shared_words() + 4 * SLOTS, *sums = ring + SLOTS * SLOT_WORDS;
     if (thread() == 0) {
@@ -117,7 +120,8 @@ static void pass_on(const struct arguments &a) {
     unsigned sum = 0;
     for (int i = 0; i < COPIES; i++) {
         int slot = i % SLOTS;
-        wait_barrier(full + slot, (unsigned)(i / SLOTS) % 2);
+        int awaited = i > 0 ? i - early : i;
+        wait_barrier(full + awaited % SLOTS, (unsigned)(awaited / SLOTS) % 2);
         struct tile t = load_fragment((const struct tile *)(ring + slot * SLOT_WORDS));
         sum += t.x + t.y + t.z + t.w;
         __syncwarp();
@@ -134,13 +138,13 @@ static void pass_on(const struct arguments &a) {
             a.data[blockIdx.x] = total;
             arrive_grid(a.counter);
         }
-        wait_for_grid(a, 2 * round - 1);
+        wait_for_grid(a, (2 * round - 1) * gridDim.x - missing);
         for (unsigned i = 0; i < gridDim.x; i++)
             sums[thread()] += a.data[i];
         barrier_sync<1, CONSUMERS * WARP>();
         if (thread() == 0)
             arrive_grid(a.counter);
-        wait_for_grid(a, 2 * round);
+        wait_for_grid(a, 2 * round * gridDim.x);
     }
     own(a) = sums[thread()];
 }
@@ -180,9 +184,30 @@ static const struct kernel KERNELS[] = {
     {"good: a kernel that waits", "", write_words, read_words},
     {"good: halves of a word", "",
      [](const struct arguments &a) { ((short *)a.data)[blockIdx.x * 64 + threadIdx.x] = 1; }, NULL},
-    {"good: copies and a grid that waits", "", pass_on, NULL, true},
+    {"good: copies and a grid that waits", "", pass_on<0, 0>, NULL, true},
+    {"a grid that waits for all but one", "of another block", pass_on<1, 0>, NULL, true},
+    {"a copy read when the one before is there", "a copy", pass_on<0, 1>, NULL, true},
+    {"a copy over what a thread wrote", "needs a fence",
+     [](const struct arguments &a) {
+         unsigned long long *barrier = (unsigned long long *)shared_memory();
+         if (thread() < WARP) {
+             shared_words()[4 + thread()] = 0;
+             if (thread() == 0) {
+                 init_barrier(barrier, COPY_ARRIVALS);
+                 publish_barriers();
+             }
+             __syncwarp();
+             copy_slot(shared_words() + 4, a.data, 4 * WARP, barrier);
+             wait_barrier(barrier, 0);
+         }
+     },
+     NULL, true},
     {"a grid that waits for nobody", "again and again",
-     [](const struct arguments &a) { wait_for_grid(a, 1); }, NULL, true},
+     [](const struct arguments &a) {
+         if (thread() < CONSUMERS * WARP)
+             wait_for_grid(a, 1);
+     },
+     NULL, true},
     {"no barrier", "nothing orders",
      [](const struct arguments &) {
          shared_words()[thread()] = 1;

@@ -5,6 +5,7 @@
 #include <array>
 #include <deque>
 #include <map>
+#include <memory>
 #include <vector>
 #include "emulator.h"
 
@@ -14,7 +15,37 @@ enum {
     RESIDENT = 4,       // blocks that run at a time, unless the launch is cooperative
     MOST_BARRIERS = 16, // of parts of a block
     MOST_BLOCK_TIME = 1 << 18,
+    TIME_BITS = 20, // of a block's time in a record of an access
+    MOST_TIME = 1 << TIME_BITS,
 };
+
+// Who accessed memory: a thread, or several of a warp, of a block, of a launch, of all that it has
+// a set of; a copy that ended with a phase of a barrier, or one under way.
+enum : unsigned {
+    THREADS = 1024,
+    OF_WARP = THREADS, // + warp
+    OF_BLOCK = OF_WARP + MOST_WARPS,
+    OF_LAUNCH,
+    OF_SET,
+    COPIED,           // + index of the barrier
+    UNDER_WAY = 2048, // + thread
+};
+
+// What a thread of a cooperative launch relies on: of each block, what its warps, their first lanes
+// and copies did before these times.
+enum {
+    CLOCK_WARPS = MOST_COOPERATIVE / LANES,
+    CLOCK_COPIES = 64, // barriers that tell of them
+    FIRST_LANES = CLOCK_WARPS,
+    COPIES_TOLD = 2 * CLOCK_WARPS,
+    CLOCK_TIMES = COPIES_TOLD + CLOCK_COPIES,
+};
+
+struct vector_clock {
+    uint32_t times[MOST_RESIDENT][CLOCK_TIMES];
+};
+
+typedef std::shared_ptr<const struct vector_clock> known_clock; // NULL: it relies on nothing
 
 enum class wait_for { nothing, warp, barrier, part_barrier, phase, kernel, ended };
 
@@ -55,6 +86,8 @@ struct fiber {
     std::vector<struct knowledge> fenced;   // what a later atomic operation tells others
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
     std::vector<struct knowledge> known;    //
+    known_clock clock;                      // in a cooperative launch
+    known_clock tells, told;                // by atomic operations: as fenced, observed
 };
 
 // A product of a warpgroup under way, of one of its warps; no sums: the end of a group.
@@ -82,6 +115,11 @@ struct warp {
 // A barrier in shared memory that threads arrive at without waiting.
 struct phase_barrier {
     unsigned arrivals, pending, phase; // of a phase, still to come in this one, how many have ended
+    unsigned index;                    // among those of the block
+    unsigned maker;                    // the thread that initialised it,
+    uint32_t time;                     // when
+    bool published;
+    known_clock coming, told; // by the arrivals of this phase, of the last one
 };
 
 // A copy to shared memory that a barrier tells the end of.
@@ -90,7 +128,8 @@ struct slot_copy {
     const void *from;
     size_t bytes;
     unsigned long long *barrier;
-    int arrivals; // of those that the barrier expects
+    unsigned arrivals; // of those that the barrier expects
+    known_clock told; // by the thread that started it
 };
 
 // One launch. Launches have consecutive numbers.
@@ -101,13 +140,15 @@ struct grid {
     unsigned next, ended;        // blocks: the next one to start, how many have ended
     unsigned waited, triggered;  // that waited for the kernel before, that let the next one start
     bool chained, complete;
-    uint32_t floor;        // all launches of lower numbers are complete when this one starts
-    uint32_t waited_floor; // the same behind the wait, when number - 1 is too
+    uint32_t first_instance; // of its blocks
+    uint32_t floor;          // all launches of lower numbers are complete when this one starts
+    uint32_t waited_floor;   // the same behind the wait, when number - 1 is too
 };
 
 struct block {
     bool active;
-    bool lax; // accesses are not checked for order
+    bool cooperative;
+    unsigned index; // in a cooperative launch
     struct grid *grid;
     uint32_t instance; // 1, 2, ...: of all blocks that ever ran
     struct {
@@ -139,8 +180,44 @@ extern struct fiber *current;
 void emulate_switch();
 unsigned emulate_random(unsigned below);
 
-// Arrivals at a barrier in shared memory.
-void arrive_at(unsigned long long *barrier, unsigned arrivals);
+// The current thread does not go on until somebody says so.
+void wait_until_released(wait_for what);
+
+// Who asks again and again may find something new.
+void note_progress();
+
+// ---- cooperative.cc ----
+
+known_clock join_clocks(const known_clock &a, const known_clock &b);
+
+// What a thread knows and did, for others.
+known_clock what_it_tells(const struct fiber *fiber);
+
+// Threads meet at a barrier, whole warps in order.
+void meet(struct fiber *const *fibers, unsigned count);
+
+void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier,
+                     unsigned arrivals);
+
+// Ends a copy of the current thread's block.
+void end_slot_copy(const struct slot_copy &copy);
+
+// __threadfence and atomicInc.
+void fence_cooperative();
+unsigned increment_cooperative(unsigned *counter, unsigned limit);
+
+// Whether an access, of somebody else, is ordered before what the owner of the clock does now.
+static inline bool is_known(const known_clock &clock, unsigned block, unsigned who, uint32_t time) {
+    if (!clock || who >= UNDER_WAY)
+        return false;
+    const uint32_t *times = clock->times[block];
+    if (who >= COPIED)
+        return time < times[COPIES_TOLD + who - COPIED];
+    if (who >= OF_WARP)
+        return time < times[who - OF_WARP];
+    return time < times[who / LANES] ||
+           (who % LANES == 0 && time < times[FIRST_LANES + who / LANES]);
+}
 
 // ---- memory.cc ----
 
@@ -150,8 +227,15 @@ char *shared_memory_end(unsigned slot);
 // Forgets what was accessed there.
 void forget_shared(unsigned slot);
 
-// Ends a copy.
-void land_slot(const struct slot_copy &copy);
+// The end of a copy that the barrier of this index tells.
+void land_slot(const struct slot_copy &copy, unsigned index);
+
+// Accesses to barriers and counters.
+void write_barrier(unsigned long long *barrier);
+void touch_counter(const unsigned *counter, const void *code);
+
+// A cooperative launch has ended.
+void forget_readers();
 
 // Whether the current thread has copies under way.
 bool copies_under_way();
