@@ -417,14 +417,15 @@ local function gpu_plan(spec, p)
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
         gpu.bytes = gpu.bytes + row[2]
     end
-    -- Shared memory of a block, taken at the launch.
-    function gpu.shared_bytes(kernel, ring)
+    -- Shared memory of a block on an architecture, taken at the launch.
+    function gpu.shared_bytes(kernel, ring, sm)
         if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
         if kernel == "sample_token" then return gpu.sample_shared end
         if kernel == "decode_attention" then return gpu.attention_shared end
         if kernel == "prefill_attention" then return gpu.prefill_attention_shared end
         if kernel:find("norm$") or kernel == "embed" then return 0 end
-        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+        if not kernel:find("^prefill") then return WARPS * ring + gpu.decode_sums end
+        return sm == 90 and gpu.warpgroup_shared or gpu.prefill_shared
     end
     gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
     return gpu
