@@ -346,11 +346,12 @@ uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check) {
                 access_shared(at, 16, false, shared_record(current->thread), NULL);
             for (unsigned grain = 0; grain < 16 / SHARED_GRAIN; grain++) {
                 uint32_t written = shared_cells[at / SHARED_GRAIN + grain].written;
-                const struct fiber *writer = current->block->fibers[(written >> TIME_BITS) %
-                                                                    current->block->fibers.size()];
+                const struct fiber *writer =
+                    current->block->fibers[(written >> TIME_BITS) % current->block->fibers.size()];
                 if (check && written % MOST_TIME >= writer->shown)
                     emulate_fault("a product reads shared memory at %#zx, which thread %u has not "
-                                  "shown to products", at, writer->thread);
+                                  "shown to products",
+                                  at, writer->thread);
                 digest = (digest ^ written) * 1099511628211u;
             }
             unsigned short words[8];
