@@ -104,13 +104,13 @@ static __device__ __forceinline__ int block_column(const struct product &p, int 
     return block % blocks_of_row(p, columns) * columns;
 }
 
-// Starts copying the activations of a step; zeros behind the last column and the end of K.
+// Starts copying the activations of a step, COLUMNS from `first` on; zeros behind the last column
+// and the end of K.
 template <int COLUMNS>
 static __device__ __forceinline__ void
-copy_input(const struct product &p, const struct product_step &step, int block, char *stage) {
+copy_input(const struct product &p, const struct product_step &step, int first, char *stage) {
     const int APART = PRODUCT_THREADS / STEP_CHUNKS; // columns of one thread
     int chunk = threadIdx.x % STEP_CHUNKS, column = threadIdx.x / STEP_CHUNKS;
-    int first = block_column(p, COLUMNS, block);
     const char *from = step.input + input_chunk(first + column, step.input_chunk + chunk) * 16;
     char *to = stage + stage_chunk(column, chunk) * 16;
 #pragma unroll

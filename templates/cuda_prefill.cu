@@ -102,21 +102,33 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     multiply_all<QKV_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
         if (slice.row_tile >= p.row_tiles)
             return;
-        // Through shared memory, each thread its own: what follows is long, so it is a loop.
+        // Through shared memory, each thread its own: what follows is long, so it is a loop; some
+        // columns at a time, so that their loads overlap.
+        const int AT_ONCE = 4;
         float *mine = spare_floats() + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < SLICE_FLOATS; i++)
             mine[i * PRODUCT_THREADS] = sum[i / 4][i % 4];
 #pragma unroll 1
-        for (int n = 0; n < SLICE_FLOATS / 2; n++) {
-            int column = slice.column + n / 2 * 8 + lane_id() % 4 * 2 + n % 2;
-            if (column < p.columns) {
-                int token = column % task.tokens, stream = column / task.tokens;
-                const float *y = mine + (n / 2 * 4 + n % 2) * PRODUCT_THREADS;
-                struct qkv_terms terms =
-                    find_terms(task, slice.row_tile, lane_id() / 4, task.position + token);
-                store_qkv(task, slice.row_tile, lane_id() / 4, token, stream, task.position + token,
-                          terms, y[0], y[2 * PRODUCT_THREADS]);
+        for (int n = 0; n < SLICE_FLOATS / 2; n += AT_ONCE) {
+            struct qkv_terms terms[AT_ONCE];
+            int first = slice.column + n / 2 * 8 + lane_id() % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                int column = first + i / 2 * 8 + i % 2, last = p.columns - 1;
+                terms[i] =
+                    find_terms(task, slice.row_tile, lane_id() / 4,
+                               task.position + (column < last ? column : last) % task.tokens);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                int column = first + i / 2 * 8 + i % 2;
+                if (column < p.columns) {
+                    int token = column % task.tokens, stream = column / task.tokens;
+                    const float *y = mine + (n / 2 * 4 + i / 2 * 4 + i % 2) * PRODUCT_THREADS;
+                    store_qkv(task, slice.row_tile, lane_id() / 4, token, stream,
+                              task.position + token, terms[i], y[0], y[2 * PRODUCT_THREADS]);
+                }
             }
         }
     });

@@ -35,22 +35,25 @@ static __device__ __forceinline__ struct tile *stage_tile(char *stage, int row, 
            lane_id();
 }
 
-// Starts copying rows t, t + 1, ... of `tiles` rows of keys and values; zeros behind the last.
+// Starts copying rows t, t + 1, ... of `tiles` rows of keys and values; zeros behind the last. Half
+// of the warps copy keys, the others values.
 static __device__ __forceinline__ void copy_rows(const struct gpu_task &task, int stream,
                                                  int kv_head, int t, int tiles, char *stage) {
+    const int COPIERS = ATTENTION_WARPS / 2;
+    bool copies_values = warp_id() / COPIERS;
 #pragma unroll
     for (int row = 0; row < ATTENTION_ROWS && t < tiles; row++) {
         bool wanted = t + row < tiles;
         struct span s = find_span(task, stream, kv_head, wanted ? t + row : tiles - 1);
+        const struct tile *from = copies_values ? s.values : s.keys;
+        int stride = copies_values ? s.value_stride * WARP : WARP;
 #pragma unroll
-        for (int n = warp_id(); n < KEY_VALUE_TILES; n += ATTENTION_WARPS) {
-            const struct tile *from = n < HEAD_TILES
-                                          ? s.keys + n * WARP
-                                          : s.values + (n - HEAD_TILES) * s.value_stride * WARP;
+        for (int d = warp_id() % COPIERS; d < HEAD_TILES; d += COPIERS) {
 #pragma unroll
             for (int plane = 0; plane < WEIGHT_PLANES; plane++)
-                copy_async(stage_tile(stage, row, plane, n),
-                           from + plane * PREFIX_BLOCK_TILES * WARP, wanted && plane < s.planes);
+                copy_async(stage_tile(stage, row, plane, copies_values * HEAD_TILES + d),
+                           from + d * stride + plane * PREFIX_BLOCK_TILES * WARP,
+                           wanted && plane < s.planes);
         }
     }
     commit_copies();

@@ -65,34 +65,64 @@ static __device__ inline struct tile load_matrices(const void *row) {
 #endif
 }
 
+#ifndef EMULATOR
+// Operands of a warpgroup's product: 32 sums of a thread for each 64 columns.
+#define SUMS_0                                                                                     \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SUMS_1                                                                                     \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS_2                                                                                     \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SUMS_3                                                                                     \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "   \
+    "%127"
+#define SUM_OPERANDS(s) "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+#define SLICE_OPERANDS(s)                                                                          \
+    SUM_OPERANDS(s[0]), SUM_OPERANDS(s[1]), SUM_OPERANDS(s[2]), SUM_OPERANDS(s[3]),                \
+        SUM_OPERANDS(s[4]), SUM_OPERANDS(s[5]), SUM_OPERANDS(s[6]), SUM_OPERANDS(s[7])
+#define WARPGROUP_PRODUCT(columns, sums, weights)                                                  \
+    "{.reg .pred add;\n"                                                                           \
+    "setp.eq.u32 add, 0, 0;\n"                                                                     \
+    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" sums "}, {" weights          \
+    ", add, 1, 1, 0;}"
+#endif
+
 // Products of a warpgroup, four warps, run behind the threads' backs: between the start of one and
 // the wait for its group, neither `sum` nor `a` may be touched nor what lies at `b` be changed.
-// sum [64, 64] += a [64, 16] x b [16, 64]: rows 16w to 16w + 15 are warp w's, sum[j] of columns 8j
-// to 8j + 7 and a as in multiply. b: 16 k of blocks of activations (input_word) in shared memory,
-// at a multiple of 1,024 bytes, 32 bytes further for each 16 of k before.
-static __device__ inline void multiply_warpgroup(float (&sum)[8][4], const struct tile &a,
+// sum [64, 64 SLICES] += a [64, 16] x b [16, 64 SLICES]: rows 16w to 16w + 15 are warp w's,
+// sum[s][j] of columns 64s + 8j to 64s + 8j + 7 and a as in multiply. b: 16 k of blocks of
+// activations (input_word) in shared memory, at a multiple of 1,024 bytes, 32 bytes further for
+// each 16 of k before. One instruction for all columns: it reads `a` once.
+template <int SLICES>
+static __device__ inline void multiply_warpgroup(float (&sum)[SLICES][8][4], const struct tile &a,
                                                  const void *b) {
+    static_assert(SLICES >= 2 && SLICES <= 4, "128, 192 or 256 columns");
 #ifdef EMULATOR
-    emulate_warpgroup_product(sum, &a.x, (const char *)b);
+    for (int i = 0; i < SLICES; i++) // 64 columns of 64 k, bf16
+        emulate_warpgroup_product(sum[i], &a.x, (const char *)b + i * 64 * 64 * 2);
 #else
     unsigned long long address = __cvta_generic_to_shared(b);
     // Swizzled in rows of 128 bytes; 1,024 bytes from 8 columns to the next.
     unsigned long long columns = 1ull << 62 | 64ull << 32 | 1ull << 16 | address >> 4;
-    asm volatile("{.reg .pred add;\n"
-                 "setp.eq.u32 add, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, add, 1, 1, 0;}"
-                 : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]),
-                   "+f"(sum[1][0]), "+f"(sum[1][1]), "+f"(sum[1][2]), "+f"(sum[1][3]),
-                   "+f"(sum[2][0]), "+f"(sum[2][1]), "+f"(sum[2][2]), "+f"(sum[2][3]),
-                   "+f"(sum[3][0]), "+f"(sum[3][1]), "+f"(sum[3][2]), "+f"(sum[3][3]),
-                   "+f"(sum[4][0]), "+f"(sum[4][1]), "+f"(sum[4][2]), "+f"(sum[4][3]),
-                   "+f"(sum[5][0]), "+f"(sum[5][1]), "+f"(sum[5][2]), "+f"(sum[5][3]),
-                   "+f"(sum[6][0]), "+f"(sum[6][1]), "+f"(sum[6][2]), "+f"(sum[6][3]),
-                   "+f"(sum[7][0]), "+f"(sum[7][1]), "+f"(sum[7][2]), "+f"(sum[7][3])
-                 : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    if constexpr (SLICES == 2)
+        asm volatile(WARPGROUP_PRODUCT("128", SUMS_0 ", " SUMS_1, "%64, %65, %66, %67}, %68")
+                     : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1])
+                     : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    else if constexpr (SLICES == 3)
+        asm volatile(
+            WARPGROUP_PRODUCT("192", SUMS_0 ", " SUMS_1 ", " SUMS_2, "%96, %97, %98, %99}, %100")
+            : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1]), SLICE_OPERANDS(sum[2])
+            : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    else
+        asm volatile(WARPGROUP_PRODUCT("256", SUMS_0 ", " SUMS_1 ", " SUMS_2 ", " SUMS_3,
+                                       "%128, %129, %130, %131}, %132")
+                     : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1]), SLICE_OPERANDS(sum[2]),
+                       SLICE_OPERANDS(sum[3])
+                     : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
 #endif
 }
 

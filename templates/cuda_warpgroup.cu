@@ -21,6 +21,12 @@ template <int COLUMNS> struct feed {
     };
 
     int block, step, stage;
+    int row_tile, column; // of the block: found once, divisions take long
+
+    __device__ __forceinline__ void find_block(const struct product &p) {
+        row_tile = block_tile(p, COLUMNS, block);
+        column = block_column(p, COLUMNS, block);
+    }
 
     __device__ __forceinline__ char *place(int stage) const {
         return shared_memory() + stage * STAGE_BYTES;
@@ -29,14 +35,15 @@ template <int COLUMNS> struct feed {
     __device__ __forceinline__ void copy(const struct product &p, int steps) {
         if (block < count_blocks(p, COLUMNS)) {
             struct product_step s = find_step(p, step);
-            copy_weights(p, s, block_tile(p, COLUMNS, block), place(stage));
-            copy_input<COLUMNS>(p, s, block, place(stage) + ROWS_STEP_BYTES);
+            copy_weights(p, s, row_tile, place(stage));
+            copy_input<COLUMNS>(p, s, column, place(stage) + ROWS_STEP_BYTES);
         }
         commit_copies();
         stage = stage + 1 < STAGES ? stage + 1 : 0;
         if (++step == steps) {
             step = 0;
             block += gridDim.x;
+            find_block(p);
         }
     }
 };
@@ -48,7 +55,8 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
     typedef struct feed<COLUMNS> feed_type;
     const int SLICES = COLUMNS / SLICE_COLUMNS, STAGES = feed_type::STAGES;
     const int steps = (count_steps(p) + 1) / 2 * 2; // two sets of registers take turns
-    feed_type feed = {(int)blockIdx.x, 0, 0};
+    feed_type feed = {(int)blockIdx.x, 0, 0, 0, 0};
+    feed.find_block(p);
     for (int i = 0; i < feed_type::AHEAD; i++)
         feed.copy(p, steps);
     int stage = 0;
@@ -65,13 +73,9 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
                 load_weights(weights[half], place, warp_id(), find_step(p, step + half).low);
                 fence_products();
 #pragma unroll
-                for (int k = 0; k < STEP_TILES; k++) {
-#pragma unroll
-                    for (int i = 0; i < SLICES; i++)
-                        multiply_warpgroup(sum[i], weights[half][k],
-                                           place + ROWS_STEP_BYTES +
-                                               i * SLICE_COLUMNS * INPUT_K * 2 + k * TILE * 2);
-                }
+                for (int k = 0; k < STEP_TILES; k++)
+                    multiply_warpgroup(sum, weights[half][k],
+                                       place + ROWS_STEP_BYTES + k * TILE * 2);
                 commit_products();
                 feed.copy(p, steps);
                 wait_products<1>();

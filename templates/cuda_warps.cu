@@ -7,11 +7,13 @@ enum {
     WARPS_STAGE_BYTES = BLOCK_TILES * ROW_STEP_BYTES + WARPS_COLUMNS * STEP_TILES * TILE * 2,
 };
 
-static __device__ __forceinline__ void copy_step(const struct product &p, int n) {
+// `at`: the block's first row of tiles and its first column.
+static __device__ __forceinline__ void copy_step(const struct product &p, const struct slice &at,
+                                                 int n) {
     struct product_step step = find_step(p, n);
     char *stage = shared_memory() + n % STAGES * WARPS_STAGE_BYTES;
-    copy_weights(p, step, block_tile(p, WARPS_COLUMNS, blockIdx.x), stage);
-    copy_input<WARPS_COLUMNS>(p, step, blockIdx.x, stage + BLOCK_TILES * ROW_STEP_BYTES);
+    copy_weights(p, step, at.row_tile, stage);
+    copy_input<WARPS_COLUMNS>(p, step, at.column, stage + BLOCK_TILES * ROW_STEP_BYTES);
 }
 
 // sum += what lies in a stage.
@@ -47,16 +49,18 @@ static __device__ __forceinline__ void multiply_by_warps(const struct product &p
                                                          const FINISH &finish) {
     float sum[4][8][4] = {};
     int steps = count_steps(p);
+    struct slice at = {block_tile(p, WARPS_COLUMNS, blockIdx.x),
+                       block_column(p, WARPS_COLUMNS, blockIdx.x)};
     for (int step = 0; step < STAGES - 1; step++) {
         if (step < steps)
-            copy_step(p, step);
+            copy_step(p, at, step);
         commit_copies();
     }
     for (int step = 0; step < steps; step++) {
         wait_copies<STAGES - 2>();
         __syncthreads();
         if (step + STAGES - 1 < steps)
-            copy_step(p, step + STAGES - 1);
+            copy_step(p, at, step + STAGES - 1);
         commit_copies();
         multiply_stage(shared_memory() + step % STAGES * WARPS_STAGE_BYTES, find_step(p, step),
                        sum);
@@ -64,9 +68,8 @@ static __device__ __forceinline__ void multiply_by_warps(const struct product &p
     __syncthreads(); // what follows may use the stages
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        struct slice slice = {block_tile(p, WARPS_COLUMNS, blockIdx.x) + warp_id() / 2 * 4 + i,
-                              block_column(p, WARPS_COLUMNS, blockIdx.x) +
-                                  warp_id() % 2 * SLICE_COLUMNS};
+        struct slice slice = {at.row_tile + warp_id() / 2 * 4 + i,
+                              at.column + warp_id() % 2 * SLICE_COLUMNS};
         finish(slice, sum[i]);
     }
 }

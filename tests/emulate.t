@@ -112,6 +112,21 @@ local function schedule_tests(model)
     end
 end
 
+-- The products of prefill by warpgroups.
+local function warpgroup_tests(models)
+    local commands = {}
+    for i, model in ipairs(models) do
+        emulated.emulator(model.out, model.streams, "-DEMULATOR_WARPGROUPS")
+        commands[i] = comparison(model, "")
+    end
+    for i, result in ipairs(emulated.run_all(commands)) do
+        local values = build.values(result.text)
+        tap.ok(result.code == 0 and values.kl <= KL_BAR,
+            ("%s: warpgroups, prefill's mean KL %.2g"):format(models[i].name, values.kl or -1),
+            result.text)
+    end
+end
+
 -- A shape with random weights; `text` completes its spec.
 local function generate_random(shape)
     shape.out = scratch .. "/" .. shape.name
@@ -250,11 +265,13 @@ local function cache_tests(model)
     tap.is(#entries(), MODULES, "and no more than one for each module")
 end
 
-local smallest
+local smallest, with_warpgroups = nil, {}
 for _, model in ipairs(golden_tests()) do
     if model.name:find("^p3") then smallest = model end
+    if model.name:find("^p[12]") then with_warpgroups[#with_warpgroups + 1] = model end
 end
 schedule_tests(smallest)
+warpgroup_tests(with_warpgroups)
 shape_tests()
 failure_tests(smallest)
 cache_tests(smallest)
