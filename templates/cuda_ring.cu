@@ -6,7 +6,7 @@ enum {
                 : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
                                                                   : bf16_tiles::BYTES,
     SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
-    SUM_ROWS = 8 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
+    SUM_ROWS = 4 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
     ATTENTION_BYTES = WARPS * ATTENTION_PARTIAL * 4,
     WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
