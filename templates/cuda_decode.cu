@@ -9,9 +9,8 @@ struct step {
     struct meeting meeting;
 };
 
-// Item threadIdx.x + i * THREADS of a batch of rows of tiles, gridDim.x apart from `first` on: a
-// thread finishes two rows of one column.
-enum { FINISHES = SUM_ROWS * COLUMN_GROUPS * 64 / THREADS };
+// What a thread finishes of a batch of rows of tiles, gridDim.x apart from `first` on: two rows of
+// one column.
 
 struct finish {
     int row_tile, thread; // thread: of finish_split
@@ -19,9 +18,8 @@ struct finish {
     const float *sums;
     bool mine;
 
-    __device__ __forceinline__ finish(int i, int first, int row_tiles) {
-        const int each = COLUMN_GROUPS * 64;
-        int n = threadIdx.x + i * THREADS;
+    __device__ __forceinline__ finish(int first, int row_tiles) {
+        const int each = COLUMN_GROUPS * 64, n = threadIdx.x;
         row_tile = first + n / each * gridDim.x;
         thread = n % each;
         at = split_place(thread);
@@ -42,13 +40,13 @@ typedef struct row_product<layer_tiles, O_COLUMN_TILES, WEIGHT_PLANES, 1, HEADS_
 static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, struct step &step) {
     const int columns = task.layer == 0 ? 1 : STREAMS, position = task.state->position;
     float *scales = workplace()->scales;
+    float4 *kept = workplace()->kept + threadIdx.x;
     int first = blockIdx.x;
     do {
-        struct qkv_terms terms[FINISHES];
-#pragma unroll
-        for (int i = 0; i < FINISHES; i++) {
-            struct finish f(i, first, QKV_ROW_TILES);
-            terms[i] = find_terms(task, f.mine ? f.row_tile : 0, f.at.row, position);
+        struct finish f(first, QKV_ROW_TILES);
+        if (f.mine) { // kept in shared memory: registers are short
+            struct qkv_terms terms = find_terms(task, f.row_tile, f.at.row, position);
+            *kept = make_float4(terms.low, terms.high, terms.cosine, terms.sine);
         }
         if (first == blockIdx.x)
             step.meeting.wait();
@@ -57,15 +55,12 @@ static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, s
         qkv_product::multiply_rows(step.ring, task.normed, batch_rows(first, QKV_ROW_TILES));
         norm.end(scales);
         consumers_barrier();
-#pragma unroll
-        for (int i = 0; i < FINISHES; i++) {
-            struct finish f(i, first, QKV_ROW_TILES);
-            if (f.mine && f.at.column < columns) {
-                float2 y = finish_split(f.sums, f.thread);
-                float scale = scales[f.at.column];
-                store_qkv(task, f.row_tile, f.at.row, 0, f.at.column, position, terms[i],
-                          y.x * scale, y.y * scale);
-            }
+        if (f.mine && f.at.column < columns) {
+            struct qkv_terms terms = {kept->x, kept->y, kept->z, kept->w};
+            float2 y = finish_split(f.sums, f.thread);
+            float scale = scales[f.at.column];
+            store_qkv(task, f.row_tile, f.at.row, 0, f.at.column, position, terms, y.x * scale,
+                      y.y * scale);
         }
         first += SUM_ROWS * gridDim.x;
         if (first < QKV_ROW_TILES)
@@ -85,41 +80,32 @@ static __device__ __forceinline__ void store_residual(const struct gpu_task &tas
 // residual += o_proj x. A row of tiles has one owner, who alone reads and writes its residual.
 static __device__ __forceinline__ void decode_o(const struct gpu_task &task, struct step &step) {
     const float *norm = (const float *)(layer_weights(task) + POST_NORM_OFFSET);
+    float4 *kept = workplace()->kept + threadIdx.x;
     int first = blockIdx.x;
     do {
-        float2 before[FINISHES], weight[FINISHES];
-#pragma unroll
-        for (int i = 0; i < FINISHES; i++) {
-            struct finish f(i, first, HIDDEN_TILES);
-            if (f.mine) {
-                const float *x = task.residual + f.at.column * HIDDEN_SIZE + f.row_tile * TILE;
-                before[i] = make_float2(x[f.at.row], x[f.at.row + 8]);
-                const float *w = norm + f.row_tile * TILE + f.at.row;
-                weight[i] = make_float2(w[0], w[8]);
-            }
+        struct finish f(first, HIDDEN_TILES);
+        int row = f.row_tile * TILE + f.at.row;
+        if (f.mine) {
+            const float *x = task.residual + f.at.column * HIDDEN_SIZE + row;
+            *kept = make_float4(x[0], x[8], norm[row], norm[row + 8]);
         }
         if (first == blockIdx.x)
             step.meeting.wait();
         o_product::multiply_rows(step.ring, task.input, batch_rows(first, HIDDEN_TILES));
         consumers_barrier();
-#pragma unroll
-        for (int i = 0; i < FINISHES; i++) {
-            struct finish f(i, first, HIDDEN_TILES);
-            float square = 0;
-            if (f.mine) {
-                int row = f.row_tile * TILE + f.at.row;
-                float2 y = finish_split(f.sums, f.thread);
-                y = make_float2(before[i].x + y.x, before[i].y + y.y);
-                store_residual(task, row, f.at.column, y.x, weight[i].x);
-                store_residual(task, row + 8, f.at.column, y.y, weight[i].y);
-                square = y.x * y.x + y.y * y.y;
-            }
-            // Each warp has 4 pairs of rows of 8 columns.
-            square += __shfl_xor_sync(0xffffffff, square, 8);
-            square += __shfl_xor_sync(0xffffffff, square, 16);
-            if (lane_id() < 8 && f.mine)
-                task.squares[(f.row_tile * 2 + warp_id() % 2) * TILE + f.at.column] = square;
+        float square = 0;
+        if (f.mine) {
+            float2 y = finish_split(f.sums, f.thread);
+            y = make_float2(kept->x + y.x, kept->y + y.y);
+            store_residual(task, row, f.at.column, y.x, kept->z);
+            store_residual(task, row + 8, f.at.column, y.y, kept->w);
+            square = y.x * y.x + y.y * y.y;
         }
+        // Each warp has 4 pairs of rows of 8 columns.
+        square += __shfl_xor_sync(0xffffffff, square, 8);
+        square += __shfl_xor_sync(0xffffffff, square, 16);
+        if (lane_id() < 8 && f.mine)
+            task.squares[(f.row_tile * 2 + warp_id() % 2) * TILE + f.at.column] = square;
         first += SUM_ROWS * gridDim.x;
         if (first < HIDDEN_TILES)
             consumers_barrier();
@@ -137,21 +123,17 @@ static __device__ __forceinline__ void inner_part(const struct gpu_task &task, s
         int batch = rows - first < 0 ? 0 : rows - first < SUM_ROWS ? rows - first : SUM_ROWS;
         gate_up_product::multiply_rows(step.ring, task.normed, batch);
         consumers_barrier();
-#pragma unroll
-        for (int i = 0; i < FINISHES; i++) {
-            int n = threadIdx.x + i * THREADS, row = n / (COLUMN_GROUPS * 64);
-            struct place at = split_place(n % (COLUMN_GROUPS * 64));
-            float value = 0;
-            if (row < batch && at.column < STREAMS) {
-                float2 y = finish_split(work_floats() + row * gate_up_product::ROW_FLOATS,
-                                        n % (COLUMN_GROUPS * 64));
-                value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
-            }
-            float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
-            int at_word = column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column) / 2;
-            if (at.row % 2 == 0)
-                inner[at_word] = to_bf16(value, next);
+        int row = threadIdx.x / (COLUMN_GROUPS * 64), thread = threadIdx.x % (COLUMN_GROUPS * 64);
+        struct place at = split_place(thread);
+        float value = 0;
+        if (row < batch && at.column < STREAMS) {
+            float2 y = finish_split(work_floats() + row * gate_up_product::ROW_FLOATS, thread);
+            value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
         }
+        float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
+        int at_word = column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column) / 2;
+        if (at.row % 2 == 0)
+            inner[at_word] = to_bf16(value, next);
         consumers_barrier();
     }
 }

@@ -19,7 +19,8 @@ enum {
     SLOT_PIECES = SLOT_BYTES / PIECE_BYTES / WARPS * WARPS < WARP // a lane copies one
                       ? SLOT_BYTES / PIECE_BYTES / WARPS * WARPS
                       : WARP,
-    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - 768) / SLOT_BYTES,
+    KEPT_BYTES = THREADS * 16 + 768, // the rest of struct workplace
+    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
     FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
@@ -32,7 +33,8 @@ enum {
 struct workplace {
     struct columns inner[INNER_BYTES / 8]; // activations of MLP_CHANNELS, see column_index
     unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
-    float scales[TILE], weights[TILE];                      // of norms; of streams
+    float4 kept[THREADS];              // each thread's own, from one phase to the next
+    float scales[TILE], weights[TILE]; // of norms; of streams
     struct gpu_best best[WARPS];
     unsigned word; // of last_to_arrive
 };
