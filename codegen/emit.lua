@@ -153,6 +153,13 @@ static const struct adapter {
 #endif
 ]]
 
+-- A block of the cache: with bf16 its bytes depend on the path, so tiles are counted.
+local function cache_block(p)
+    local name = p.spec.cache_dtype == "int8" and "bytes" or "tiles"
+    return { "CACHE_BLOCK_" .. name:upper(), p.cache["block_" .. name],
+             "keys and values of one kv head" }
+end
+
 function emit.dims(p)
     local s = p.spec
     return DIMS:format(c_string(s.name), p.digest, enum({
@@ -168,7 +175,7 @@ function emit.dims(p)
         { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
         { "VECTORS_ROUNDED", s.weight_dtype == "bf16" and 1 or 0, "to bf16, as the matrices are" },
         { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
-        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+        cache_block(p),
         { "CACHE_SLOTS", p.cache.slots, "layer 0 once, every other layer for each stream" },
         { "BLOCK_COLUMNS", p.block_columns, "tokens x streams computed together, at most" },
         { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
@@ -305,7 +312,7 @@ function emit.cuda_dims(p)
         { "HIDDEN_COLUMN_TILES", l.qkv.column_tiles, "of qkv, gate_up, embedding and head" },
         { "O_COLUMN_TILES", l.o.column_tiles },
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
-        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+        cache_block(p),
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },
         { "HEAD_OFFSET", p.head.offset },

@@ -160,6 +160,7 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
+        ["cache.c"] = ('#include "cache_%s.c"\n'):format(model.cache_dtype),
         ["weights.c"] = ('#include "weights_%s.c"\n'):format(format_of(p)),
         ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }

@@ -8,6 +8,7 @@ local HEADER_BYTES = 4096  -- pack header: magic, digest, section table (runtime
 local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/tile.h)
 local TILE_BYTES = TILE * TILE * 2
 local GROUP = 32           -- columns of a quantised tile (templates/tile_quantized.h)
+local SCALE_BYTES = 4      -- of a key or a value in an int8 cache
 local SECTION_ALIGN = 4096
 local BLOCK_COLUMNS = 128  -- tokens x streams of one prefill block
 local GPU_COLUMNS = 2048   -- the same on a GPU
@@ -126,6 +127,12 @@ local function layer_layout(spec, format, qkv)
     return layer
 end
 
+-- One position of the cache, of one layer, stream and kv head: a key and a value, in bf16 or as
+-- integers with a scale each.
+local function position_bytes(spec)
+    return 2 * (spec.cache_dtype == "int8" and spec.head_dim + SCALE_BYTES or spec.head_dim * 2)
+end
+
 -- One adapter for each P: its prefixes for all layers and streams, and its aggregation network.
 local function adapter_layout(spec, format, streams, place)
     local layers, groups = spec.num_hidden_layers, spec.num_key_value_heads
@@ -133,8 +140,8 @@ local function adapter_layout(spec, format, streams, place)
     -- One (stream, kv head): a matrix, one plane behind the other.
     local block = tiles(prefix) * tiles(spec.head_dim) * TILE_BYTES * format.planes
     local adapter = { streams = streams, prefix_tokens = prefix, prefix_block = block }
-    -- One position of the cache, bf16: layer 0 is the same in all streams.
-    adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * 2 * spec.head_dim * 2
+    -- One position of the cache: layer 0 is the same in all streams.
+    adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * position_bytes(spec)
     adapter.offset = place(0, SECTION_ALIGN)
     adapter.prefix_k = place(layers * streams * groups * block, 64)
     adapter.prefix_v = place(layers * streams * groups * block, 64)
@@ -289,15 +296,19 @@ local function tensor_list(entries)
     return list
 end
 
--- KV cache of one engine: layer 0 is the same in all streams and kept once. Element sizes: the
--- fast paths keep bf16, the plain path fp32.
+-- KV cache of one engine: layer 0 is the same in all streams and kept once. For bf16 the plain path
+-- keeps fp32. int8: 16 positions are their keys, their values, and a scale for each of both.
 local function cache_layout(spec, max_streams)
     local context_tiles, head_tiles = tiles(spec.context), tiles(spec.head_dim)
     local block_tiles = context_tiles * head_tiles * 2 -- of one (layer, stream, kv head)
     local slots = 1 + (spec.num_hidden_layers - 1) * max_streams
-    local elements = slots * spec.num_key_value_heads * block_tiles * TILE * TILE
-    return { block_tiles = block_tiles, slots = slots, elements = elements,
-             elements_position = slots * spec.num_key_value_heads * 2 * spec.head_dim }
+    local int8 = spec.cache_dtype == "int8"
+    local block_bytes = int8 and block_tiles * TILE * TILE + context_tiles * 2 * TILE * SCALE_BYTES
+        or block_tiles * TILE_BYTES
+    local bytes = slots * spec.num_key_value_heads * block_bytes
+    return { block_tiles = block_tiles, slots = slots, block_bytes = block_bytes, bytes = bytes,
+             plain_bytes = int8 and bytes or 2 * bytes,
+             bytes_position = slots * spec.num_key_value_heads * position_bytes(spec) }
 end
 
 -- Memory of the engine, taken at start-up: { name, C type, elements, bytes an element, shape }.
@@ -307,6 +318,7 @@ local function buffer_tables(spec, p)
     local C, h, d, H = p.block_columns, spec.hidden_size, spec.head_dim, spec.num_attention_heads
     local I, V, P = spec.intermediate_size, spec.vocab_size, p.max_streams
     local queries = ATTENTION_TOKENS * H // spec.num_key_value_heads
+    local int8 = spec.cache_dtype == "int8"
     local function floats(name, elements, shape)
         return { name = name, type = "float", elements = elements, size = 4, shape = shape }
     end
@@ -339,12 +351,18 @@ local function buffer_tables(spec, p)
         { name = "history", type = "int32_t", elements = spec.context, size = 4,
           shape = "[context]: the ids in the cache" },
     }
+    if int8 then
+        local G = spec.num_key_value_heads
+        table.insert(shared, floats("new_keys", C * G * d, "[columns, kv_heads, head_dim]"))
+        table.insert(shared, floats("new_values", C * G * d, "[columns, kv_heads, head_dim]"))
+    end
     local widest = math.max(h, tiles(H * d) * TILE)
     local scratch = {
         floats("row", widest, "[hidden or heads * head_dim]"),
         floats("product", 2 * tile_columns * math.max(C, queries),
                ("[columns, %d]"):format(2 * tile_columns)),
-        packed("query", queries, d, "[queries, head_dim]", 1),
+        packed("query", queries * (int8 and 2 or 1), d,
+               int8 and "[2, queries, head_dim]: for prefix and cache" or "[queries, head_dim]", 1),
         packed("chances", queries, ATTENTION_CHUNK, "[queries, ATTENTION_CHUNK]", 1),
         floats("scores", queries * ATTENTION_CHUNK, "[queries, ATTENTION_CHUNK]"),
         floats("sums", queries * tiles(d) * TILE, "[queries, head_dim]"),
@@ -416,7 +434,7 @@ local function gpu_plan(spec, p)
         end
         return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
     end
-    gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
+    gpu.cache_bytes = p.cache.bytes
     return gpu
 end
 
