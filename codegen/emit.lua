@@ -214,6 +214,7 @@ local GPU_DIMS = [[
 // What the GPU's host side needs of the plan: the memory that is taken beside the pack and the
 // cache, and the shared memory of the kernels.
 %s
+static const size_t GPU_CACHE_BYTES = %d; // for the largest P
 
 // Buffers of activations: bytes, and the place of their pointers.
 static const struct gpu_buffer {
@@ -240,7 +241,8 @@ function emit.gpu_dims(p)
         { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
         { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
-    }), table.concat(rows, "\n"))
+        { "GPU_CACHE_KERNELS", g.cache_kernels, "that store keys and values of a prefill" },
+    }), g.cache_bytes, table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[

@@ -415,7 +415,13 @@ local function gpu_plan(spec, p)
         { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
         { "sampling", 32, "how a token is chosen" },
     }
+    local int8 = spec.cache_dtype == "int8"
+    if int8 then
+        table.insert(list, { "new_keys", C * G * d * 4, "[columns, kv_heads, head_dim]" })
+        table.insert(list, { "new_values", C * G * d * 4, "[columns, kv_heads, head_dim]" })
+    end
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
+                  cache_kernels = int8 and 1 or 0,
                   large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
                   prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
                   attention_shared = WARPS * partial * 4,
@@ -429,7 +435,8 @@ local function gpu_plan(spec, p)
         if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
         if kernel == "sample_token" then return gpu.sample_shared end
         if kernel == "decode_attention" then return gpu.attention_shared end
-        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention" then
+        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention"
+            or kernel == "prefill_cache" then
             return 0
         end
         return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums

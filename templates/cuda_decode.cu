@@ -140,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_gate_up(const struc
             (const struct columns *)task.normed, HIDDEN_COLUMN_TILES,
     };
     product.start();
+    store_newest(task); // attention is over: o, which still runs, waited for it
     wait_for_previous_kernel();
 
     struct column_scales norm;

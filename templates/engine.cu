@@ -6,6 +6,7 @@
 #include "cuda_product.cu"
 #include "cuda_block.cu"
 #include "cuda_weights.cu"
+#include "cuda_cache.cu"
 #include "cuda_attention.cu"
 #include "cuda_decode.cu"
 #include "cuda_head.cu"

@@ -42,10 +42,11 @@ enum kernel {
     KERNEL_CHOOSE,
     KERNEL_SAMPLE,
     KERNEL_READ_MEMORY,
-    KERNELS,
+    KERNEL_PREFILL_CACHE, // with an int8 cache only
+    KERNELS = KERNEL_PREFILL_CACHE + GPU_CACHE_KERNELS,
 };
 
-static const char *const KERNEL_NAMES[KERNELS] = {
+static const char *const KERNEL_NAMES[] = {
     "embed",
     "decode_qkv",
     "decode_attention",
@@ -66,6 +67,7 @@ static const char *const KERNEL_NAMES[KERNELS] = {
     "choose",
     "sample_token",
     "read_memory",
+    "prefill_cache",
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -104,7 +106,7 @@ struct gpu {
     bool use_cache;           // of compiled kernels
     bool newer_compiler;      // NVRTC is newer than the driver
     int device, multiprocessors, shared_limit;
-    void *context, *module, *functions[KERNELS];
+    void *context, *module, *functions[KERNEL_PREFILL_CACHE + 1];
     void *stream, *copies; // all work, and copies of results beside it
     void *ready[2];        // events: the logits of an even, an odd position are there
     struct step_graph greedy_step, sampling_step;
@@ -197,6 +199,10 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
                           GPU_THREADS, 0, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_QKV, distinct, LAYOUT.qkv.row_tiles, error);
+    if (!code && GPU_CACHE_KERNELS)
+        code = gpu_launch(gpu, KERNEL_PREFILL_CACHE,
+                          blocks_for((size_t)gpu->task.position % TILE + tokens, TILE * GPU_WARPS),
+                          KV_HEADS, (unsigned)(distinct / tokens), GPU_THREADS, 0, error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
                           blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
@@ -782,7 +788,7 @@ static int take_pinned_memory(struct gpu *gpu, struct error *error) {
 
 static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
     gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
-    gpu->info.cache_bytes = (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    gpu->info.cache_bytes = GPU_CACHE_BYTES;
     int code = upload_weights(gpu, file, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
