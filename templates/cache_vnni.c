@@ -43,7 +43,8 @@ cache_vnni_pack(const float *x, size_t n, void *packed) {
         cache_vnni_store(q, out + TILE);
         sum = _mm512_add_epi32(sum, q);
     }
-    struct cache_vnni_factors factors = {largest / most, 128 * _mm512_reduce_add_epi32(sum)};
+    struct cache_vnni_factors factors = {largest / most,
+                                         _mm512_reduce_add_epi32(_mm512_slli_epi32(sum, 7))};
     memcpy(out, &factors, sizeof factors);
 }
 

@@ -44,7 +44,7 @@ struct cache_row {
     }
     __device__ __forceinline__ void add_newest(const struct gpu_task &, int, int, int) {
     }
-    __device__ __forceinline__ void widen_keys(struct tile (&)[HEAD_TILES]) const {
+    __device__ __forceinline__ void widen_keys(struct tile (&)[HEAD_TILES]) {
     }
     __device__ __forceinline__ void widen_values(struct tile (&)[HEAD_TILES]) const {
     }

@@ -38,18 +38,37 @@ static __device__ inline void store_key(const struct gpu_task &task, int stream,
     key[HEAD_DIM / 2] = second;
 }
 
-// The largest magnitude of x [head_dim], found by the warp. As integers magnitudes have the same
-// order, and a NaN is the largest: it is not lost.
-static __device__ __forceinline__ float largest_magnitude(const float *x) {
-    unsigned most = 0;
-    for (int i = lane_id(); i < HEAD_DIM; i += WARP) {
-        unsigned bits = __float_as_uint(x[i]) & 0x7fffffff;
-        most = bits > most ? bits : most;
-    }
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        unsigned other = __shfl_xor_sync(0xffffffff, most, distance);
-        most = other > most ? other : most;
-    }
+// load_tile for 8 bytes.
+static __device__ inline struct columns load_columns(const struct columns *from) {
+#ifdef EMULATOR
+    return *from;
+#else
+    struct columns c;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(c.x), "=r"(c.y) : "l"(from));
+    return c;
+#endif
+}
+
+// A key and a value of one position as a warp has them: lane l has words l, l + 32, ... of the key,
+// where word 4 d + i is columns 2i, 2i + 8, 2i + 1, 2i + 9 of tile d, and bytes l, l + 32, ... of
+// the value.
+struct cache_entry {
+    enum { KEY_WORDS = (HEAD_TILES + 7) / 8, VALUE_BYTES = (HEAD_TILES + 1) / 2 };
+
+    unsigned key[KEY_WORDS], value[(VALUE_BYTES + 3) / 4];
+    float key_scale, value_scale;
+};
+
+// A float's magnitude as an integer: these have the same order, and a NaN, the largest, is not
+// lost.
+static __device__ __forceinline__ unsigned larger_magnitude(unsigned most, float x) {
+    unsigned bits = __float_as_uint(x) & 0x7fffffff;
+    return bits > most ? bits : most;
+}
+
+static __device__ __forceinline__ float warp_magnitude(unsigned most) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        most = larger_magnitude(most, __uint_as_float(__shfl_xor_sync(0xffffffff, most, distance)));
     return __uint_as_float(most);
 }
 
@@ -58,16 +77,71 @@ static __device__ __forceinline__ unsigned quantize(float x, float inverse) {
     return __float_as_uint(fmaf(x, inverse, 12583040.0f)) & 255;
 }
 
-// A row of 16 positions, as a lane 4g + i has it. Positions first <= r < end of it are new: not in
-// the cache, but keys[r * NEW_STRIDE] and values[r * NEW_STRIDE] are theirs.
+// From fp32 key, value [head_dim].
+static __device__ __forceinline__ struct cache_entry make_entry(const float *key,
+                                                                const float *value) {
+    struct cache_entry entry;
+    float k[cache_entry::KEY_WORDS][4], v[cache_entry::VALUE_BYTES];
+    unsigned most_key = 0, most_value = 0;
+#pragma unroll
+    for (int n = 0; n < cache_entry::KEY_WORDS; n++) {
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            int word = n * WARP + lane_id(),
+                dim = word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2;
+            k[n][b] = dim < HEAD_DIM ? key[dim] : 0.0f;
+            most_key = larger_magnitude(most_key, k[n][b]);
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < cache_entry::VALUE_BYTES; n++) {
+        int dim = n * WARP + lane_id();
+        v[n] = dim < HEAD_DIM ? value[dim] : 0.0f;
+        most_value = larger_magnitude(most_value, v[n]);
+    }
+    float largest_key = warp_magnitude(most_key), largest_value = warp_magnitude(most_value);
+    float key_inverse = largest_key > 1e-30f ? 127.0f / largest_key : 0.0f;
+    float value_inverse = largest_value > 1e-30f ? 127.0f / largest_value : 0.0f;
+    entry.key_scale = largest_key / 127.0f;
+    entry.value_scale = largest_value / 127.0f;
+#pragma unroll
+    for (int n = 0; n < cache_entry::KEY_WORDS; n++)
+        entry.key[n] = quantize(k[n][0], key_inverse) | quantize(k[n][1], key_inverse) << 8 |
+                       quantize(k[n][2], key_inverse) << 16 | quantize(k[n][3], key_inverse) << 24;
+#pragma unroll
+    for (int n = 0; n < cache_entry::VALUE_BYTES; n++) {
+        unsigned byte = quantize(v[n], value_inverse) << n % 4 * 8;
+        entry.value[n / 4] = n % 4 ? entry.value[n / 4] | byte : byte;
+    }
+    return entry;
+}
+
+// Of 16 positions, word i of a value's dimension has 2i, 2i + 8, 2i + 1, 2i + 9: the word and the
+// byte of position r, and the position of a byte.
+static __device__ __forceinline__ int value_word(int r) {
+    return r % 8 / 2;
+}
+
+static __device__ __forceinline__ int value_byte(int r) {
+    return r % 2 * 2 + r / 8;
+}
+
+static __device__ __forceinline__ int value_position(int word, int byte) {
+    return word * 2 + byte / 2 + byte % 2 * 8;
+}
+
+static __device__ __forceinline__ unsigned insert_byte(unsigned word, unsigned byte, int n) {
+    return (word & ~(255u << 8 * n)) | (byte & 255) << 8 * n;
+}
+
+// A row of 16 positions, as a lane 4g + i attends it.
 struct cache_row {
     enum { QUANTIZED = 1 };
 
     float key_scale[2], value_scale[2]; // of positions g and g + 8
-    const float *new_keys, *new_values; // of kv head, [head_dim]
-    int first, end;
-    float key_inverse[2];   // of positions g and g + 8, where these are new
-    float value_inverse[4]; // of positions 2i, 2i + 8, 2i + 1, 2i + 9
+    int newest;                         // a position that the cache has not yet; -1: it has all
+    const float *key, *value;           // of the newest
+    struct cache_entry entry;           // made of them
 
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
                                                               int stream, int kv_head, int row) {
@@ -84,7 +158,7 @@ struct cache_row {
         key_scale[1] = __uint_as_float(t.y);
         value_scale[0] = __uint_as_float(t.z);
         value_scale[1] = __uint_as_float(t.w);
-        first = end = 0;
+        newest = -1;
     }
 
     // Bytes of a row's keys, or values; widen_* makes numbers of them.
@@ -99,106 +173,58 @@ struct cache_row {
         }
     }
 
-    // keys, values: of the row's position 0.
-    __device__ __forceinline__ void add_new(const float *keys, const float *values, int from,
-                                            int to) {
-        new_keys = keys;
-        new_values = values;
-        first = from;
-        end = to;
-        for (int r = first; r < end; r++) {
-            float key = largest_magnitude(keys + r * NEW_STRIDE);
-            float value = largest_magnitude(values + r * NEW_STRIDE);
-            float key_factor = key > 1e-30f ? 127.0f / key : 0.0f;
-            float value_factor = value > 1e-30f ? 127.0f / value : 0.0f;
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                if (r == lane_id() / 4 + n * 8) {
-                    key_scale[n] = key / 127.0f;
-                    value_scale[n] = value / 127.0f;
-                    key_inverse[n] = key_factor;
-                }
-            }
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                if (r == byte_position(n))
-                    value_inverse[n] = value_factor;
-            }
-        }
-    }
-
-    // Decode: the last position, of kv head `kv_head` of the distinct stream `stream`.
+    // Decode: `position` is the newest. stream: one that differs from the others.
     __device__ __forceinline__ void add_newest(const struct gpu_task &task, int stream, int kv_head,
                                                int position) {
-        int r = position % TILE;
-        long long offset = (long long)(stream - r) * NEW_STRIDE + kv_head * HEAD_DIM;
-        add_new(task.new_keys + offset, task.new_values + offset, r, r + 1);
+        newest = position % TILE;
+        key = task.new_keys + stream * NEW_STRIDE + kv_head * HEAD_DIM;
+        value = task.new_values + stream * NEW_STRIDE + kv_head * HEAD_DIM;
     }
 
-    // Which position byte n of a word of values is of.
-    static __device__ __forceinline__ int byte_position(int n) {
-        return lane_id() % 4 * 2 + n / 2 + n % 2 * 8;
+    static __device__ __forceinline__ struct tile widen(const struct tile &t) {
+        struct tile wide = {int8_pair(t.x), int8_pair(t.x >> 8), int8_pair(t.y),
+                            int8_pair(t.y >> 8)};
+        return wide;
     }
 
-    // Word of position g + 8n in tile d of the keys: `word`, or made of the new key.
-    __device__ __forceinline__ unsigned key_word(unsigned word, int n, int d) const {
-        int r = lane_id() / 4 + n * 8, dim = d * TILE + lane_id() % 4 * 2;
-        if (r < first || r >= end)
-            return word;
-        const float *key = new_keys + r * NEW_STRIDE + dim;
-        float2 u = make_float2(0.0f, 0.0f), v = u;
-        if (dim < HEAD_DIM)
-            u = *(const float2 *)key;
-        if (dim + 8 < HEAD_DIM)
-            v = *(const float2 *)(key + 8);
-        float inverse = key_inverse[n];
-        return quantize(u.x, inverse) | quantize(v.x, inverse) << 8 | quantize(u.y, inverse) << 16 |
-               quantize(v.y, inverse) << 24;
-    }
-
-    // Word of dimension 16 d + g + 8 half of the values, the same.
-    __device__ __forceinline__ unsigned value_word(unsigned word, int half, int d) const {
-        int dim = d * TILE + lane_id() / 4 + half * 8;
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-            int r = byte_position(n);
-            if (r >= first && r < end) {
-                float x = dim < HEAD_DIM ? new_values[r * NEW_STRIDE + dim] : 0.0f;
-                word = (word & ~(255u << 8 * n)) | quantize(x, value_inverse[n]) << 8 * n;
+    __device__ __forceinline__ void widen_keys(struct tile (&keys)[HEAD_TILES]) {
+        if (newest >= 0) {
+            entry = make_entry(key, value);
+            bool mine = lane_id() / 4 == newest % 8, low = newest < 8;
+            if (mine) {
+                key_scale[low ? 0 : 1] = entry.key_scale;
+                value_scale[low ? 0 : 1] = entry.value_scale;
             }
-        }
-        return word;
-    }
-
-    static __device__ __forceinline__ struct tile widen(unsigned x, unsigned y) {
-        struct tile t = {int8_pair(x), int8_pair(x >> 8), int8_pair(y), int8_pair(y >> 8)};
-        return t;
-    }
-
-    __device__ __forceinline__ void widen_keys(struct tile (&keys)[HEAD_TILES]) const {
-        if (first < end) {
 #pragma unroll
             for (int d = 0; d < HEAD_TILES; d++) {
-                keys[d].x = key_word(keys[d].x, 0, d);
-                keys[d].y = key_word(keys[d].y, 1, d);
+                int source = d % 8 * 4 + lane_id() % 4;
+                unsigned word = __shfl_sync(0xffffffff, entry.key[d / 8], source);
+                keys[d].x = mine && low ? word : keys[d].x;
+                keys[d].y = mine && !low ? word : keys[d].y;
             }
         }
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++)
-            keys[d] = widen(keys[d].x, keys[d].y);
+            keys[d] = widen(keys[d]);
     }
 
     __device__ __forceinline__ void widen_values(struct tile (&values)[HEAD_TILES]) const {
-        if (first < end) {
+        if (newest >= 0) {
+            bool mine = lane_id() % 4 == value_word(newest);
+            int n = value_byte(newest);
 #pragma unroll
             for (int d = 0; d < HEAD_TILES; d++) {
-                values[d].x = value_word(values[d].x, 0, d);
-                values[d].y = value_word(values[d].y, 1, d);
+                unsigned word = entry.value[d / 8];
+                int source = d % 2 * TILE + lane_id() / 4, shift = d / 2 % 4 * 8;
+                unsigned x = __shfl_sync(0xffffffff, word, source) >> shift;
+                unsigned y = __shfl_sync(0xffffffff, word, source + 8) >> shift;
+                values[d].x = mine ? insert_byte(values[d].x, x, n) : values[d].x;
+                values[d].y = mine ? insert_byte(values[d].y, y, n) : values[d].y;
             }
         }
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++)
-            values[d] = widen(values[d].x, values[d].y);
+            values[d] = widen(values[d]);
     }
 
     // Scores and probabilities of positions g (0, 1) and g + 8 (2, 3).
@@ -212,57 +238,72 @@ struct cache_row {
         for (int i = 0; i < 4; i++)
             p[i] *= value_scale[i / 2];
     }
-
-    // Writes the new positions to the row at `place`.
-    __device__ __forceinline__ void store(char *place) const {
-        struct columns *keys = (struct columns *)place + lane_id();
-        struct columns *values = keys + HEAD_TILES * WARP;
-#pragma unroll 1
-        for (int d = 0; d < HEAD_TILES; d++, keys += WARP, values += WARP) {
-            struct columns key = *keys, value = *values;
-            key.x = key_word(key.x, 0, d);
-            key.y = key_word(key.y, 1, d);
-            value.x = value_word(value.x, 0, d);
-            value.y = value_word(value.y, 1, d);
-            *keys = key;
-            *values = value;
-        }
-        float *scales = (float *)(place + ROW_SCALES) + lane_id() / 4 * 4;
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            int r = lane_id() / 4 + n * 8;
-            if (lane_id() % 4 == 0 && r >= first && r < end) {
-                scales[n] = key_scale[n];
-                scales[2 + n] = value_scale[n];
-            }
-        }
-    }
 };
 
-// Decode: stores the newest position of every kv head, each by one warp. For a phase that follows
-// attention and precedes the next q|k|v; what it takes and leaves no other phase between them does.
+// Stores those positions of a row that share value word `word` and are first <= r < end, by one
+// warp. place: of the row; keys, values: of its position 0.
+static __device__ __forceinline__ void
+store_positions(char *place, const float *keys, const float *values, int word, int first, int end) {
+    struct cache_entry entries[4];
+    bool present[4];
+    float *scales = (float *)(place + ROW_SCALES);
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        int r = value_position(word, n);
+        present[n] = r >= first && r < end;
+        if (!present[n])
+            continue;
+        entries[n] = make_entry(keys + r * NEW_STRIDE, values + r * NEW_STRIDE);
+#pragma unroll
+        for (int k = 0; k < cache_entry::KEY_WORDS; k++) {
+            int d = k * 8 + lane_id() / 4, at = (d * WARP + r % 8 * 4 + lane_id() % 4) * 2 + r / 8;
+            if (d < HEAD_TILES)
+                ((unsigned *)place)[at] = entries[n].key[k];
+        }
+        if (lane_id() == 0) {
+            scales[r % 8 * 4 + r / 8] = entries[n].key_scale;
+            scales[r % 8 * 4 + 2 + r / 8] = entries[n].value_scale;
+        }
+    }
+    unsigned *words = (unsigned *)(place + HEAD_TILES * BYTE_TILE);
+#pragma unroll
+    for (int k = 0; k < cache_entry::VALUE_BYTES; k++) {
+        int dim = k * WARP + lane_id();
+        int at = (dim / TILE * WARP + dim % 8 * 4 + word) * 2 + dim % TILE / 8;
+        if (dim >= HEAD_TILES * TILE)
+            continue;
+        unsigned bytes = words[at];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            bytes =
+                present[n] ? insert_byte(bytes, entries[n].value[k / 4] >> k % 4 * 8, n) : bytes;
+        words[at] = bytes;
+    }
+}
+
+// Decode: stores the newest position of every kv head, each by one warp. For a phase behind
+// attention and before the next q|k|v: other phases leave alone what this takes.
 static __device__ __forceinline__ void store_newest(const struct gpu_task &task) {
-    int position = task.state->position;
+    int position = task.state->position, r = position % TILE;
     int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
     for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x) {
-        struct cache_row row;
-        row.add_newest(task, n / KV_HEADS, n % KV_HEADS, position);
-        row.store(cache_place(task, n / KV_HEADS, n % KV_HEADS, position / TILE));
+        int offset = (n / KV_HEADS - r) * NEW_STRIDE + n % KV_HEADS * HEAD_DIM;
+        store_positions(cache_place(task, n / KV_HEADS, n % KV_HEADS, position / TILE),
+                        task.new_keys + offset, task.new_values + offset, value_word(r), r, r + 1);
     }
 }
 
 // new_keys, new_values -> cache. Grid: rows of positions / WARPS, kv heads, distinct streams.
 extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct gpu_task task) {
     wait_for_previous_kernel();
-    int at = task.position / TILE + blockIdx.x * WARPS + warp_id(), kv_head = blockIdx.y;
-    int token =
-        at * TILE - task.position; // of the row's position 0; the first row may begin before
-    int first = token < 0 ? -token : 0, left = task.tokens - token;
-    if (left <= 0)
+    int row = task.position / TILE + blockIdx.x * WARPS + warp_id();
+    int token = row * TILE - task.position; // at the row's position 0: may be before the first
+    int first = token < 0 ? -token : 0, end = task.tokens - token;
+    int offset = ((int)blockIdx.z * task.tokens + token) * NEW_STRIDE + blockIdx.y * HEAD_DIM;
+    if (end <= 0)
         return;
-    long long offset =
-        (long long)((int)blockIdx.z * task.tokens + token) * NEW_STRIDE + kv_head * HEAD_DIM;
-    struct cache_row row;
-    row.add_new(task.new_keys + offset, task.new_values + offset, first, left < TILE ? left : TILE);
-    row.store(cache_place(task, blockIdx.z, kv_head, at));
+#pragma unroll 1
+    for (int word = 0; word < 4; word++)
+        store_positions(cache_place(task, blockIdx.z, blockIdx.y, row), task.new_keys + offset,
+                        task.new_values + offset, word, first, end);
 }

@@ -86,17 +86,6 @@ static __device__ inline struct tile load_tile(const struct tile *from) {
 #endif
 }
 
-// The same for 8 bytes.
-static __device__ inline struct columns load_columns(const struct columns *from) {
-#ifdef EMULATOR
-    return *from;
-#else
-    struct columns c;
-    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(c.x), "=r"(c.y) : "l"(from));
-    return c;
-#endif
-}
-
 // Copies 16 bytes from global to shared memory past the L1 cache, behind the thread's back; zeros
 // without a look at `global` if they are not `wanted`.
 static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {
