@@ -353,8 +353,8 @@ local function buffer_tables(spec, p)
     }
     if int8 then
         local G = spec.num_key_value_heads
-        table.insert(shared, floats("new_keys", C * G * d, "[columns, kv_heads, head_dim]"))
-        table.insert(shared, floats("new_values", C * G * d, "[columns, kv_heads, head_dim]"))
+        table.insert(shared, floats("new_cache", C * G * 2 * d,
+                                    "[columns, kv_heads, key and value, head_dim]"))
     end
     local widest = math.max(h, tiles(H * d) * TILE)
     local scratch = {
@@ -417,8 +417,8 @@ local function gpu_plan(spec, p)
     }
     local int8 = spec.cache_dtype == "int8"
     if int8 then
-        table.insert(list, { "new_keys", C * G * d * 4, "[columns, kv_heads, head_dim]" })
-        table.insert(list, { "new_values", C * G * d * 4, "[columns, kv_heads, head_dim]" })
+        table.insert(list, { "new_cache", C * G * 2 * d * 4,
+                             "[columns, kv_heads, key and value, head_dim]" })
     end
     local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
                   cache_kernels = int8 and 1 or 0,

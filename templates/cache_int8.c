@@ -140,17 +140,20 @@ static struct segment cache_segment(const struct parscale *model, size_t layer, 
 
 // ---- storing ------------------------------------------------------------------------------------
 
+// What the projections leave of a column: a key and a value, fp32 [2, head_dim].
+static float *new_entry(const struct parscale *model, size_t column, size_t kv_head) {
+    return model->buffers->new_cache + (column * KV_HEADS + kv_head) * 2 * HEAD_DIM;
+}
+
 // A scale needs the whole key: values i..i+n-1 of one, or of a value, are kept for finish_cache.
 static void cache_key(const struct parscale *model, const struct destination *to, size_t kv_head,
                       size_t i, size_t n, const float *values) {
-    float *key = model->buffers->new_keys + (to->column * KV_HEADS + kv_head) * HEAD_DIM;
-    memcpy(key + i, values, n * sizeof *values);
+    memcpy(new_entry(model, to->column, kv_head) + i, values, n * sizeof *values);
 }
 
 static void cache_value(const struct parscale *model, const struct destination *to, size_t kv_head,
                         size_t i, size_t n, const float *values) {
-    float *value = model->buffers->new_values + (to->column * KV_HEADS + kv_head) * HEAD_DIM;
-    memcpy(value + i, values, n * sizeof *values);
+    memcpy(new_entry(model, to->column, kv_head) + HEAD_DIM + i, values, n * sizeof *values);
 }
 
 // x [head_dim] to integers: x[i] = *scale * (u[i] - 128), to nearest. A NaN or an infinity makes
@@ -176,7 +179,7 @@ static void quantize_head(const float *x, unsigned char *u, float *scale) {
     }
 }
 
-// new_keys, new_values -> cache; this thread's share. What lies behind the last position is never
+// new_cache -> cache; this thread's share. What lies behind the last position is never
 // NaN, as integers have none, and its scales are not read.
 static void finish_cache(const struct parscale *model, size_t layer, size_t streams, int thread) {
     const struct block *block = &model->block;
@@ -188,8 +191,9 @@ static void finish_cache(const struct parscale *model, size_t layer, size_t stre
                     position / TILE * CACHE_ROW;
         float *scales = (float *)(row + CACHE_SCALES);
         unsigned char key[HEAD_DIM], value[HEAD_DIM];
-        quantize_head(model->buffers->new_keys + work.item * HEAD_DIM, key, &scales[at]);
-        quantize_head(model->buffers->new_values + work.item * HEAD_DIM, value, &scales[TILE + at]);
+        const float *entry = new_entry(model, column, kv_head);
+        quantize_head(entry, key, &scales[at]);
+        quantize_head(entry + HEAD_DIM, value, &scales[TILE + at]);
         for (size_t i = 0; i < HEAD_DIM; i++) {
             size_t tile = i / TILE * TILE_ELEMENTS;
             row[tile + tile_index(at, i % TILE)] = (char)key[i];

@@ -297,7 +297,7 @@ static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count)
 // query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
 // heads, streams. The last split of a group to finish adds up all of them. All positions but the
 // newest were stored in earlier steps: those need not wait.
-extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 6 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 6 - cache_row::QUANTIZED ? 2 : 1)
     decode_attention(const struct gpu_task task) {
     const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
     float *results = (float *)shared_memory();

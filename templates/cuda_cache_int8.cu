@@ -3,7 +3,7 @@
 //
 // Products are those of the integers, which bf16 holds exactly: keys' scales multiply the scores,
 // values' scales the probabilities. A scale needs the whole head, whose parts several blocks
-// compute, so they leave it in task.new_keys and task.new_values, fp32 [columns, kv_heads,
+// compute, so q|k|v leaves them in task.new_cache, fp32 [columns, kv_heads, key and value,
 // head_dim]. Prefill has a kernel that makes the cache of these. In decode the warp that attends
 // the newest position makes the integers in its registers; they are stored when attention is over.
 #include "cuda_int8.cu"
@@ -15,7 +15,6 @@ enum {
     BYTE_TILE = TILE_ELEMENTS,
     ROW_SCALES = 2 * HEAD_TILES * BYTE_TILE,
     ROW_BYTES = ROW_SCALES + 2 * TILE * 4,
-    NEW_STRIDE = KV_HEADS * HEAD_DIM, // floats of new_keys, of new_values: one column to the next
 };
 
 static __device__ inline char *cache_place(const struct gpu_task &task, int stream, int kv_head,
@@ -24,16 +23,20 @@ static __device__ inline char *cache_place(const struct gpu_task &task, int stre
            (long long)row * ROW_BYTES;
 }
 
+// What q|k|v leaves of a column: a key and a value, fp32 [2, head_dim].
+static __device__ __forceinline__ float *new_entry(const struct gpu_task &task, int column,
+                                                   int kv_head) {
+    return task.new_cache + ((long long)column * KV_HEADS + kv_head) * 2 * HEAD_DIM;
+}
+
 static __device__ inline void store_value(const struct gpu_task &task, int stream, int token,
                                           int kv_head, int, int dim, float value) {
-    int column = stream * task.tokens + token;
-    task.new_values[column * NEW_STRIDE + kv_head * HEAD_DIM + dim] = value;
+    new_entry(task, stream * task.tokens + token, kv_head)[HEAD_DIM + dim] = value;
 }
 
 static __device__ inline void store_key(const struct gpu_task &task, int stream, int token,
                                         int kv_head, int, int dim, float first, float second) {
-    int column = stream * task.tokens + token;
-    float *key = task.new_keys + column * NEW_STRIDE + kv_head * HEAD_DIM + dim;
+    float *key = new_entry(task, stream * task.tokens + token, kv_head) + dim;
     key[0] = first;
     key[HEAD_DIM / 2] = second;
 }
@@ -77,9 +80,9 @@ static __device__ __forceinline__ unsigned quantize(float x, float inverse) {
     return __float_as_uint(fmaf(x, inverse, 12583040.0f)) & 255;
 }
 
-// From fp32 key, value [head_dim].
-static __device__ __forceinline__ struct cache_entry make_entry(const float *key,
-                                                                const float *value) {
+// From a key and a value, fp32 [2, head_dim].
+static __device__ __forceinline__ struct cache_entry make_entry(const float *key) {
+    const float *value = key + HEAD_DIM;
     struct cache_entry entry;
     float k[cache_entry::KEY_WORDS][4], v[cache_entry::VALUE_BYTES];
     unsigned most_key = 0, most_value = 0;
@@ -140,7 +143,7 @@ struct cache_row {
 
     float key_scale[2], value_scale[2]; // of positions g and g + 8
     int newest;                         // a position that the cache has not yet; -1: it has all
-    const float *key, *value;           // of the newest
+    const float *fresh;                 // its key and value, see new_entry
     struct cache_entry entry;           // made of them
 
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
@@ -177,8 +180,7 @@ struct cache_row {
     __device__ __forceinline__ void add_newest(const struct gpu_task &task, int stream, int kv_head,
                                                int position) {
         newest = position % TILE;
-        key = task.new_keys + stream * NEW_STRIDE + kv_head * HEAD_DIM;
-        value = task.new_values + stream * NEW_STRIDE + kv_head * HEAD_DIM;
+        fresh = new_entry(task, stream, kv_head);
     }
 
     static __device__ __forceinline__ struct tile widen(const struct tile &t) {
@@ -189,7 +191,7 @@ struct cache_row {
 
     __device__ __forceinline__ void widen_keys(struct tile (&keys)[HEAD_TILES]) {
         if (newest >= 0) {
-            entry = make_entry(key, value);
+            entry = make_entry(fresh);
             bool mine = lane_id() / 4 == newest % 8, low = newest < 8;
             if (mine) {
                 key_scale[low ? 0 : 1] = entry.key_scale;
@@ -240,12 +242,14 @@ struct cache_row {
     }
 };
 
-// Stores those positions of a row that share value word `word` and are first <= r < end, by one
-// warp. place: of the row; keys, values: of its position 0.
-static __device__ __forceinline__ void
-store_positions(char *place, const float *keys, const float *values, int word, int first, int end) {
+// Stores those positions of row `row` of 16 that share value word `word` and are first <= r < end,
+// by one warp. column: of position 0 of the row.
+static __device__ __forceinline__ void store_positions(const struct gpu_task &task, int stream,
+                                                       int kv_head, int row, int word, int column,
+                                                       int first, int end) {
     struct cache_entry entries[4];
     bool present[4];
+    char *place = cache_place(task, stream, kv_head, row);
     float *scales = (float *)(place + ROW_SCALES);
 #pragma unroll
     for (int n = 0; n < 4; n++) {
@@ -253,7 +257,7 @@ store_positions(char *place, const float *keys, const float *values, int word, i
         present[n] = r >= first && r < end;
         if (!present[n])
             continue;
-        entries[n] = make_entry(keys + r * NEW_STRIDE, values + r * NEW_STRIDE);
+        entries[n] = make_entry(new_entry(task, column + r, kv_head));
 #pragma unroll
         for (int k = 0; k < cache_entry::KEY_WORDS; k++) {
             int d = k * 8 + lane_id() / 4, at = (d * WARP + r % 8 * 4 + lane_id() % 4) * 2 + r / 8;
@@ -286,24 +290,21 @@ store_positions(char *place, const float *keys, const float *values, int word, i
 static __device__ __forceinline__ void store_newest(const struct gpu_task &task) {
     int position = task.state->position, r = position % TILE;
     int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
-    for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x) {
-        int offset = (n / KV_HEADS - r) * NEW_STRIDE + n % KV_HEADS * HEAD_DIM;
-        store_positions(cache_place(task, n / KV_HEADS, n % KV_HEADS, position / TILE),
-                        task.new_keys + offset, task.new_values + offset, value_word(r), r, r + 1);
-    }
+    for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x)
+        store_positions(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r),
+                        n / KV_HEADS - r, r, r + 1);
 }
 
-// new_keys, new_values -> cache. Grid: rows of positions / WARPS, kv heads, distinct streams.
+// new_cache -> cache. Grid: rows of positions / WARPS, kv heads, distinct streams.
 extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct gpu_task task) {
     wait_for_previous_kernel();
-    int row = task.position / TILE + blockIdx.x * WARPS + warp_id();
+    int row = task.position / TILE + blockIdx.x * WARPS + warp_id(), stream = blockIdx.z;
     int token = row * TILE - task.position; // at the row's position 0: may be before the first
     int first = token < 0 ? -token : 0, end = task.tokens - token;
-    int offset = ((int)blockIdx.z * task.tokens + token) * NEW_STRIDE + blockIdx.y * HEAD_DIM;
     if (end <= 0)
         return;
 #pragma unroll 1
     for (int word = 0; word < 4; word++)
-        store_positions(cache_place(task, blockIdx.z, blockIdx.y, row), task.new_keys + offset,
-                        task.new_values + offset, word, first, end);
+        store_positions(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
+                        end);
 }

@@ -34,8 +34,7 @@ struct gpu_task {
     char *normed;            // decode: [2 parts, hidden, streams], see store_normed
     float *squares;          // decode: [hidden / 8, 16]
     float *query;            // [columns, heads, head_dim]
-    float *new_keys;         // of an int8 cache: [columns, kv_heads, head_dim]
-    float *new_values;       // the same
+    float *new_cache;        // int8 cache: [columns, kv_heads, key and value, head_dim]
     float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;      // counters, 0 between kernels
     float *final;            // [streams, hidden]: after the final norm
