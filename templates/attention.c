@@ -102,8 +102,12 @@ static void apply_scales(const struct segment *segment, size_t first_tile, size_
     const char *row = segment->scales + first_tile * segment->apart;
     for (size_t i = 0; i < n; i += TILE, row += segment->apart) {
         const float *scales = (const float *)row + part * TILE;
-        for (size_t r = 0; r < TILE && i + r < n; r++)
-            scores[i + r] *= scales[r];
+        if (n - i < TILE)
+            for (size_t r = 0; r < n - i; r++)
+                scores[i + r] *= scales[r];
+        else
+            for (size_t r = 0; r < TILE; r++)
+                scores[i + r] *= scales[r];
     }
 }
 
