@@ -153,6 +153,13 @@ static const struct adapter {
 #endif
 ]]
 
+-- A block of the cache: with bf16 its bytes depend on the path, so tiles are counted.
+local function cache_block(p)
+    local name = p.spec.cache_dtype == "int8" and "bytes" or "tiles"
+    return { "CACHE_BLOCK_" .. name:upper(), p.cache["block_" .. name],
+             "keys and values of one kv head" }
+end
+
 function emit.dims(p)
     local s = p.spec
     return DIMS:format(c_string(s.name), p.digest, enum({
@@ -168,7 +175,7 @@ function emit.dims(p)
         { "WEIGHT_PLANES", p.planes, "bf16 matrices whose sum is a weight matrix" },
         { "VECTORS_ROUNDED", s.weight_dtype == "bf16" and 1 or 0, "to bf16, as the matrices are" },
         { "QKV_VALUE_ROW", p.qkv.value_row, "row of q|k|v where the values start" },
-        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+        cache_block(p),
         { "CACHE_SLOTS", p.cache.slots, "layer 0 once, every other layer for each stream" },
         { "BLOCK_COLUMNS", p.block_columns, "tokens x streams computed together, at most" },
         { "ATTENTION_TOKENS", p.attention_tokens, "tokens whose queries are attended together" },
@@ -207,6 +214,7 @@ local GPU_DIMS = [[
 // What the GPU's host side needs of the plan: the memory that is taken beside the pack and the
 // cache, and the shared memory of the kernels.
 %s
+static const size_t GPU_CACHE_BYTES = %d; // for the largest P
 
 // Buffers of activations: bytes, and the place of their pointers.
 static const struct gpu_buffer {
@@ -228,9 +236,11 @@ function emit.gpu_dims(p)
         { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
+        { "GPU_QUERIES", g.prefill_queries, "of a block of prefill attention" },
         { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
-    }), table.concat(rows, "\n"))
+        { "GPU_CACHE_KERNELS", g.cache_kernels, "that store keys and values of a prefill" },
+    }), g.cache_bytes, table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[
@@ -305,7 +315,7 @@ function emit.cuda_dims(p)
         { "HIDDEN_COLUMN_TILES", l.qkv.column_tiles, "of qkv, gate_up, embedding and head" },
         { "O_COLUMN_TILES", l.o.column_tiles },
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
-        { "CACHE_BLOCK_TILES", p.cache.block_tiles, "keys and values of one kv head" },
+        cache_block(p),
         { "GPU_COLUMNS", p.gpu_columns, "tokens x streams of a prefill, at most" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },

@@ -135,6 +135,9 @@ end
 -- The GPU part: engine.cu, whose text engine.c carries, and the kernels that are compiled now.
 local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
+    generated["cuda_cache.cu"] = ('#include "cuda_cache_%s.cu"\n'):format(p.spec.cache_dtype)
+    generated["cuda_prefill_attention.cu"] = ('#include "cuda_prefill_attention_%s.cu"\n'):format(
+        p.spec.cache_dtype)
     generated["cuda_weights.cu"] = ('#include "cuda_weights_%s.cu"\n'):format(format_of(p))
     local kernels = emit.cuda(root, p, generated)
     write_kernels(folder, kernels)
@@ -160,6 +163,7 @@ local function generate(options)
         ["dims.h"] = emit.dims(p),
         ["engine_dims.h"] = emit.engine_dims(p),
         ["placements.h"] = emit.placements(p),
+        ["cache.c"] = ('#include "cache_%s.c"\n'):format(model.cache_dtype),
         ["weights.c"] = ('#include "weights_%s.c"\n'):format(format_of(p)),
         ["gpu_backend.c"] = '#include "gpu_none.c"\n',
     }

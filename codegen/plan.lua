@@ -8,6 +8,7 @@ local HEADER_BYTES = 4096  -- pack header: magic, digest, section table (runtime
 local TILE = 16            -- matrices are stored as 16 x 16 tiles (templates/tile.h)
 local TILE_BYTES = TILE * TILE * 2
 local GROUP = 32           -- columns of a quantised tile (templates/tile_quantized.h)
+local SCALE_BYTES = 4      -- of a key or a value in an int8 cache
 local SECTION_ALIGN = 4096
 local BLOCK_COLUMNS = 128  -- tokens x streams of one prefill block
 local GPU_COLUMNS = 2048   -- the same on a GPU
@@ -126,6 +127,12 @@ local function layer_layout(spec, format, qkv)
     return layer
 end
 
+-- One position of the cache, of one layer, stream and kv head: a key and a value, in bf16 or as
+-- integers with a scale each.
+local function position_bytes(spec)
+    return 2 * (spec.cache_dtype == "int8" and spec.head_dim + SCALE_BYTES or spec.head_dim * 2)
+end
+
 -- One adapter for each P: its prefixes for all layers and streams, and its aggregation network.
 local function adapter_layout(spec, format, streams, place)
     local layers, groups = spec.num_hidden_layers, spec.num_key_value_heads
@@ -133,8 +140,8 @@ local function adapter_layout(spec, format, streams, place)
     -- One (stream, kv head): a matrix, one plane behind the other.
     local block = tiles(prefix) * tiles(spec.head_dim) * TILE_BYTES * format.planes
     local adapter = { streams = streams, prefix_tokens = prefix, prefix_block = block }
-    -- One position of the cache, bf16: layer 0 is the same in all streams.
-    adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * 2 * spec.head_dim * 2
+    -- One position of the cache: layer 0 is the same in all streams.
+    adapter.kv_bytes_position = (1 + (layers - 1) * streams) * groups * position_bytes(spec)
     adapter.offset = place(0, SECTION_ALIGN)
     adapter.prefix_k = place(layers * streams * groups * block, 64)
     adapter.prefix_v = place(layers * streams * groups * block, 64)
@@ -289,15 +296,19 @@ local function tensor_list(entries)
     return list
 end
 
--- KV cache of one engine: layer 0 is the same in all streams and kept once. Element sizes: the
--- fast paths keep bf16, the plain path fp32.
+-- KV cache of one engine: layer 0 is the same in all streams and kept once. For bf16 the plain path
+-- keeps fp32. int8: 16 positions are their keys, their values, and a scale for each of both.
 local function cache_layout(spec, max_streams)
     local context_tiles, head_tiles = tiles(spec.context), tiles(spec.head_dim)
     local block_tiles = context_tiles * head_tiles * 2 -- of one (layer, stream, kv head)
     local slots = 1 + (spec.num_hidden_layers - 1) * max_streams
-    local elements = slots * spec.num_key_value_heads * block_tiles * TILE * TILE
-    return { block_tiles = block_tiles, slots = slots, elements = elements,
-             elements_position = slots * spec.num_key_value_heads * 2 * spec.head_dim }
+    local int8 = spec.cache_dtype == "int8"
+    local block_bytes = int8 and block_tiles * TILE * TILE + context_tiles * 2 * TILE * SCALE_BYTES
+        or block_tiles * TILE_BYTES
+    local bytes = slots * spec.num_key_value_heads * block_bytes
+    return { block_tiles = block_tiles, slots = slots, block_bytes = block_bytes, bytes = bytes,
+             plain_bytes = int8 and bytes or 2 * bytes,
+             bytes_position = slots * spec.num_key_value_heads * position_bytes(spec) }
 end
 
 -- Memory of the engine, taken at start-up: { name, C type, elements, bytes an element, shape }.
@@ -307,6 +318,7 @@ local function buffer_tables(spec, p)
     local C, h, d, H = p.block_columns, spec.hidden_size, spec.head_dim, spec.num_attention_heads
     local I, V, P = spec.intermediate_size, spec.vocab_size, p.max_streams
     local queries = ATTENTION_TOKENS * H // spec.num_key_value_heads
+    local int8 = spec.cache_dtype == "int8"
     local function floats(name, elements, shape)
         return { name = name, type = "float", elements = elements, size = 4, shape = shape }
     end
@@ -339,12 +351,18 @@ local function buffer_tables(spec, p)
         { name = "history", type = "int32_t", elements = spec.context, size = 4,
           shape = "[context]: the ids in the cache" },
     }
+    if int8 then
+        local G = spec.num_key_value_heads
+        table.insert(shared, floats("new_cache", C * G * 2 * d,
+                                    "[columns, kv_heads, key and value, head_dim]"))
+    end
     local widest = math.max(h, tiles(H * d) * TILE)
     local scratch = {
         floats("row", widest, "[hidden or heads * head_dim]"),
         floats("product", 2 * tile_columns * math.max(C, queries),
                ("[columns, %d]"):format(2 * tile_columns)),
-        packed("query", queries, d, "[queries, head_dim]", 1),
+        packed("query", queries * (int8 and 2 or 1), d,
+               int8 and "[2, queries, head_dim]: for prefix and cache" or "[queries, head_dim]", 1),
         packed("chances", queries, ATTENTION_CHUNK, "[queries, ATTENTION_CHUNK]", 1),
         floats("scores", queries * ATTENTION_CHUNK, "[queries, ATTENTION_CHUNK]"),
         floats("sums", queries * tiles(d) * TILE, "[queries, head_dim]"),
@@ -358,6 +376,18 @@ local function buffer_tables(spec, p)
         end
     end
     return shared, scratch
+end
+
+-- Queries of a block of prefill attention, and its shared memory: some steps of keys and values, and
+-- queries of large heads. With an int8 cache it takes none.
+local function prefill_attention(int8, head_tiles, planes)
+    local large = head_tiles > 8
+    if int8 then return large and 32 or 64, 0 end
+    local step_bytes = 2 * head_tiles * planes * TILE_BYTES
+        * (head_tiles * planes <= 8 and 2 or 1)
+    local kept_queries = head_tiles <= 6 and 0 or 4 * (large and 1 or 2) * head_tiles
+    return large and 64 or 128, math.max(2, math.min(4, (48 << 10) // step_bytes)) * step_bytes
+        + kept_queries * TILE_BYTES
 end
 
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
@@ -399,15 +429,16 @@ local function gpu_plan(spec, p)
         { "best", MOST_BLOCKS * 8, "[blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
-    -- Prefill attention keeps some steps of keys and values, and queries of large heads.
-    local head_tiles = tiles(d)
-    local step_bytes = 2 * head_tiles * p.planes * TILE_BYTES
-        * (head_tiles * p.planes <= 8 and 2 or 1)
-    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
+    local int8 = spec.cache_dtype == "int8"
+    if int8 then
+        table.insert(list, { "new_cache", C * G * 2 * d * 4,
+                             "[columns, kv_heads, key and value, head_dim]" })
+    end
+    local queries, attention_shared = prefill_attention(int8, tiles(d), p.planes)
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
+                  cache_kernels = int8 and 1 or 0,
                   prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
-                  prefill_attention_shared = math.max(2, math.min(4, (48 << 10) // step_bytes))
-                      * step_bytes + kept_queries * TILE_BYTES,
+                  prefill_queries = queries, prefill_attention_shared = attention_shared,
                   sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
@@ -422,7 +453,7 @@ local function gpu_plan(spec, p)
                         prefill_o = product, prefill_gate_up = product, prefill_down = product }
         return bytes[kernel] or 0
     end
-    gpu.cache_bytes = p.cache.slots * G * p.cache.block_tiles * TILE_BYTES
+    gpu.cache_bytes = p.cache.bytes
     return gpu
 end
 

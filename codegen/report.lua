@@ -75,10 +75,11 @@ local function device_rows(p, steps)
 end
 
 local function memory_rows(p)
-    local rows = {
-        { "KV cache, bf16 (fast paths)", grouped(p.cache.elements * 2), "" },
-        { "KV cache, fp32 (plain path)", grouped(p.cache.elements * 4), "" },
-    }
+    local rows = { { "KV cache, int8", grouped(p.cache.bytes), "" } }
+    if p.spec.cache_dtype == "bf16" then
+        rows = { { "KV cache, bf16 (fast paths)", grouped(p.cache.bytes), "" },
+                 { "KV cache, fp32 (plain path)", grouped(p.cache.plain_bytes), "" } }
+    end
     for _, part in ipairs({ { "shared", p.buffers }, { "each thread", p.scratch } }) do
         for _, b in ipairs(part[2]) do
             rows[#rows + 1] = { part[1] .. ": " .. b.name, grouped(b.bytes), b.shape }
@@ -90,7 +91,8 @@ end
 
 local function gpu_memory_rows(p)
     local rows = { { "weights, as in the pack", grouped(p.weights_end), "" } }
-    rows[#rows + 1] = { "KV cache, for the largest P", grouped(p.gpu.cache_bytes), "bf16" }
+    rows[#rows + 1] = { "KV cache, for the largest P", grouped(p.gpu.cache_bytes),
+                         p.spec.cache_dtype }
     for _, b in ipairs(p.gpu.buffers) do
         rows[#rows + 1] = { "activations: " .. b.name, grouped(b.bytes), b.shape }
     end
@@ -146,8 +148,8 @@ return function(p, backbone, compiled)
             .. "scratch of each thread. With 2 threads on a fast path: %s, of which the cache is "
             .. "%s and one position of it %s bytes. Pages of the cache are touched when positions "
             .. "first reach them."):format(
-            mib(p.cache.elements * 2 + p.buffers.bytes + 2 * p.scratch.bytes),
-            mib(p.cache.elements * 2), grouped(p.cache.elements_position * 2)),
+            mib(p.cache.bytes + p.buffers.bytes + 2 * p.scratch.bytes),
+            mib(p.cache.bytes), grouped(p.cache.bytes_position)),
         markdown_table({ "buffer", "bytes", "shape" }, memory_rows(p)),
         "## A decode step",
         ("With %d positions in the cache."):format(n),

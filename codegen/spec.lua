@@ -78,8 +78,10 @@ spec.schema = {
     { key = "backends", kind = "choice", choices = { "cpu", "cpu+cuda" }, ours = true,
         default = "cpu+cuda",
         doc = "What the engine can run on; cpu leaves the GPU part out, for the smallest engine." },
-    { key = "cache_dtype", kind = "choice", choices = { "bf16" }, ours = true, default = "bf16",
-        doc = "Type of the key/value caches." },
+    { key = "cache_dtype", kind = "choice", choices = { "bf16", "int8" }, ours = true,
+        default = "bf16",
+        doc = "Type of the key/value caches. int8: the key and the value of each position and kv "
+            .. "head are integers with a scale, half of bf16's bytes." },
 }
 
 local by_key = {}

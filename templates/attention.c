@@ -7,27 +7,11 @@
 // It walks its keys in chunks with a running maximum (online softmax, Milakov & Gimelshein 2018)
 // and leaves sums that `combine_splits` adds up.
 #include <math.h>
+#include "cache.h"
 #include "model.h"
 
 static const size_t GROUP_HEADS = HEADS / KV_HEADS;
-static const size_t HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE;
 static const size_t PARTIAL = HEAD_DIM + 2; // one head's result: sum [head_dim], max, total
-
-// Keys and values of one stream and kv head: the learned prefix, or the cache. All distances in
-// bytes. Tile (position tile t, dimension tile d) of the keys is at keys + t * apart + d * tile.
-struct segment {
-    const char *keys;   // [tiles of positions, head_dim]
-    const char *values; // [head_dim, tiles of positions]
-    size_t tile;        // size of a tile
-    size_t apart;       // keys of one tile of positions to the next
-    size_t value_apart; // values of one tile of positions to the next
-    size_t value_row;   // values of one tile of dimensions to the next
-    size_t planes;      // a prefix has the weights' planes, the cache one
-    size_t plane;       // one plane to the next
-    size_t positions;   // valid ones, for the last token of the item
-    bool causal;        // token t of the block sees positions up to its own
-    void (*product)(const void *, size_t, size_t, const void *, size_t, size_t, float *, size_t);
-};
 
 struct item {
     size_t stream, kv_head;
@@ -35,34 +19,6 @@ struct item {
     size_t split, splits;
     size_t columns; // tokens * GROUP_HEADS; column = token * GROUP_HEADS + head
 };
-
-// Cache of one (layer, stream, kv head): for every tile of positions, its keys [16, head_dim] and
-// its values [head_dim, 16], so that a token's entry is written to one place. Layer 0 is the same
-// in all streams.
-static char *cache_block(const struct parscale *model, size_t layer, size_t stream,
-                         size_t kv_head) {
-    size_t slot = layer == 0 ? 0 : 1 + (layer - 1) * MAX_STREAMS + stream;
-    size_t block_bytes = (size_t)CACHE_BLOCK_TILES * TILE_ELEMENTS * model->isa->cache_bytes;
-    return model->cache + (slot * KV_HEADS + kv_head) * block_bytes;
-}
-
-static struct segment cache_segment(const struct parscale *model, size_t layer,
-                                    const struct item *item) {
-    size_t tile = TILE_ELEMENTS * model->bulk->cache_bytes;
-    const char *keys = cache_block(model, layer, item->stream, item->kv_head);
-    return (struct segment){
-        .keys = keys,
-        .values = keys + HEAD_TILES * tile,
-        .tile = tile,
-        .apart = 2 * HEAD_TILES * tile,
-        .value_apart = 2 * HEAD_TILES * tile,
-        .value_row = tile,
-        .planes = 1,
-        .positions = model->block.position + item->token + item->tokens,
-        .causal = true,
-        .product = model->bulk->product_cache,
-    };
-}
 
 static struct segment prefix_segment(const struct parscale *model, size_t layer,
                                      const struct item *item) {
@@ -79,7 +35,7 @@ static struct segment prefix_segment(const struct parscale *model, size_t layer,
         .planes = WEIGHT_PLANES,
         .plane = adapter->prefix_block / WEIGHT_PLANES,
         .positions = (size_t)adapter->prefix_tokens,
-        .product = model->bulk->product,
+        .by = {model->bulk->packed_bytes, 0, model->bulk->pack, model->bulk->product},
     };
 }
 
@@ -87,20 +43,25 @@ static struct segment prefix_segment(const struct parscale *model, size_t layer,
 static void segment_product(const struct segment *segment, const char *row, size_t column_tiles,
                             size_t apart, const char *x, size_t x_stride, size_t columns, float *y,
                             size_t y_stride, float *spare) {
-    segment->product(row, column_tiles, apart, x, x_stride, columns, y, y_stride);
+    segment->by.product(row, column_tiles, apart, x, x_stride, columns, y, y_stride);
     for (size_t plane = 1; plane < segment->planes; plane++) {
-        segment->product(row + plane * segment->plane, column_tiles, apart, x, x_stride, columns,
-                         spare, TILE);
+        segment->by.product(row + plane * segment->plane, column_tiles, apart, x, x_stride, columns,
+                            spare, TILE);
         for (size_t c = 0; c < columns; c++)
             for (size_t r = 0; r < TILE; r++)
                 y[c * y_stride + r] += spare[c * TILE + r];
     }
 }
 
-// Queries of an item, scaled by 1/sqrt(head_dim) and packed.
+// Queries of an item, scaled by 1/sqrt(head_dim) and packed for both segments: once, if these are
+// multiplied in the same way.
 static void gather_queries(const struct parscale *model, size_t layer, const struct item *item,
-                           struct scratch *scratch) {
-    size_t stride = packed_bytes(model->bulk, HEAD_DIM);
+                           struct segment segments[2], struct scratch *scratch) {
+    size_t strides[2] = {segment_stride(&segments[0], HEAD_DIM),
+                         segment_stride(&segments[1], HEAD_DIM)};
+    size_t kinds = segments[0].by.pack == segments[1].by.pack ? 1 : 2;
+    segments[0].queries = scratch->query;
+    segments[1].queries = scratch->query + (kinds - 1) * item->columns * strides[0];
     const float scale = 1.0f / sqrtf((float)HEAD_DIM);
     for (size_t c = 0; c < item->columns; c++) {
         size_t token = item->token + c / GROUP_HEADS;
@@ -109,7 +70,9 @@ static void gather_queries(const struct parscale *model, size_t layer, const str
         const float *query = model->buffers->query + (column * HEADS + head) * HEAD_DIM;
         for (size_t i = 0; i < HEAD_TILES * TILE; i++)
             scratch->row[i] = i < HEAD_DIM ? query[i] * scale : 0.0f;
-        model->bulk->pack(scratch->row, HEAD_TILES * TILE, scratch->query + c * stride);
+        for (size_t s = 0; s < kinds; s++)
+            segments[s].by.pack(scratch->row, HEAD_TILES * TILE,
+                                segments[s].queries + c * strides[s]);
         scratch->running[2 * c] = -INFINITY;
         scratch->running[2 * c + 1] = 0;
     }
@@ -132,17 +95,33 @@ static float update_softmax(const struct isa *isa, float *scores, size_t valid, 
     return factor;
 }
 
+// Scores, or with `part` 1 probabilities, of n positions from tile `first_tile` on times the scales
+// of the keys, or of the values.
+static void apply_scales(const struct segment *segment, size_t first_tile, size_t part, size_t n,
+                         float *scores) {
+    const char *row = segment->scales + first_tile * segment->apart;
+    for (size_t i = 0; i < n; i += TILE, row += segment->apart) {
+        const float *scales = (const float *)row + part * TILE;
+        if (n - i < TILE)
+            for (size_t r = 0; r < n - i; r++)
+                scores[i + r] *= scales[r];
+        else
+            for (size_t r = 0; r < TILE; r++)
+                scores[i + r] *= scales[r];
+    }
+}
+
 // Attends positions [first_tile * 16, (first_tile + tiles) * 16) of a segment.
 static void attend_chunk(const struct parscale *model, const struct segment *segment,
                          const struct item *item, size_t first_tile, size_t tiles,
                          struct scratch *scratch) {
     const struct isa *isa = model->bulk;
-    size_t query_stride = packed_bytes(isa, HEAD_DIM);
-    size_t chance_stride = packed_bytes(isa, ATTENTION_CHUNK);
+    size_t query_stride = segment_stride(segment, HEAD_DIM);
+    size_t chance_stride = segment_stride(segment, ATTENTION_CHUNK);
     size_t columns = item->columns;
     for (size_t t = 0; t < tiles; t++)
         segment_product(segment, segment->keys + (first_tile + t) * segment->apart, HEAD_TILES,
-                        segment->tile, scratch->query, query_stride, columns,
+                        segment->tile, segment->queries, query_stride, columns,
                         scratch->scores + t * TILE, ATTENTION_CHUNK, scratch->product);
     for (size_t c = 0; c < columns; c++) {
         size_t behind = segment->causal ? item->tokens - 1 - c / GROUP_HEADS : 0;
@@ -150,8 +129,12 @@ static void attend_chunk(const struct parscale *model, const struct segment *seg
         size_t valid = visible < start ? 0 : visible - start;
         valid = valid > tiles * TILE ? tiles * TILE : valid;
         float *scores = scratch->scores + c * ATTENTION_CHUNK;
+        if (segment->scales)
+            apply_scales(segment, first_tile, 0, valid, scores);
         float factor = update_softmax(isa, scores, valid, tiles * TILE, scratch->running + 2 * c);
-        isa->pack(scores, tiles * TILE, scratch->chances + c * chance_stride);
+        if (segment->scales)
+            apply_scales(segment, first_tile, 1, valid, scores);
+        segment->by.pack(scores, tiles * TILE, scratch->chances + c * chance_stride);
         float *sums = scratch->sums + c * HEAD_TILES * TILE;
         if (factor != 1.0f)
             for (size_t i = 0; i < HEAD_TILES * TILE; i++)
@@ -173,8 +156,10 @@ static void attend_chunk(const struct parscale *model, const struct segment *seg
 static void attend_item(const struct parscale *model, size_t layer, const struct item *item,
                         struct scratch *scratch) {
     const size_t chunk_tiles = ATTENTION_CHUNK / TILE;
-    struct segment segments[2] = {prefix_segment(model, layer, item),
-                                  cache_segment(model, layer, item)};
+    struct segment segments[2] = {
+        prefix_segment(model, layer, item),
+        cache_segment(model, layer, item->stream, item->kv_head,
+                      model->block.position + item->token + item->tokens)};
     size_t tiles[2] = {tiles_for(segments[0].positions), tiles_for(segments[1].positions)};
     size_t chunks[2];
     for (size_t s = 0; s < 2; s++)
@@ -182,7 +167,7 @@ static void attend_item(const struct parscale *model, size_t layer, const struct
     size_t all = chunks[0] + chunks[1];
     size_t begin = all * item->split / item->splits, end = all * (item->split + 1) / item->splits;
 
-    gather_queries(model, layer, item, scratch);
+    gather_queries(model, layer, item, segments, scratch);
     for (size_t i = begin; i < end; i++) {
         size_t s = i < chunks[0] ? 0 : 1;
         size_t first = (s ? i - chunks[0] : i) * chunk_tiles;

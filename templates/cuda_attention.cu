@@ -107,7 +107,8 @@ struct span {
     int value_stride;                 // tiles from 16 dimensions of the values to the next
     int planes;                       // that add up: PREFIX_BLOCK_TILES apart
     int positions;                    // before this row of tiles
-    bool causal;                      // else all PREFIX_TOKENS are visible
+    bool causal;                      // of the cache; else all PREFIX_TOKENS are visible
+    struct cache_row row;             // of the cache
 };
 
 // Row `t` of tiles, counted through prefix and cache of a stream and kv head.
@@ -127,9 +128,8 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
         return s;
     }
     t -= PREFIX_TILES;
-    const struct tile *block = (const struct tile *)cache_block(task, stream, kv_head) + lane_id();
-    s.keys = block + t * 2 * HEAD_TILES * WARP;
-    s.values = s.keys + HEAD_TILES * WARP;
+    s.keys = cache_row::keys(task, stream, kv_head, t);
+    s.values = cache_row::values(s.keys);
     s.value_stride = 1;
     s.planes = 1;
     s.positions = t * TILE;
@@ -137,8 +137,13 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
     return s;
 }
 
-static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES],
-                                                 const struct span &s, int plane) {
+static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES], struct span &s,
+                                                 int plane) {
+    if (cache_row::QUANTIZED && s.causal) {
+        s.row.load_scales(s.keys);
+        s.row.load(keys, s.keys);
+        return;
+    }
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++)
         keys[d] = load_tile(s.keys + (plane * PREFIX_BLOCK_TILES + d) * WARP);
@@ -146,6 +151,10 @@ static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES]
 
 static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TILES],
                                                    const struct span &s, int plane) {
+    if (cache_row::QUANTIZED && s.causal) {
+        s.row.load(values, s.values);
+        return;
+    }
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++)
         values[d] = load_tile(s.values + (plane * PREFIX_BLOCK_TILES + d * s.value_stride) * WARP);
@@ -184,9 +193,12 @@ add_values(struct attention<GROUPS> &a, const struct columns (&high)[GROUPS],
 // the cache column 2i, 2i+1 of this lane sees.
 template <int GROUPS, bool LOADED>
 static __device__ __forceinline__ void
-attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&keys)[HEAD_TILES],
+attend_span(struct attention<GROUPS> &a, struct span &s, struct tile (&keys)[HEAD_TILES],
             struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
+    const bool quantized = cache_row::QUANTIZED && s.causal;
     float score[GROUPS][4] = {}, low_score[GROUPS][4] = {}; // two sums: shorter chains
+    if (quantized)
+        s.row.widen_keys(keys);
     add_scores(score, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_keys(keys, s, 1);
@@ -196,6 +208,10 @@ attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&key
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
         float(&p)[4] = score[group];
+        if (quantized) {
+            s.row.scale_scores(p);
+            s.row.scale_scores(low_score[group]);
+        }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int visible = (s.causal ? positions[group][i % 2] : PREFIX_TOKENS) - s.positions;
@@ -203,6 +219,8 @@ attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&key
                                                        : negative_infinity();
         }
         soften(a, p, group);
+        if (quantized)
+            s.row.scale_chances(p);
         unsigned upper = to_bf16(p[0], p[1]), lower = to_bf16(p[2], p[3]);
         high[group].x = transpose(upper);
         high[group].y = transpose(lower);
@@ -213,6 +231,8 @@ attend_span(struct attention<GROUPS> &a, const struct span &s, struct tile (&key
     }
     if (!LOADED)
         load_values(values, s, 0);
+    if (quantized)
+        s.row.widen_values(values);
     add_values(a, high, low, values);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_values(values, s, 1);

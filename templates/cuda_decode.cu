@@ -182,6 +182,7 @@ static __device__ __forceinline__ void outer_part(struct step &step, float *out,
 static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, struct step &step) {
     float *added = task.added + (long long)blockIdx.x * STREAMS * HIDDEN_SIZE;
     const struct share share;
+    store_newest(task); // attention is over: all blocks met before o
     step.meeting.wait();
     struct column_scales norm;
     norm.begin(task);
@@ -387,6 +388,8 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
                 if (LOADED)
                     load_values(values, s, 0);
             }
+            if (cache_row::QUANTIZED && t == tiles - 1)
+                s.row.add_newest(task, source, part.kv_head, positions - 1);
             early = false;
             attend_span<1, LOADED>(a, s, keys, values, seen);
         }

@@ -96,12 +96,20 @@ static __device__ inline const char *layer_weights(const struct gpu_task &task) 
     return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
 }
 
-// Cache of one (layer, stream, kv head): for every 16 positions a row of tiles of keys, then one of
-// values. Layer 0 is the same in all streams.
-static __device__ inline char *cache_block(const struct gpu_task &task, int stream, int kv_head) {
+// Which block of the cache is that of a (layer, stream, kv head). Layer 0 is the same in all streams.
+static __device__ inline long long cache_number(const struct gpu_task &task, int stream,
+                                                int kv_head) {
     int slot = task.layer == 0 ? 0 : 1 + (task.layer - 1) * STREAMS + stream;
-    return task.cache + ((long long)slot * KV_HEADS + kv_head) * CACHE_BLOCK_TILES * TILE_BYTES;
+    return (long long)slot * KV_HEADS + kv_head;
 }
+
+// To the cache, or to where the cache is made from (cuda_cache_bf16.cu, cuda_cache_int8.cu):
+// dimension `dim` of a value; dimensions `dim` and dim + HEAD_DIM / 2 of a key.
+static __device__ inline void store_value(const struct gpu_task &task, int stream, int token,
+                                          int kv_head, int position, int dim, float value);
+static __device__ inline void store_key(const struct gpu_task &task, int stream, int token,
+                                        int kv_head, int position, int dim, float first,
+                                        float second);
 
 // What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for
 // queries and keys the angle of their rotary pair.
@@ -130,10 +138,8 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
             int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
             if (row >= KV_HEADS * HEAD_DIM)
                 return;
-            int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
-            unsigned short *values = (unsigned short *)cache_block(task, stream, kv_head);
-            values += ((position / TILE * 2 + 1) * HEAD_TILES + dim / TILE) * TILE_ELEMENTS;
-            values[fragment_index(dim % TILE, position % TILE)] = bf16_bits(i ? high : low);
+            store_value(task, stream, token, row / HEAD_DIM, position, row % HEAD_DIM,
+                        i ? high : low);
         }
         return;
     }
@@ -150,11 +156,5 @@ static __device__ inline void store_qkv(const struct gpu_task &task, int row_til
         query[dim + half] = second;
         return;
     }
-    unsigned short *keys = (unsigned short *)cache_block(task, stream, head - HEADS);
-    keys += position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
-    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] =
-        bf16_bits(first);
-    dim += half;
-    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] =
-        bf16_bits(second);
+    store_key(task, stream, token, head - HEADS, position, dim, first, second);
 }

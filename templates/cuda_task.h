@@ -23,7 +23,7 @@ struct gpu_best {
 
 struct gpu_task {
     const char *weights;     // the pack, from its first byte
-    char *cache;             // [slots, kv_heads, keys and values, tiles] bf16
+    char *cache;             // [slots, kv_heads, keys and values, tiles]
     const float *rotary;     // [CONTEXT, head_dim / 2, 2]: cosine, sine
     struct gpu_state *state; //
     const int *ids;          // [tokens]; a decode step takes state->token
@@ -34,6 +34,7 @@ struct gpu_task {
     char *normed;            // decode: [2 parts, hidden, streams], see store_normed
     float *squares;          // decode: [hidden / 8, 16]
     float *query;            // [columns, heads, head_dim]
+    float *new_cache;        // int8 cache: [columns, kv_heads, key and value, head_dim]
     float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;      // counters, 0 between kernels
     float *added;            // decode: [blocks, streams, hidden], what parts of the MLP add

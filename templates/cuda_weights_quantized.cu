@@ -7,6 +7,8 @@
 //     int8: scale * (q x)               q = u - 128
 //     int4: scale * (q x) + offset * (ones x)     q = u + 16, offset = minimum - 16 * scale
 
+#include "cuda_int8.cu"
+
 enum {
     INT8_TILE_BYTES = 544,
     INT8_SCALES = 512,
@@ -26,30 +28,6 @@ static __device__ inline float from_f16(unsigned bits) {
 #endif
 }
 
-// (word & mask) ^ bits: one instruction, where the compiler makes two of two constants.
-static __device__ inline unsigned select_bits(unsigned word, unsigned mask, unsigned bits) {
-#ifdef EMULATOR
-    return (word & mask) ^ bits;
-#else
-    unsigned result;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
-    return result;
-#endif
-}
-
-// a - b for two pairs of bf16.
-static __device__ inline unsigned bf16_difference(unsigned a, unsigned b) {
-#ifdef EMULATOR
-    float even = __uint_as_float(a << 16) - __uint_as_float(b << 16);
-    float odd = __uint_as_float(a & 0xffff0000) - __uint_as_float(b & 0xffff0000);
-    return to_bf16(even, odd);
-#else
-    unsigned word;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(b), "r"(0xbf80bf80), "r"(a));
-    return word;
-#endif
-}
-
 // A tile as the lanes of a warp take it: q of its two halves of 16 columns, and what belongs to
 // rows g and g + 8.
 struct quants {
@@ -61,13 +39,6 @@ struct quants {
 static __device__ __forceinline__ void unpack_factors(float (&out)[2], unsigned word) {
     out[0] = from_f16(word & 0xffff);
     out[1] = from_f16(word >> 16);
-}
-
-// Bytes 0 and 2 of a word of u as two bf16 numbers u - 128. 0x4300 is 128 and leaves 7 bits for an
-// integer; the eighth chooses whether 128 or 256 is to be subtracted.
-static __device__ __forceinline__ unsigned int8_pair(unsigned word) {
-    return bf16_difference(select_bits(word, 0x007f007f, 0x43004300),
-                           select_bits(word, 0x00800080, 0x43804380));
 }
 
 // The low halves of bytes 0 and 2 as two bf16 numbers u + 16. 0x4180 is 16, its bits from the third

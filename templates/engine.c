@@ -36,6 +36,8 @@
 // The model.
 #include "model.h"
 #include "weights.c"
+#include "cache.h"
+#include "cache.c"
 #include "attention.c"
 #include "project.c"
 #include "head.c"

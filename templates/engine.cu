@@ -9,6 +9,7 @@
 #include "cuda_product.cu"
 #include "cuda_block.cu"
 #include "cuda_weights.cu"
+#include "cuda_cache.cu"
 #include "cuda_attention.cu"
 #if MODULES & 1
 #include "cuda_ring.cu"

@@ -23,6 +23,7 @@ static void forward(void *argument, int thread) {
         pool_barrier(model->pool);
         project_qkv(model, layer, distinct, thread, scratch);
         pool_barrier(model->pool);
+        finish_cache(model, layer, distinct, thread);
         attend(model, layer, thread, scratch);
         pool_barrier(model->pool);
         for (struct work work = pool_work(model->pool, thread, columns); pool_next(&work);)

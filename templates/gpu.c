@@ -37,14 +37,15 @@ enum kernel {
     KERNEL_CHOOSE,
     KERNEL_SAMPLE,
     KERNEL_READ_MEMORY,
-    KERNELS,
+    KERNEL_PREFILL_CACHE, // with an int8 cache only
+    KERNELS = KERNEL_PREFILL_CACHE + GPU_CACHE_KERNELS,
 };
 
 // Their names, and which module of engine.cu has them.
 static const struct {
     const char *name;
     int module;
-} KERNEL_TABLE[KERNELS] = {
+} KERNEL_TABLE[] = {
     {"embed", 2},
     {"decode_step", 0},
     {"prefill_input_norm", 2},
@@ -57,6 +58,7 @@ static const struct {
     {"choose", 0},
     {"sample_token", 1},
     {"read_memory", 1},
+    {"prefill_cache", 2},
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -67,9 +69,7 @@ enum {
     GPU_PREFILL_THREADS = 128,
     GPU_WARPGROUP_THREADS = 256,
     GPU_SAMPLE_THREADS = 1024,
-    GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
-    GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 128 : 64,  // of a block of prefill attention
+    GPU_PREFILL_TILES = 8, // row tiles, column tiles of a block
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
@@ -108,7 +108,7 @@ struct gpu {
     const struct cubin *embedded;
     struct cubin_build build; // where none is embedded
     int device, multiprocessors, shared_limit;
-    void *context, *modules[CUBIN_MODULES], *functions[KERNELS];
+    void *context, *modules[CUBIN_MODULES], *functions[KERNEL_PREFILL_CACHE + 1];
     void *stream, *copies; // all work, and copies of results beside it
     void *ready[2];        // events: the logits of an even, an odd position are there
     struct step_graph greedy_step, sampling_step;
@@ -203,6 +203,10 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
                           GPU_THREADS, 0, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_QKV, distinct, LAYOUT.qkv.row_tiles, error);
+    if (!code && GPU_CACHE_KERNELS)
+        code = gpu_launch(gpu, KERNEL_PREFILL_CACHE,
+                          blocks_for((size_t)gpu->task.position % TILE + tokens, TILE * GPU_WARPS),
+                          KV_HEADS, (unsigned)(distinct / tokens), GPU_THREADS, 0, error);
     if (!code)
         code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
                           blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
@@ -832,7 +836,7 @@ static int take_pinned_memory(struct gpu *gpu, struct error *error) {
 static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
                            struct error *error) {
     gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
-    gpu->info.cache_bytes = (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_BYTES;
+    gpu->info.cache_bytes = GPU_CACHE_BYTES;
     int code = upload_weights(gpu, file, pool, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);

@@ -43,12 +43,7 @@ static void use_adapter(struct parscale *model, const struct adapter *adapter) {
     info->streams = adapter->streams;
     info->prefix_tokens = adapter->prefix_tokens;
     info->adapter_bytes = adapter->bytes;
-    size_t element = model->gpu ? sizeof(uint16_t) : model->isa->cache_bytes;
-    info->kv_bytes_position = slots * KV_HEADS * 2 * HEAD_DIM * element;
-}
-
-static size_t cache_bytes(const struct isa *isa) {
-    return (size_t)CACHE_SLOTS * KV_HEADS * CACHE_BLOCK_TILES * TILE_ELEMENTS * isa->cache_bytes;
+    info->kv_bytes_position = slots * KV_HEADS * cache_position_bytes(model);
 }
 
 // Zeroed pages, taken from the system when they are first touched.

@@ -1,6 +1,7 @@
 // The phases of the forward pass but attention: embedding, norms and projections. Every one takes a
 // thread's number and does that thread's share.
 #include <math.h>
+#include "cache.h"
 #include "model.h"
 
 // out = x / sqrt(mean(x^2) + eps) * weight, all [hidden]. Sixteen partial sums in a fixed order.
@@ -49,50 +50,13 @@ static void normalize(struct parscale *model, const struct isa *isa, size_t weig
     }
 }
 
-static inline void store_cache(char *block, size_t element_bytes, size_t element, float value) {
-    if (element_bytes == 2)
-        ((uint16_t *)block)[element] = float_to_bf16(value);
-    else
-        ((float *)block)[element] = value;
-}
-
-// Stores values i..i+n-1 of one key, or of one value, in the cache of its stream and head. A tile
-// of values is cleared when its first position comes: products read whole tiles, and what lies
-// behind the last position must be finite.
-static void cache_key(const struct parscale *model, char *block, size_t position, size_t i,
-                      size_t n, const float *values) {
-    size_t first = position / TILE * 2 * HEAD_TILES;
-    for (size_t j = i; j < i + n; j++)
-        store_cache(block, model->isa->cache_bytes,
-                    (first + j / TILE) * TILE_ELEMENTS + tile_index(position % TILE, j % TILE),
-                    values[j - i]);
-}
-
-static void cache_value(const struct parscale *model, char *block, size_t position, size_t i,
-                        size_t n, const float *values) {
-    size_t bytes = model->isa->cache_bytes, first = (position / TILE * 2 + 1) * HEAD_TILES;
-    for (size_t j = i; j < i + n; j++) {
-        size_t tile = (first + j / TILE) * TILE_ELEMENTS;
-        store_cache(block, bytes, tile + tile_index(j % TILE, position % TILE), values[j - i]);
-        for (size_t later = 1; position % TILE == 0 && later < TILE; later++)
-            store_cache(block, bytes, tile + tile_index(j % TILE, later), 0.0f);
-    }
-}
-
-// Where a column's q, k and v go.
-struct destination {
-    size_t layer, stream, column, position;
-    const float *rotary; // [head_dim / 2, 2] of the position
-};
-
 // The share of a row of tiles that is values: v [TILE] of one column, from value `first` on.
 static void finish_values(const struct parscale *model, const struct destination *to, size_t first,
                           const float *v) {
     for (size_t done = 0; done < TILE && first + done < KV_HEADS * HEAD_DIM;) {
         size_t i = (first + done) % HEAD_DIM, left = TILE - done;
         size_t n = HEAD_DIM - i < left ? HEAD_DIM - i : left;
-        char *block = cache_block(model, to->layer, to->stream, (first + done) / HEAD_DIM);
-        cache_value(model, block, to->position, i, n, v + done);
+        cache_value(model, to, (first + done) / HEAD_DIM, i, n, v + done);
         done += n;
     }
 }
@@ -116,9 +80,8 @@ static void finish_pairs(const struct parscale *model, const struct destination 
             memcpy(query, low, n * sizeof(float));
             memcpy(query + half, high, n * sizeof(float));
         } else if (head < HEADS + KV_HEADS) {
-            char *keys = cache_block(model, to->layer, to->stream, head - HEADS);
-            cache_key(model, keys, to->position, i, n, low);
-            cache_key(model, keys, to->position, i + half, n, high);
+            cache_key(model, to, head - HEADS, i, n, low);
+            cache_key(model, to, head - HEADS, i + half, n, high);
         }
         done += n;
     }

@@ -100,7 +100,7 @@ local function planned_memory(P)
     local given = models.load("SmolLM2-135M-ParScale", "model_specs")
     given.parscale_n, given.context = P, CONTEXT
     local p = plan.make(spec.complete(given, "SmolLM2-135M-ParScale"))
-    return p.weights_end + p.cache.elements * 2 + p.buffers.bytes + threads * p.scratch.bytes
+    return p.weights_end + p.cache.bytes + p.buffers.bytes + threads * p.scratch.bytes
 end
 
 -- ---- the table ---------------------------------------------------------------------------------

@@ -163,6 +163,19 @@ local function rotate(x, d, position, theta)
     end
 end
 
+-- Rounds each head of x [heads * d] as an int8 cache does: to multiples of 1/127 of its largest.
+local function round_heads(x, d)
+    for first = 1, #x, d do
+        local largest = 0
+        for i = first, first + d - 1 do
+            largest = math.max(largest, math.abs(x[i]))
+        end
+        for i = first, first + d - 1 do
+            x[i] = largest > 0 and math.floor(x[i] * 127 / largest + 0.5) * largest / 127 or 0
+        end
+    end
+end
+
 -- One query head over keys and values: lists of { flat numbers, index before the first }.
 local function attend(q, first, d, keys, values)
     local scores, y = {}, {}
@@ -207,6 +220,10 @@ local function layer_step(c, w, at, x, p, position, cache)
     local q, k, v = project("q", H), project("k", G), project("v", G)
     rotate(q, d, position, c.rope_theta)
     rotate(k, d, position, c.rope_theta)
+    if c.cache_dtype == "int8" then
+        round_heads(k, d)
+        round_heads(v, d)
+    end
     cache.k[#cache.k + 1], cache.v[#cache.v + 1] = k, v
     local joined = {}
     for head = 0, H - 1 do

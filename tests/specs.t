@@ -219,6 +219,6 @@ do
     tap.ok(grown >= extra - single[3].adapters[1].bytes
         and grown < extra - single[3].adapters[1].bytes + 4 * 4096,
         ("three more P add %d bytes to the pack, their adapters"):format(grown))
-    tap.is(shared.cache.elements, single[3].cache.elements, "one cache, for the largest P")
+    tap.is(shared.cache.bytes, single[3].cache.bytes, "one cache, for the largest P")
 end
 build.done()

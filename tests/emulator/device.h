@@ -116,3 +116,7 @@ template <typename T> static inline T __shfl_xor_sync(unsigned, T value, int dis
     memcpy(&value, &word, sizeof value);
     return value;
 }
+
+template <typename T> static inline T __shfl_sync(unsigned mask, T value, int source) {
+    return __shfl_xor_sync(mask, value, (int)(threadIdx.x % 32) ^ source);
+}

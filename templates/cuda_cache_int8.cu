@@ -1,0 +1,312 @@
+// The KV cache in int8: a key, or a value, of one position and kv head is scale * (u - 128), u from
+// 1 to 255, with scale = largest magnitude / 127 in fp32. cuda_cache_bf16.cu is the same for bf16.
+//
+// Products are those of the integers, which bf16 holds exactly: keys' scales multiply the scores,
+// values' scales the probabilities. A scale needs the whole head, whose parts several blocks
+// compute, so q|k|v leaves them in task.new_cache, fp32 [columns, kv_heads, key and value,
+// head_dim]. Prefill has a kernel that makes the cache of these. In decode the warp that attends
+// the newest position makes the integers in its registers; they are stored when attention is over.
+#include "cuda_int8.cu"
+
+// Cache of one (layer, stream, kv head): rows of 16 positions, each its tiles of keys, its tiles of
+// values, and the scales of positions g and g + 8: [8 g, keys' two, values' two]. A tile is 8 bytes
+// a lane: those of rows g and g + 8, columns 2i, 2i + 8, 2i + 1, 2i + 9.
+enum {
+    BYTE_TILE = TILE_ELEMENTS,
+    ROW_SCALES = 2 * HEAD_TILES * BYTE_TILE,
+    ROW_BYTES = ROW_SCALES + 2 * TILE * 4,
+};
+
+static __device__ inline char *cache_place(const struct gpu_task &task, int stream, int kv_head,
+                                           int row) {
+    return task.cache + cache_number(task, stream, kv_head) * CACHE_BLOCK_BYTES +
+           (long long)row * ROW_BYTES;
+}
+
+// What q|k|v leaves of a column: a key and a value, fp32 [2, head_dim].
+static __device__ __forceinline__ float *new_entry(const struct gpu_task &task, int column,
+                                                   int kv_head) {
+    return task.new_cache + ((long long)column * KV_HEADS + kv_head) * 2 * HEAD_DIM;
+}
+
+static __device__ inline void store_value(const struct gpu_task &task, int stream, int token,
+                                          int kv_head, int, int dim, float value) {
+    new_entry(task, stream * task.tokens + token, kv_head)[HEAD_DIM + dim] = value;
+}
+
+static __device__ inline void store_key(const struct gpu_task &task, int stream, int token,
+                                        int kv_head, int, int dim, float first, float second) {
+    float *key = new_entry(task, stream * task.tokens + token, kv_head) + dim;
+    key[0] = first;
+    key[HEAD_DIM / 2] = second;
+}
+
+// load_tile for 8 bytes.
+static __device__ inline struct columns load_columns(const struct columns *from) {
+#ifdef EMULATOR
+    return *from;
+#else
+    struct columns c;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(c.x), "=r"(c.y) : "l"(from));
+    return c;
+#endif
+}
+
+// A key and a value of one position as a warp has them: lane l has words l, l + 32, ... of the key,
+// where word 4 d + i is columns 2i, 2i + 8, 2i + 1, 2i + 9 of tile d, and bytes l, l + 32, ... of
+// the value.
+struct cache_entry {
+    enum { KEY_WORDS = (HEAD_TILES + 7) / 8, VALUE_BYTES = (HEAD_TILES + 1) / 2 };
+
+    unsigned key[KEY_WORDS], value[(VALUE_BYTES + 3) / 4];
+    float key_scale, value_scale;
+};
+
+// A float's magnitude as an integer: these have the same order, and a NaN, the largest, is not
+// lost.
+static __device__ __forceinline__ unsigned larger_magnitude(unsigned most, float x) {
+    unsigned bits = __float_as_uint(x) & 0x7fffffff;
+    return bits > most ? bits : most;
+}
+
+static __device__ __forceinline__ float warp_magnitude(unsigned most) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        most = larger_magnitude(most, __uint_as_float(__shfl_xor_sync(0xffffffff, most, distance)));
+    return __uint_as_float(most);
+}
+
+// u of x, to nearest: 1.5 * 2^23 + 128 leaves integers in a float's low bits.
+static __device__ __forceinline__ unsigned quantize(float x, float inverse) {
+    return __float_as_uint(fmaf(x, inverse, 12583040.0f)) & 255;
+}
+
+// From a key and a value, fp32 [2, head_dim].
+static __device__ __forceinline__ struct cache_entry make_entry(const float *key) {
+    const float *value = key + HEAD_DIM;
+    struct cache_entry entry;
+    float k[cache_entry::KEY_WORDS][4], v[cache_entry::VALUE_BYTES];
+    unsigned most_key = 0, most_value = 0;
+#pragma unroll
+    for (int n = 0; n < cache_entry::KEY_WORDS; n++) {
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            int word = n * WARP + lane_id(),
+                dim = word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2;
+            k[n][b] = dim < HEAD_DIM ? key[dim] : 0.0f;
+            most_key = larger_magnitude(most_key, k[n][b]);
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < cache_entry::VALUE_BYTES; n++) {
+        int dim = n * WARP + lane_id();
+        v[n] = dim < HEAD_DIM ? value[dim] : 0.0f;
+        most_value = larger_magnitude(most_value, v[n]);
+    }
+    float largest_key = warp_magnitude(most_key), largest_value = warp_magnitude(most_value);
+    float key_inverse = largest_key > 1e-30f ? 127.0f / largest_key : 0.0f;
+    float value_inverse = largest_value > 1e-30f ? 127.0f / largest_value : 0.0f;
+    entry.key_scale = largest_key / 127.0f;
+    entry.value_scale = largest_value / 127.0f;
+#pragma unroll
+    for (int n = 0; n < cache_entry::KEY_WORDS; n++)
+        entry.key[n] = quantize(k[n][0], key_inverse) | quantize(k[n][1], key_inverse) << 8 |
+                       quantize(k[n][2], key_inverse) << 16 | quantize(k[n][3], key_inverse) << 24;
+#pragma unroll
+    for (int n = 0; n < cache_entry::VALUE_BYTES; n++) {
+        unsigned byte = quantize(v[n], value_inverse) << n % 4 * 8;
+        entry.value[n / 4] = n % 4 ? entry.value[n / 4] | byte : byte;
+    }
+    return entry;
+}
+
+// Of 16 positions, word i of a value's dimension has 2i, 2i + 8, 2i + 1, 2i + 9: the word and the
+// byte of position r, and the position of a byte.
+static __device__ __forceinline__ int value_word(int r) {
+    return r % 8 / 2;
+}
+
+static __device__ __forceinline__ int value_byte(int r) {
+    return r % 2 * 2 + r / 8;
+}
+
+static __device__ __forceinline__ int value_position(int word, int byte) {
+    return word * 2 + byte / 2 + byte % 2 * 8;
+}
+
+static __device__ __forceinline__ unsigned insert_byte(unsigned word, unsigned byte, int n) {
+    return (word & ~(255u << 8 * n)) | (byte & 255) << 8 * n;
+}
+
+// A row of 16 positions, as a lane 4g + i attends it.
+struct cache_row {
+    enum { QUANTIZED = 1 };
+
+    float key_scale[2], value_scale[2]; // of positions g and g + 8
+    int newest;                         // a position that the cache has not yet; -1: it has all
+    const float *fresh;                 // its key and value, see new_entry
+    struct cache_entry entry;           // made of them
+
+    static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
+                                                              int stream, int kv_head, int row) {
+        return (const struct tile *)cache_place(task, stream, kv_head, row);
+    }
+    static __device__ __forceinline__ const struct tile *values(const struct tile *keys) {
+        return (const struct tile *)((const char *)keys + HEAD_TILES * BYTE_TILE);
+    }
+
+    __device__ __forceinline__ void load_scales(const struct tile *keys) {
+        const char *scales = (const char *)keys + ROW_SCALES;
+        struct tile t = load_tile((const struct tile *)scales + lane_id() / 4);
+        key_scale[0] = __uint_as_float(t.x);
+        key_scale[1] = __uint_as_float(t.y);
+        value_scale[0] = __uint_as_float(t.z);
+        value_scale[1] = __uint_as_float(t.w);
+        newest = -1;
+    }
+
+    // Bytes of a row's keys, or values; widen_* makes numbers of them.
+    __device__ __forceinline__ void load(struct tile (&tiles)[HEAD_TILES],
+                                         const struct tile *from) const {
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            struct columns bytes =
+                load_columns((const struct columns *)from + d * WARP + lane_id());
+            tiles[d].x = bytes.x;
+            tiles[d].y = bytes.y;
+        }
+    }
+
+    // Decode: `position` is the newest. stream: one that differs from the others.
+    __device__ __forceinline__ void add_newest(const struct gpu_task &task, int stream, int kv_head,
+                                               int position) {
+        newest = position % TILE;
+        fresh = new_entry(task, stream, kv_head);
+    }
+
+    static __device__ __forceinline__ struct tile widen(const struct tile &t) {
+        struct tile wide = {int8_pair(t.x), int8_pair(t.x >> 8), int8_pair(t.y),
+                            int8_pair(t.y >> 8)};
+        return wide;
+    }
+
+    __device__ __forceinline__ void widen_keys(struct tile (&keys)[HEAD_TILES]) {
+        if (newest >= 0) {
+            entry = make_entry(fresh);
+            bool mine = lane_id() / 4 == newest % 8, low = newest < 8;
+            if (mine) {
+                key_scale[low ? 0 : 1] = entry.key_scale;
+                value_scale[low ? 0 : 1] = entry.value_scale;
+            }
+#pragma unroll
+            for (int d = 0; d < HEAD_TILES; d++) {
+                int source = d % 8 * 4 + lane_id() % 4;
+                unsigned word = __shfl_sync(0xffffffff, entry.key[d / 8], source);
+                keys[d].x = mine && low ? word : keys[d].x;
+                keys[d].y = mine && !low ? word : keys[d].y;
+            }
+        }
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            keys[d] = widen(keys[d]);
+    }
+
+    __device__ __forceinline__ void widen_values(struct tile (&values)[HEAD_TILES]) const {
+        if (newest >= 0) {
+            bool mine = lane_id() % 4 == value_word(newest);
+            int n = value_byte(newest);
+#pragma unroll
+            for (int d = 0; d < HEAD_TILES; d++) {
+                unsigned word = entry.value[d / 8];
+                int source = d % 2 * TILE + lane_id() / 4, shift = d / 2 % 4 * 8;
+                unsigned x = __shfl_sync(0xffffffff, word, source) >> shift;
+                unsigned y = __shfl_sync(0xffffffff, word, source + 8) >> shift;
+                values[d].x = mine ? insert_byte(values[d].x, x, n) : values[d].x;
+                values[d].y = mine ? insert_byte(values[d].y, y, n) : values[d].y;
+            }
+        }
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            values[d] = widen(values[d]);
+    }
+
+    // Scores and probabilities of positions g (0, 1) and g + 8 (2, 3).
+    __device__ __forceinline__ void scale_scores(float (&p)[4]) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            p[i] *= key_scale[i / 2];
+    }
+    __device__ __forceinline__ void scale_chances(float (&p)[4]) const {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            p[i] *= value_scale[i / 2];
+    }
+};
+
+// Stores those positions of row `row` of 16 that share value word `word` and are first <= r < end,
+// by one warp. column: of position 0 of the row.
+static __device__ __forceinline__ void store_positions(const struct gpu_task &task, int stream,
+                                                       int kv_head, int row, int word, int column,
+                                                       int first, int end) {
+    struct cache_entry entries[4];
+    bool present[4];
+    char *place = cache_place(task, stream, kv_head, row);
+    float *scales = (float *)(place + ROW_SCALES);
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        int r = value_position(word, n);
+        present[n] = r >= first && r < end;
+        if (!present[n])
+            continue;
+        entries[n] = make_entry(new_entry(task, column + r, kv_head));
+#pragma unroll
+        for (int k = 0; k < cache_entry::KEY_WORDS; k++) {
+            int d = k * 8 + lane_id() / 4, at = (d * WARP + r % 8 * 4 + lane_id() % 4) * 2 + r / 8;
+            if (d < HEAD_TILES)
+                ((unsigned *)place)[at] = entries[n].key[k];
+        }
+        if (lane_id() == 0) {
+            scales[r % 8 * 4 + r / 8] = entries[n].key_scale;
+            scales[r % 8 * 4 + 2 + r / 8] = entries[n].value_scale;
+        }
+    }
+    unsigned *words = (unsigned *)(place + HEAD_TILES * BYTE_TILE);
+#pragma unroll
+    for (int k = 0; k < cache_entry::VALUE_BYTES; k++) {
+        int dim = k * WARP + lane_id();
+        int at = (dim / TILE * WARP + dim % 8 * 4 + word) * 2 + dim % TILE / 8;
+        if (dim >= HEAD_TILES * TILE)
+            continue;
+        unsigned bytes = words[at];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            bytes =
+                present[n] ? insert_byte(bytes, entries[n].value[k / 4] >> k % 4 * 8, n) : bytes;
+        words[at] = bytes;
+    }
+}
+
+// Decode: stores the newest position of every kv head, each by one warp. For a phase behind
+// attention and before the next q|k|v: other phases leave alone what this takes.
+static __device__ __forceinline__ void store_newest(const struct gpu_task &task) {
+    int position = task.state->position, r = position % TILE;
+    int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
+    for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x)
+        store_positions(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r),
+                        n / KV_HEADS - r, r, r + 1);
+}
+
+#if MODULES & 4
+// new_cache -> cache. Grid: rows of positions / WARPS, kv heads, distinct streams.
+extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct gpu_task task) {
+    wait_for_previous_kernel();
+    int row = task.position / TILE + blockIdx.x * WARPS + warp_id(), stream = blockIdx.z;
+    int token = row * TILE - task.position; // at the row's position 0: may be before the first
+    int first = token < 0 ? -token : 0, end = task.tokens - token;
+    if (end <= 0)
+        return;
+#pragma unroll 1
+    for (int word = 0; word < 4; word++)
+        store_positions(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
+                        end);
+}
+#endif

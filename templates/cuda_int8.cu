@@ -1,0 +1,32 @@
+// From bytes to bf16 numbers, exactly: quantised weights and an int8 cache.
+
+// (word & mask) ^ bits: one instruction, where the compiler makes two of two constants.
+static __device__ inline unsigned select_bits(unsigned word, unsigned mask, unsigned bits) {
+#ifdef EMULATOR
+    return (word & mask) ^ bits;
+#else
+    unsigned result;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+    return result;
+#endif
+}
+
+// a - b for two pairs of bf16.
+static __device__ inline unsigned bf16_difference(unsigned a, unsigned b) {
+#ifdef EMULATOR
+    float even = __uint_as_float(a << 16) - __uint_as_float(b << 16);
+    float odd = __uint_as_float(a & 0xffff0000) - __uint_as_float(b & 0xffff0000);
+    return to_bf16(even, odd);
+#else
+    unsigned word;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(b), "r"(0xbf80bf80), "r"(a));
+    return word;
+#endif
+}
+
+// Bytes 0 and 2 of a word of u as two bf16 numbers u - 128. 0x4300 is 128 and leaves 7 bits for an
+// integer; the eighth chooses whether 128 or 256 is to be subtracted.
+static __device__ __forceinline__ unsigned int8_pair(unsigned word) {
+    return bf16_difference(select_bits(word, 0x007f007f, 0x43004300),
+                           select_bits(word, 0x00800080, 0x43804380));
+}
