@@ -2,7 +2,7 @@
 // and prints what the assembler says of each kernel: "NAME REGISTERS SHARED_BYTES SPILLED_BYTES".
 // A warning is a failure. Needs NVRTC, but no GPU.
 //
-//     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS RING_BYTES OUTPUT
+//     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS SHARED_BYTES OUTPUT
 //
 // FOLDER is where NVRTC lies; ARCHITECTURE such as 87.
 #include <stdarg.h>
@@ -34,45 +34,58 @@ static int write_file(const char *path, const char *data, size_t bytes, struct e
     return fail(error, EXIT_OUTPUT, "%s: cannot be written", path);
 }
 
-// The compiler's log, a few lines a kernel, as one line a kernel.
+struct kernel_report {
+    char name[128];
+    int registers, shared, spilled;
+};
+
+static void print_kernel(const struct kernel_report *kernel) {
+    if (kernel->name[0])
+        printf("%s %d %d %d\n", kernel->name, kernel->registers, kernel->shared, kernel->spilled);
+}
+
+// The compiler's log, a few lines a kernel, as one line a kernel. What the functions that it calls
+// spill, if they are not inlined, stands behind what the kernel itself uses.
 static int print_report(char *log, struct error *error) {
-    char name[128] = "";
-    int spilled = 0;
+    struct kernel_report kernel = {0};
     for (char *line = strtok(log, "\n"); line; line = strtok(NULL, "\n")) {
-        int stores = 0, loads = 0, registers = 0, shared = 0;
+        int stores = 0, loads = 0;
         char *at = strstr(line, "Compiling entry function '");
         if (at) {
-            sscanf(at, "Compiling entry function '%127[^']'", name);
+            print_kernel(&kernel);
+            kernel = (struct kernel_report){0};
+            sscanf(at, "Compiling entry function '%127[^']'", kernel.name);
         } else if ((at = strstr(line, "bytes stack frame, "))) {
             sscanf(at, "bytes stack frame, %d bytes spill stores, %d bytes spill loads", &stores,
                    &loads);
-            spilled = stores + loads;
+            kernel.spilled += stores + loads;
         } else if ((at = strstr(line, "Used "))) {
-            sscanf(at, "Used %d registers", &registers);
+            sscanf(at, "Used %d registers", &kernel.registers);
             char *smem = strstr(at, " bytes smem");
             while (smem && smem > at && smem[-1] >= '0' && smem[-1] <= '9')
                 smem--;
             if (smem)
-                sscanf(smem, "%d", &shared);
-            printf("%s %d %d %d\n", name, registers, shared, spilled);
+                sscanf(smem, "%d", &kernel.shared);
         } else if (strstr(line, "warning") || strstr(line, "error")) {
             return fail(error, EXIT_DEVICE, "NVRTC: %.400s", line);
         }
     }
+    print_kernel(&kernel);
     return EXIT_OK;
 }
 
 static int compile(const struct nvrtc *nvrtc, char **argv, struct error *error) {
-    char arch[64], streams[64], ring[64];
-    const char *options[] = {arch, streams, ring, "--ptxas-options=-v"};
+    char arch[64], streams[64], shared[64];
+    const char *options[] = {arch, streams, shared, "--ptxas-options=-v"};
     const int count = sizeof options / sizeof *options;
     char *source = read_text(argv[2]), *cubin = NULL, *log = NULL;
     size_t bytes = 0;
     if (!source)
         return fail(error, EXIT_INPUT, "%s: cannot be read", argv[2]);
-    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s", argv[3]);
+    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%s%s", argv[3],
+             strcmp(argv[3], "90") == 0 ? "a" : ""); // as gpu.c does
     snprintf(streams, sizeof streams, "-DSTREAMS=%s", argv[4]);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%s", argv[5]);
+    snprintf(shared, sizeof shared, "-DSHARED_BYTES=%s", argv[5]);
     int code = nvrtc_build(nvrtc, source, count, options, &cubin, &bytes, &log, error);
     if (!code)
         code = print_report(log, error);

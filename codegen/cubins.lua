@@ -7,16 +7,16 @@ local fail = require("codegen.fail").fail
 
 local cubins = {}
 
--- Architectures that the kernels are written for, and whether a block has 160 KB of shared memory.
-local LARGE = { [80] = true, [86] = false, [87] = true, [89] = false, [90] = true, [100] = true,
-                [103] = true, [110] = true, [120] = false, [121] = false }
+-- Architectures that the kernels are written for, and the KB of shared memory of a block, at most.
+local SHARED = { [80] = 163, [86] = 99, [87] = 163, [89] = 99, [90] = 227, [100] = 227, [103] = 227,
+                 [110] = 227, [120] = 99, [121] = 99 }
 
 local HEAD = [[
 // Kernels compiled when this engine was generated: for each architecture and P, where its words
-// start in CUBIN_WORDS. ring_bytes: what a warp of a decode kernel copies ahead.
+// start in CUBIN_WORDS. shared_bytes: what a block must be allowed to have.
 static const struct cubin {
     int sm, streams;
-    size_t ring_bytes, first_word;
+    size_t shared_bytes, first_word;
 } CUBINS[] = {
 %s
     { 0, 0, 0, 0 }, // the end
@@ -34,7 +34,7 @@ function cubins.architectures(text)
     local list = {}
     for word in text:gmatch("%S+") do
         local sm = math.tointeger(tonumber(word))
-        if LARGE[sm] == nil then
+        if not SHARED[sm] then
             fail("--sm: found %q, expected numbers of 80 86 87 89 90 100 103 110 120 121", word)
         end
         list[#list + 1] = sm
@@ -48,26 +48,26 @@ end
 
 -- Runs the compiler unless `path` is there, made by this NVRTC; it is removed when engine.cu
 -- changes. Beside the machine code lies what the assembler said.
-local function compile(compiler, nvrtc, folder, path, sm, streams, ring)
+local function compile(compiler, nvrtc, folder, path, sm, streams, shared)
     local report = path .. ".txt"
     local same = lfs.attributes(path) and lfs.attributes(report)
         and files.read(report, 1 << 20):match("^[^\n]*") == nvrtc
     if not same then
         local command = ("{ echo %s; LD_LIBRARY_PATH=%s %s %s %s/engine.cu %d %d %d %s.part; } >%s")
             :format(quote(nvrtc), quote(nvrtc), quote(compiler), quote(nvrtc), quote(folder), sm,
-                streams, ring, quote(path), quote(report))
+                streams, shared, quote(path), quote(report))
         local done = os.execute(command)
         if not done or not os.rename(path .. ".part", path) then
             fail("%s: the kernels could not be compiled for sm_%d", folder, sm)
         end
     end
     local kernels = {}
-    for name, registers, shared, spilled in files.read(path .. ".txt", 1 << 20):gmatch(
+    for name, registers, own, spilled in files.read(path .. ".txt", 1 << 20):gmatch(
             "(%S+) (%d+) (%d+) (%d+)\n") do
         kernels[#kernels + 1] = { name = name, registers = tonumber(registers),
-                                  shared = tonumber(shared), spilled = tonumber(spilled) }
+                                  shared = tonumber(own), spilled = tonumber(spilled) }
     end
-    return { sm = sm, streams = streams, ring = ring, kernels = kernels,
+    return { sm = sm, streams = streams, shared = shared, kernels = kernels,
              image = files.read(path, 64 << 20) }
 end
 
@@ -84,9 +84,9 @@ function cubins.make(p, folder, compiler, nvrtc, list)
     local all = {}
     for _, sm in ipairs(list) do
         for _, streams in ipairs(p.streams) do
-            local ring = LARGE[sm] and p.gpu.large_ring or p.gpu.small_ring
             local path = ("%s/sm_%d_p%d.cubin"):format(folder, sm, streams)
-            all[#all + 1] = compile(compiler, nvrtc, folder, path, sm, streams, ring)
+            all[#all + 1] = compile(compiler, nvrtc, folder, path, sm, streams,
+                SHARED[sm] << 10)
         end
     end
     return all
@@ -108,7 +108,7 @@ end
 function cubins.text(all)
     local rows, data, first, seen = {}, {}, 0, {}
     for _, cubin in ipairs(all) do
-        rows[#rows + 1] = ("    { %d, %d, %d, %d },"):format(cubin.sm, cubin.streams, cubin.ring,
+        rows[#rows + 1] = ("    { %d, %d, %d, %d },"):format(cubin.sm, cubin.streams, cubin.shared,
             first)
         first = first + words(cubin.image, data)
         if seen[#seen] ~= cubin.sm then seen[#seen + 1] = cubin.sm end

@@ -231,28 +231,28 @@ function emit.gpu_dims(p)
             b.shape)
     end
     return GPU_DIMS:format(enum({
-        { "GPU_HEAD_GROUPS", g.head_groups, "groups of 8 query heads of a kv head" },
-        { "GPU_MOST_SPLITS", g.most_splits, "parts of one decode attention" },
-        { "GPU_LARGE_RING", g.large_ring, "bytes that a warp of a decode kernel copies ahead" },
-        { "GPU_SMALL_RING", g.small_ring, "the same where there is little shared memory" },
+        { "GPU_MOST_BLOCKS", g.most_blocks, "of a decode step" },
         { "GPU_PREFILL_SHARED", g.prefill_shared, "bytes of shared memory: products of a prefill" },
+        { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
-        { "GPU_ATTENTION_SHARED", g.attention_shared, "bytes: decode attention" },
-        { "GPU_DECODE_SUMS", g.decode_sums, "bytes behind the rings of a decode kernel" },
+        { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
         { "GPU_CACHE_KERNELS", g.cache_kernels, "that store keys and values of a prefill" },
     }), g.cache_bytes, table.concat(rows, "\n"))
 end
 
 local CUDA_DIMS = [[
-// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, and
-// WARP_RING_BYTES, the shared memory in which a warp of a decode kernel keeps what it copies ahead.
+// The shape, for the kernels. Given when this is compiled: STREAMS, the P in use, SHARED_BYTES, the
+// shared memory that a block may have, and MODULES: which kernels, all if it is not given.
 #ifndef STREAMS
 #define STREAMS %d
 #endif
-#ifndef WARP_RING_BYTES
-#define WARP_RING_BYTES 16384
+#ifndef SHARED_BYTES
+#define SHARED_BYTES 232448
+#endif
+#ifndef MODULES
+#define MODULES 15
 #endif
 
 %s
@@ -315,6 +315,7 @@ function emit.cuda_dims(p)
         { "O_COLUMN_TILES", l.o.column_tiles },
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
         cache_block(p),
+        { "GPU_COLUMNS", p.gpu_columns, "tokens x streams of a prefill, at most" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },
         { "HEAD_OFFSET", p.head.offset },
@@ -331,9 +332,29 @@ function emit.cuda_dims(p)
     }), c_float(s.rms_norm_eps), c_float(s.parscale_attn_smooth), cuda_adapters(p))
 end
 
--- Inlines `#include "x"` once each, found in `generated` or in the folders; keeps everything else.
+-- Inlines `#include "x"` once each, found in `generated` or in the folders. Keeps everything else
+-- but what is then needless: headers' guards, a second `#include <x>`, a second blank line.
 local function amalgamate(root, name, generated)
     local seen, out = {}, {}
+    local open, conditions = {}, 0 -- #if that were not closed, a guard's name or true; the latter's
+    local function needless(line)  -- number
+        if line == "" then return out[#out] == "" end
+        local guard = line:match("^#ifndef ([%u_%d]+_H)$")
+        if line:find("^#if") then
+            open[#open + 1] = guard or true
+            conditions = conditions + (guard and 0 or 1)
+            return guard
+        elseif line:find("^#endif") then
+            guard = table.remove(open) ~= true
+            conditions = conditions - (guard and 0 or 1)
+            return guard
+        end
+        local system = line:match("^#include (<.+>)")
+        local before = seen[system or ""]
+        if system and conditions == 0 then seen[system] = true end
+        guard = line:match("^#define ([%u_%d]+_H)$")
+        return before or guard and guard == open[#open]
+    end
     local function find(include)
         if generated[include] then return generated[include] end
         for _, folder in ipairs({ "/templates/", "/runtime/" }) do
@@ -353,7 +374,7 @@ local function amalgamate(root, name, generated)
                 if not seen[inner] then
                     inline(inner)
                 end
-            else
+            elseif not needless(line) then
                 out[#out + 1] = line
             end
         end

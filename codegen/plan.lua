@@ -381,12 +381,15 @@ end
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
-    local WARPS, MOST_SPLITS, SPLIT_SUM_BYTES = 8, 16, 8 * 32 * 4 * 4
+    local MOST_SPLITS, MOST_BLOCKS = 16, 192
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
     local function inputs(n) -- 16s of activations: whole tiles of weights
         return tiles(align(n, p.formats.layers.columns))
+    end
+    local function prefill_inputs(n) -- whole blocks of 64
+        return align(tiles(n) * TILE, 64) * 2
     end
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
@@ -396,23 +399,22 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * inputs(h), inputs(H * d)) * TILE * 2,
+        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)),
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
-        { "activation", C * inputs(spec.intermediate_size) * TILE * 2,
+        { "activation", C * prefill_inputs(spec.intermediate_size),
           "[columns, intermediate] bf16" },
         { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
         { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
         { "query", C * H * d * 4, "[columns, heads, head_dim]" },
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
         { "arrivals", items * 4, "[P, head groups]" },
-        { "final", P * h * 4, "[P, hidden]" },
-        { "mix_input", P * tiles(h) * TILE_BYTES,
-          "[two parts, P * hidden] bf16, one of 8 columns" },
+        { "added", MOST_BLOCKS * P * h * 4, "[blocks, P, hidden]: what parts of the MLP add" },
+        { "meetings", 4, "blocks that arrived, in a decode step" },
         { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "stream_weights", 2 * P * 4, "[2, P]" },
         { "logits", 2 * V * 4, "[2, vocab]" },
-        { "best", 2 * ((p.head.row_tiles + WARPS - 1) // WARPS) * 8, "[2, blocks of the head]" },
+        { "best", MOST_BLOCKS * 8, "[blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
     local int8 = spec.cache_dtype == "int8"
@@ -420,26 +422,31 @@ local function gpu_plan(spec, p)
         table.insert(list, { "new_cache", C * G * 2 * d * 4,
                              "[columns, kv_heads, key and value, head_dim]" })
     end
-    local gpu = { buffers = {}, bytes = 0, head_groups = groups, most_splits = MOST_SPLITS,
+    -- Prefill attention keeps some steps of keys and values, and queries of large heads.
+    local head_tiles = tiles(d)
+    local step_bytes = 2 * head_tiles * p.planes * TILE_BYTES
+        * (head_tiles * p.planes <= 8 and 2 or 1)
+    local stages = math.max(2, math.min(4, (48 << 10) // step_bytes))
+    local scale_bytes = int8 and 2 * TILE * SCALE_BYTES * (head_tiles * p.planes <= 8 and 2 or 1) or 0
+    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
+    local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
                   cache_kernels = int8 and 1 or 0,
-                  large_ring = 16384, small_ring = 8192, -- what a warp copies ahead
-                  prefill_shared = 64 << 10, small_shared = 256, sample_shared = 28 << 10,
-                  attention_shared = WARPS * partial * 4,
-                  decode_sums = (P + 7) // 8 * SPLIT_SUM_BYTES + TILE * 4 }
+                  prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
+                  prefill_attention_shared = stages * (step_bytes + scale_bytes)
+                      + kept_queries * TILE_BYTES,
+                  sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
         gpu.bytes = gpu.bytes + row[2]
     end
-    -- Shared memory of a block, taken at the launch.
-    function gpu.shared_bytes(kernel, ring)
-        if kernel == "final_norm" or kernel == "choose" then return gpu.small_shared end
-        if kernel == "sample_token" then return gpu.sample_shared end
-        if kernel == "decode_attention" then return gpu.attention_shared end
-        if kernel:find("norm$") or kernel == "embed" or kernel == "prefill_attention"
-            or kernel == "prefill_cache" then
-            return 0
-        end
-        return kernel:find("^prefill") and gpu.prefill_shared or WARPS * ring + gpu.decode_sums
+    -- Shared memory of a block, taken at the launch, on an architecture; most: what it may have.
+    function gpu.shared_bytes(kernel, sm, most)
+        local product = sm == 90 and gpu.warpgroup_shared or gpu.prefill_shared
+        local bytes = { decode_step = most, choose = gpu.small_shared,
+                        sample_token = gpu.sample_shared, prefill_qkv = product,
+                        prefill_attention = gpu.prefill_attention_shared,
+                        prefill_o = product, prefill_gate_up = product, prefill_down = product }
+        return bytes[kernel] or 0
     end
     gpu.cache_bytes = p.cache.bytes
     return gpu

@@ -106,7 +106,8 @@ local function kernel_rows(p, compiled)
     for _, cubin in ipairs(compiled) do
         for _, kernel in ipairs(cubin.kernels) do
             rows[#rows + 1] = { ("sm_%d, P = %d: %s"):format(cubin.sm, cubin.streams, kernel.name),
-                kernel.registers, kernel.shared + p.gpu.shared_bytes(kernel.name, cubin.ring),
+                kernel.registers,
+                kernel.shared + p.gpu.shared_bytes(kernel.name, cubin.sm, cubin.shared),
                 kernel.spilled }
         end
     end

@@ -33,7 +33,8 @@ enum {
     CUDA_EVENT_NO_TIMING = 2,         // CUevent_flags
     CUDA_REGISTER_DEVICE_MAP = 2,     // CU_MEMHOSTREGISTER_*
     CUDA_REGISTER_READ_ONLY = 8,      //
-    CUDA_LAUNCH_PROGRAMMATIC = 6,     // CUlaunchAttributeID: programmatic stream serialization
+    CUDA_LAUNCH_COOPERATIVE = 2,      // CUlaunchAttributeID: all blocks run at once, or none
+    CUDA_LAUNCH_PROGRAMMATIC = 6,     // the same: programmatic stream serialization
 };
 
 struct cuda_launch_attribute {

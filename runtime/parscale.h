@@ -24,6 +24,17 @@ struct parscale_options {
     bool no_kernel_cache; // compile the GPU's kernels even if they are in the cache
 };
 
+// Seconds that the parts of parscale_open took. Those of a GPU are 0 without one. device and
+// kernels begin together, beside check; upload comes after device and check.
+struct parscale_start {
+    double check;        // mapping and checking the pack
+    double device;       // starting the driver and opening the device
+    double kernels;      // finding or compiling the GPU's kernels
+    double upload;       // copying the weights to the GPU,
+    double upload_alone; // and how much of that when kernels was over
+    double load;         // loading the kernels and making the graph of a decode step
+};
+
 // What the engine was generated for, and what it runs with. All sizes in elements, memory in bytes.
 struct parscale_info {
     const char *name;        // spec.name
@@ -44,9 +55,7 @@ struct parscale_info {
     size_t cache_bytes;                           // KV cache, for the largest P
     size_t activation_bytes;                      // everything else taken at start-up
     size_t gpu_cache_bytes, gpu_activation_bytes; // the same on the GPU; 0 without one
-    double check_seconds;                         // that checking the pack took,
-    double kernel_seconds;                        // finding or compiling the GPU's kernels,
-    double upload_seconds;                        // and copying the weights to the GPU
+    struct parscale_start start;
     size_t kv_bytes_position; // cache bytes of one position: all layers, the streams in use
     int adapters;             // how many P there are to choose from
 };

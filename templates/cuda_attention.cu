@@ -11,7 +11,6 @@ enum {
     PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,   // of one plane of keys or values
     RESULT_FLOATS = HEAD_TILES * WARP * 4,            // a warp's sums, as its lanes hold them
     ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and each column's maximum and total
-    DECODE_ATTENTION_SHARED = WARPS * ATTENTION_PARTIAL * 4, // bytes
 };
 
 // GROUPS x 8 queries of a warp. Lane 4g + i: sum[d][.][0..1] are dimension 16 d + g of queries 2i,
@@ -162,15 +161,15 @@ static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TI
 }
 
 template <int GROUPS>
-static __device__ __forceinline__ void add_scores(float (&score)[GROUPS][4],
-                                                  const struct attention<GROUPS> &a,
-                                                  const struct tile (&keys)[HEAD_TILES]) {
+static __device__ __forceinline__ void
+add_scores(float (&score)[GROUPS][4], float (&low_score)[GROUPS][4],
+           const struct attention<GROUPS> &a, const struct tile (&keys)[HEAD_TILES]) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             multiply(score[group], keys[d], a.high[d][group]);
-            multiply(score[group], keys[d], a.low[d][group]);
+            multiply(low_score[group], keys[d], a.low[d][group]);
         }
     }
 }
@@ -197,24 +196,27 @@ static __device__ __forceinline__ void
 attend_span(struct attention<GROUPS> &a, struct span &s, struct tile (&keys)[HEAD_TILES],
             struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
     const bool quantized = cache_row::QUANTIZED && s.causal;
-    float score[GROUPS][4] = {};
     if (quantized)
         s.row.widen_keys(keys);
-    add_scores(score, a, keys);
+    float score[GROUPS][4] = {}, low_score[GROUPS][4] = {}; // two sums: shorter chains
+    add_scores(score, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_keys(keys, s, 1);
-        add_scores(score, a, keys);
+        add_scores(score, low_score, a, keys);
     }
     struct columns high[GROUPS], low[GROUPS];
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
         float(&p)[4] = score[group];
-        if (quantized)
+        if (quantized) {
             s.row.scale_scores(p);
+            s.row.scale_scores(low_score[group]);
+        }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int visible = (s.causal ? positions[group][i % 2] : PREFIX_TOKENS) - s.positions;
-            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] : negative_infinity();
+            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] + low_score[group][i]
+                                                       : negative_infinity();
         }
         soften(a, p, group);
         if (quantized)
@@ -238,139 +240,69 @@ attend_span(struct attention<GROUPS> &a, struct span &s, struct tile (&keys)[HEA
     }
 }
 
-// Adds `parts` results of ATTENTION_PARTIAL floats in order: float `i` of the sums at the common
-// maximum of its column. *total: the column's total.
-static __device__ inline float merge_results(const float *parts, int count, int i, float *total) {
-    int column = i / 4 % 4 * 2 + i % 2;
-    float max = negative_infinity(), sum = 0;
-    for (int part = 0; part < count; part++)
-        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
-    *total = 0;
-    for (int part = 0; part < count; part++) {
-        const float *one = parts + part * ATTENTION_PARTIAL;
-        float factor = power_of_two(one[RESULT_FLOATS + column] - max);
-        sum += one[i] * factor;
-        *total += one[RESULT_FLOATS + 8 + column] * factor;
-    }
-    return sum;
-}
+// Results of several warps or blocks, ATTENTION_PARTIAL floats each: the sums of the lanes, the
+// maximum and the total of each of 8 columns. They are added in order, MERGED at a time, so that
+// all loads are under way at once.
+enum { MERGED = 8 };
 
-static __device__ inline float merged_max(const float *parts, int count, int column) {
-    float max = negative_infinity();
-    for (int part = 0; part < count; part++)
-        max = fmaxf(max, parts[part * ATTENTION_PARTIAL + RESULT_FLOATS + column]);
-    return max;
+struct merged {
+    float4 sum;
+    float2 max, total; // of the two columns of which `sum` has two rows: x and z, y and w
+};
+
+// Adds `count` results from `parts` on: the four floats from 4 * n on.
+static __device__ __forceinline__ struct merged merge_results(const float *parts, int count,
+                                                              int n) {
+    struct merged all = {make_float4(0, 0, 0, 0),
+                         make_float2(negative_infinity(), negative_infinity()), make_float2(0, 0)};
+    const float *columns = parts + RESULT_FLOATS + n % 4 * 2;
+    for (int first = 0; first < count; first += MERGED) {
+        float4 sum[MERGED];
+        float2 max[MERGED], total[MERGED], most = all.max;
+#pragma unroll
+        for (int i = 0; i < MERGED; i++) {
+            long long at = (long long)(first + i < count ? first + i : first) * ATTENTION_PARTIAL;
+            max[i] = *(const float2 *)(columns + at);
+            total[i] = *(const float2 *)(columns + at + 8);
+            sum[i] = *(const float4 *)(parts + at + 4 * n);
+        }
+#pragma unroll
+        for (int i = 0; i < MERGED; i++) {
+            most.x = fmaxf(most.x, max[i].x);
+            most.y = fmaxf(most.y, max[i].y);
+        }
+        float2 factor =
+            make_float2(power_of_two(all.max.x - most.x), power_of_two(all.max.y - most.y));
+        all.max = most;
+        all.total = make_float2(all.total.x * factor.x, all.total.y * factor.y);
+        all.sum = make_float4(all.sum.x * factor.x, all.sum.y * factor.y, all.sum.z * factor.x,
+                              all.sum.w * factor.y);
+#pragma unroll
+        for (int i = 0; i < MERGED; i++) {
+            if (first + i < count) {
+                factor =
+                    make_float2(power_of_two(max[i].x - most.x), power_of_two(max[i].y - most.y));
+                all.total.x += total[i].x * factor.x;
+                all.total.y += total[i].y * factor.y;
+                all.sum.x += sum[i].x * factor.x;
+                all.sum.y += sum[i].y * factor.y;
+                all.sum.z += sum[i].z * factor.x;
+                all.sum.w += sum[i].w * factor.y;
+            }
+        }
+    }
+    return all;
 }
 
 // Leaves a warp's result where merge_results finds it.
 static __device__ __forceinline__ void store_result(const struct attention<1> &a, float *out) {
 #pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            out[(d * WARP + lane_id()) * 4 + i] = a.sum[d][0][i];
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float total = column_sum(a.total[0][i]);
-        if (lane_id() < 4) {
-            out[RESULT_FLOATS + lane_id() * 2 + i] = a.max[0][i];
-            out[RESULT_FLOATS + 8 + lane_id() * 2 + i] = total;
-        }
-    }
-}
-
-// Whether this block is the last of `count` that arrive; what they wrote before is then seen. One
-// thread's fences are enough: barriers carry what they order to the other threads.
-static __device__ inline bool last_to_arrive(unsigned *arrivals, unsigned count) {
-    unsigned *before = (unsigned *)shared_memory();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        *before = atomicInc(arrivals, count - 1);
-        __threadfence();
-    }
-    __syncthreads();
-    return *before == count - 1;
-}
-
-// query, cache -> input of o_proj. Grid: splits of the positions, kv heads x groups of their query
-// heads, streams. The last split of a group to finish adds up all of them. All positions but the
-// newest were stored in earlier steps: those need not wait.
-extern "C" __global__ void __launch_bounds__(THREADS, HEAD_TILES <= 6 - cache_row::QUANTIZED ? 2 : 1)
-    decode_attention(const struct gpu_task task) {
-    const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
-    float *results = (float *)shared_memory();
-    int kv_head = blockIdx.y / HEAD_GROUPS, group = blockIdx.y % HEAD_GROUPS, stream = blockIdx.z;
-    int positions = task.state->position + 1;
-    int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
-    int splits = (tiles + WARPS - 1) / WARPS;
-    splits = splits < (int)gridDim.x ? splits : (int)gridDim.x;
-    int t = blockIdx.x * WARPS + warp_id();
-    t = (int)blockIdx.x < splits ? t : tiles;
-
-    struct tile keys[HEAD_TILES], values[HEAD_TILES];
-    struct span s = find_span(task, stream, kv_head, t < tiles ? t : tiles - 1);
-    bool early = t < tiles - 1;
-    if (early) {
-        load_keys(keys, s, 0);
-        if (LOADED)
-            load_values(values, s, 0);
-    }
-    wait_for_previous_kernel();
-    if ((int)blockIdx.x >= splits)
-        return;
-
-    struct attention<1> a;
-    int column = group * 8 + lane_id() / 4; // among the kv head's query heads
-    int source = task.layer == 0 ? 0 : stream;
-    load_query(a, 0,
-               column < GROUP_HEADS
-                   ? task.query + (source * HEADS + kv_head * GROUP_HEADS + column) * HEAD_DIM
-                   : (const float *)0);
-    start_attention(a);
-    const int seen[1][2] = {{positions, positions}};
-    for (; t < tiles; t += splits * WARPS) {
-        if (!early) {
-            s = find_span(task, stream, kv_head, t);
-            load_keys(keys, s, 0);
-            if (LOADED)
-                load_values(values, s, 0);
-        }
-        if (cache_row::QUANTIZED && t == tiles - 1)
-            s.row.add_newest(task, source, kv_head, positions - 1);
-        early = false;
-        attend_span<1, LOADED>(a, s, keys, values, seen);
-    }
-    store_result(a, results + warp_id() * ATTENTION_PARTIAL);
-    __syncthreads();
-
-    int item = stream * gridDim.y + blockIdx.y;
-    float *partial = task.partial + (long long)item * gridDim.x * ATTENTION_PARTIAL;
-    float *mine = partial + blockIdx.x * ATTENTION_PARTIAL;
-    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
-        float total;
-        mine[i] = merge_results(results, WARPS, i, &total);
-        int lane_column = i / 4 % 4 * 2 + i % 2;
-        if (i < 16 && i % 4 < 2) {
-            mine[RESULT_FLOATS + lane_column] = merged_max(results, WARPS, lane_column);
-            mine[RESULT_FLOATS + 8 + lane_column] = total;
-        }
-    }
-    if (!last_to_arrive(task.arrivals + item, splits))
-        return;
-    unsigned short *out = (unsigned short *)task.input;
-    for (int i = threadIdx.x; i < RESULT_FLOATS; i += THREADS) {
-        int head = group * 8 + i / 4 % 4 * 2 + i % 2;
-        int dim = i / (4 * WARP) * TILE + i / 16 % 8 + i % 4 / 2 * 8;
-        float total, sum = merge_results(partial, splits, i, &total);
-        if (head < GROUP_HEADS && dim < HEAD_DIM) {
-            int k = (kv_head * GROUP_HEADS + head) * HEAD_DIM + dim;
-            out[column_index(COLUMN_GROUPS, k, stream)] = bf16_bits(sum / total);
-        }
-    }
-    if (INPUT_TILES > 1 && blockIdx.y == gridDim.y - 1) { // zeros up to a whole tile of weights
-        for (int k = HEADS * HEAD_DIM + threadIdx.x; k < HEADS_TILES * TILE; k += THREADS)
-            out[column_index(COLUMN_GROUPS, k, stream)] = 0;
+    for (int d = 0; d < HEAD_TILES; d++)
+        *(float4 *)(out + (d * WARP + lane_id()) * 4) =
+            make_float4(a.sum[d][0][0], a.sum[d][0][1], a.sum[d][0][2], a.sum[d][0][3]);
+    float2 total = make_float2(column_sum(a.total[0][0]), column_sum(a.total[0][1]));
+    if (lane_id() < 4) {
+        *(float2 *)(out + RESULT_FLOATS + lane_id() * 2) = make_float2(a.max[0][0], a.max[0][1]);
+        *(float2 *)(out + RESULT_FLOATS + 8 + lane_id() * 2) = total;
     }
 }

@@ -1,15 +1,20 @@
-// The products of prefill: what a block multiplies, whatever the format of the weights is.
+// The products of prefill: rows of weights times columns of activations, whatever the format of the
+// weights is. column = stream * tokens + token. Both stream through shared memory in asynchronous
+// copies, a step of K at a time. A block of threads computes BLOCK_TILES rows of tiles by COLUMNS
+// columns, then the same elsewhere. Results are slices: 16 rows by 64 columns, each of one warp.
 
 enum {
-    BLOCK_TILES = 8, // rows of tiles of weights, and of activations, that a block multiplies
-    STEP_TILES = 2,  // of K at a time
-    STAGES = 4,      // steps under way
-    INPUT_STAGE_BYTES = BLOCK_TILES * STEP_TILES * TILE_BYTES, // of activations
-    WARP_ROWS = 4,    // rows of tiles of weights that a warp multiplies
-    WARP_COLUMNS = 4, // and of activations
-    COLUMN_WARPS = BLOCK_TILES / WARP_COLUMNS,
-    PRODUCT_WARPS = BLOCK_TILES / WARP_ROWS * COLUMN_WARPS,
+    BLOCK_TILES = 8,                 // rows of tiles of weights of a block
+    STEP_TILES = WARPGROUPS ? 4 : 2, // 16s of K at a time
+    PRODUCT_WARPS = WARPGROUPS ? 8 : 4,
     PRODUCT_THREADS = PRODUCT_WARPS * WARP,
+    PRODUCT_BLOCKS = WARPGROUPS ? 1 : 2, // that a multiprocessor runs
+    SLICE_COLUMNS = 64,
+    INPUT_K = 64, // k of a block of activations
+    INPUT_BLOCK_BYTES = 8 * INPUT_K * 2,
+    INPUT_ROW_BYTES = GPU_COLUMNS / 8 * INPUT_BLOCK_BYTES, // all columns' blocks of the same k
+    CHUNK_K = 8,                                           // k of 16 bytes of activations
+    STEP_CHUNKS = STEP_TILES * TILE / CHUNK_K,             // of a column
 };
 
 // Matrix and activations of a product. K is passed once for each pair of their parts: planes of the
@@ -17,6 +22,114 @@ enum {
 struct product {
     const char *weights, *input; //
     int row_tiles, column_tiles; // of the weights; column_tiles: K / 16, filled up
-    int input_parts;             // 1: bf16, 2: high and low parts, one behind the other in a row
+    int input_parts;             // 1: bf16, 2: high and low parts, each from a new row of blocks on
     int columns;                 //
+};
+
+// Rows of blocks of activations that `tiles` 16s of K take.
+static __device__ inline constexpr int input_rows(int tiles) {
+    return (tiles * TILE + INPUT_K - 1) / INPUT_K;
+}
+
+// Activations lie in blocks of 8 columns x 64 k, [k / 64, columns / 8] of them: for each column its
+// 8 chunks of 8 k, in wgmma's order, in which whoever reads the same chunk of 8 columns meets no
+// bank of shared memory twice. Where a chunk of a column is, in chunks from the block's row on.
+static __device__ inline int input_chunk(int column, int chunk) {
+    return column * (INPUT_K / CHUNK_K) + (chunk ^ column % 8);
+}
+
+// The word of elements k, k + 1 (k even) of `column`.
+static __device__ inline unsigned *input_word(char *input, int column, int k) {
+    char *row = input + (long long)(k / INPUT_K) * INPUT_ROW_BYTES;
+    return (unsigned *)(row + input_chunk(column, k % INPUT_K / CHUNK_K) * 16 + k % CHUNK_K * 2);
+}
+
+// The same for a step's chunks in shared memory, which may be half a block.
+static __device__ inline int stage_chunk(int column, int chunk) {
+    if (STEP_CHUNKS * CHUNK_K == INPUT_K)
+        return input_chunk(column, chunk);
+    return column * STEP_CHUNKS + (chunk ^ column / 2 % STEP_CHUNKS);
+}
+
+// A step: which 16s of K. Every pass over K starts one.
+struct product_step {
+    int weight_tile;   // the first one's, with its plane
+    int tiles;         // how many there are: less than 1 behind the last pass
+    const char *input; // the row of blocks
+    int input_chunk;   // the first one's there
+    bool low;          // the weights' low parts are wanted
+};
+
+static __device__ __forceinline__ int pass_steps(const struct product &p) {
+    return (p.column_tiles + STEP_TILES - 1) / STEP_TILES;
+}
+
+// Whether quantised weights, which are rounded to bf16 here, are passed once more with what that
+// leaves: where the input is not rounded either.
+static __device__ __forceinline__ int low_passes(const struct product &p) {
+    return INPUT_TILES > 1 && p.input_parts > 1;
+}
+
+static __device__ __forceinline__ int count_steps(const struct product &p) {
+    return (WEIGHT_PLANES * p.input_parts + low_passes(p)) * pass_steps(p);
+}
+
+static __device__ __forceinline__ struct product_step find_step(const struct product &p, int n) {
+    int pass = n / pass_steps(p), tile = (n - pass * pass_steps(p)) * STEP_TILES;
+    int plane = WEIGHT_PLANES > 1 ? pass / p.input_parts : 0, part = pass % p.input_parts;
+    int row = part * input_rows(p.column_tiles) + tile * TILE / INPUT_K;
+    struct product_step step = {
+        plane * p.column_tiles + tile, n < count_steps(p) ? p.column_tiles - tile : 0,
+        p.input + (long long)row * INPUT_ROW_BYTES, tile * TILE % INPUT_K / CHUNK_K,
+        low_passes(p) && pass == p.input_parts};
+    return step;
+}
+
+// Blocks of results: those of the same rows follow each other, they read the same weights.
+static __device__ __forceinline__ int blocks_of_row(const struct product &p, int columns) {
+    return (p.columns + columns - 1) / columns;
+}
+
+static __device__ __forceinline__ int count_blocks(const struct product &p, int columns) {
+    return (p.row_tiles + BLOCK_TILES - 1) / BLOCK_TILES * blocks_of_row(p, columns);
+}
+
+// Its first row of tiles and its first column.
+static __device__ __forceinline__ int block_tile(const struct product &p, int columns, int block) {
+    return block / blocks_of_row(p, columns) * BLOCK_TILES;
+}
+
+static __device__ __forceinline__ int block_column(const struct product &p, int columns,
+                                                   int block) {
+    return block % blocks_of_row(p, columns) * columns;
+}
+
+// Starts copying the activations of a step, COLUMNS from `first` on; zeros behind the last column
+// and the end of K.
+template <int COLUMNS>
+static __device__ __forceinline__ void
+copy_input(const struct product &p, const struct product_step &step, int first, char *stage) {
+    const int APART = PRODUCT_THREADS / STEP_CHUNKS; // columns of one thread
+    int chunk = threadIdx.x % STEP_CHUNKS, column = threadIdx.x / STEP_CHUNKS;
+    const char *from = step.input + input_chunk(first + column, step.input_chunk + chunk) * 16;
+    char *to = stage + stage_chunk(column, chunk) * 16;
+#pragma unroll
+    for (int i = 0; i < COLUMNS / APART; i++)
+        copy_async(to + i * APART * STEP_CHUNKS * 16, from + i * APART * (INPUT_K / CHUNK_K) * 16,
+                   first + column + i * APART < p.columns && chunk * CHUNK_K / TILE < step.tiles);
+}
+
+// 16 columns j of the 64 of a warp, 16 k of a step: operands for its own products, x, y of the
+// first 8 columns, z, w of the others.
+static __device__ __forceinline__ struct tile load_input(const char *stage, int j, int k) {
+    int column = warp_id() % 2 * SLICE_COLUMNS + j * TILE + lane_id() / 16 * 8 + lane_id() % 8;
+    return load_matrices(stage + stage_chunk(column, k * 2 + lane_id() / 8 % 2) * 16);
+}
+
+// What a thread holds of a block of results are slices: sums of 16 rows by 64 columns of its warp,
+// as multiply has them.
+enum { SLICE_FLOATS = 32 };
+
+struct slice {
+    int row_tile, column; // the first column
 };

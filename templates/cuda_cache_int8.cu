@@ -139,7 +139,7 @@ static __device__ __forceinline__ unsigned insert_byte(unsigned word, unsigned b
 
 // A row of 16 positions, as a lane 4g + i attends it.
 struct cache_row {
-    enum { QUANTIZED = 1 };
+    enum { QUANTIZED = 1, SCALE_BYTES = 2 * TILE * 4 };
 
     float key_scale[2], value_scale[2]; // of positions g and g + 8
     int newest;                         // a position that the cache has not yet; -1: it has all
@@ -174,6 +174,35 @@ struct cache_row {
             tiles[d].x = bytes.x;
             tiles[d].y = bytes.y;
         }
+    }
+
+    // Prefill: starts copying tile d of a row's keys, or values, to shared memory, or zeros.
+    static __device__ __forceinline__ void copy(char *shared, const struct tile *from, int d,
+                                                bool wanted) {
+        if (lane_id() < BYTE_TILE / 16)
+            copy_async(shared + lane_id() * 16, (const char *)from + d * BYTE_TILE + lane_id() * 16,
+                       wanted);
+    }
+    static __device__ __forceinline__ void copy_scales(char *shared, const struct tile *keys,
+                                                       bool wanted) {
+        if (lane_id() < SCALE_BYTES / 16)
+            copy_async(shared + lane_id() * 16, (const char *)keys + ROW_SCALES + lane_id() * 16,
+                       wanted);
+    }
+
+    // A tile, and the scales of keys (0) or values (1), of what was copied.
+    static __device__ __forceinline__ struct tile read(const char *shared) {
+        struct columns bytes = ((const struct columns *)shared)[lane_id()];
+        struct tile t = {bytes.x, bytes.y, 0, 0};
+        return widen(t);
+    }
+    // Multiplies scores of positions 8 h + 2 i + j of a row: x [h] [.] [j].
+    static __device__ __forceinline__ void scale_columns(float (&x)[2][4], const char *shared,
+                                                         int values) {
+        const float *scales = (const float *)shared + lane_id() % 4 * 8 + values * 2;
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+            x[n / 4][n % 4] *= scales[n % 2 * 4 + n / 4];
     }
 
     // Decode: `position` is the newest. stream: one that differs from the others.
@@ -295,6 +324,7 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task)
                         n / KV_HEADS - r, r, r + 1);
 }
 
+#if MODULES & 4
 // new_cache -> cache. Grid: rows of positions / WARPS, kv heads, distinct streams.
 extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct gpu_task task) {
     wait_for_previous_kernel();
@@ -308,3 +338,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct
         store_positions(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
                         end);
 }
+#endif

@@ -10,7 +10,6 @@ enum {
     HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
     HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GROUP_HEADS = HEADS / KV_HEADS,
-    HEAD_BLOCKS = (HEAD_ROW_TILES + 7) / 8, // of the output head
     // Inputs are filled up to whole tiles of weights, with zeros where those have none.
     INPUT_TILES = TILE_COLUMNS / TILE, // 16s of activations that a tile of weights takes
     HIDDEN_INPUT_TILES = HIDDEN_COLUMN_TILES * INPUT_TILES,
@@ -68,9 +67,29 @@ static __device__ inline unsigned low_parts(unsigned high, float even, float odd
     return to_bf16(even - __uint_as_float(high << 16), odd - __uint_as_float(high & 0xffff0000));
 }
 
+// silu(gate) * up; the fast functions' error is far below a bf16's.
+static __device__ inline float swiglu(float gate, float up) {
+    return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
+}
+
 // Where the token stands whose logits are wanted.
 static __device__ inline int newest_position(const struct gpu_task &task) {
     return task.ids ? task.position + task.token : task.state->position;
+}
+
+// A stream's residual there.
+static __device__ inline const float *newest_residual(const struct gpu_task &task, int stream) {
+    int column = task.ids ? stream * task.tokens + task.token : stream;
+    return task.residual + (long long)column * HIDDEN_SIZE;
+}
+
+// The next step's input; for the host too.
+static __device__ inline void leave_choice(const struct gpu_task &task, int token) {
+    int position = newest_position(task);
+    *task.meetings = 0;
+    struct gpu_state state = {token, task.ids ? task.position + task.tokens : position + 1};
+    *task.state = state;
+    task.chosen[position % 2] = state;
 }
 
 static __device__ inline const char *layer_weights(const struct gpu_task &task) {

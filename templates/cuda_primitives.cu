@@ -4,6 +4,13 @@
 
 enum { WARP = 32 };
 
+// Whether warpgroups multiply (wgmma): compute capability 9.0, compiled for sm_90a.
+#if defined(EMULATOR_WARPGROUPS) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+enum { WARPGROUPS = 1 };
+#else
+enum { WARPGROUPS = 0 };
+#endif
+
 // A 16 x 16 tile as the lanes of a warp hold it: lane 4g + i has a chunk of the pack's tile order
 // (tile.h), columns 2i, 2i+1 and 2i+8, 2i+9 of row g (x, y) and of row g + 8 (z, w).
 struct tile {
@@ -11,7 +18,7 @@ struct tile {
 };
 
 // 16 x 8 activations, rows 2i, 2i+1 (x) and 2i+8, 2i+9 (y) of column g in lane 4g + i.
-struct columns {
+struct alignas(8) columns {
     unsigned x, y;
 };
 
@@ -38,6 +45,132 @@ static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
         "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+#endif
+}
+
+// Four 8 x 8 matrices of bf16 from shared memory: lane 8m + r gives the address of row r of matrix
+// m, 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
+static __device__ inline struct tile load_matrices(const void *row) {
+#ifdef EMULATOR
+    struct tile t = *(const struct tile *)row;
+    unsigned words[] = {t.x, t.y, t.z, t.w};
+    emulate_matrices(words);
+    return {words[0], words[1], words[2], words[3]};
+#else
+    struct tile t;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(t.x), "=r"(t.y), "=r"(t.z), "=r"(t.w)
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+    return t;
+#endif
+}
+
+#ifndef EMULATOR
+// Operands of a warpgroup's product: 32 sums of a thread for each 64 columns.
+#define SUMS_0                                                                                     \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SUMS_1                                                                                     \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS_2                                                                                     \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SUMS_3                                                                                     \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "   \
+    "%127"
+#define SUM_OPERANDS(s) "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+#define SLICE_OPERANDS(s)                                                                          \
+    SUM_OPERANDS(s[0]), SUM_OPERANDS(s[1]), SUM_OPERANDS(s[2]), SUM_OPERANDS(s[3]),                \
+        SUM_OPERANDS(s[4]), SUM_OPERANDS(s[5]), SUM_OPERANDS(s[6]), SUM_OPERANDS(s[7])
+#define WARPGROUP_PRODUCT(columns, sums, weights)                                                  \
+    "{.reg .pred add;\n"                                                                           \
+    "setp.eq.u32 add, 0, 0;\n"                                                                     \
+    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" sums "}, {" weights          \
+    ", add, 1, 1, 0;}"
+#endif
+
+// Products of a warpgroup, four warps, run behind the threads' backs: between the start of one and
+// the wait for its group, neither `sum` nor `a` may be touched nor what lies at `b` be changed.
+// sum [64, 64 SLICES] += a [64, 16] x b [16, 64 SLICES]: rows 16w to 16w + 15 are warp w's,
+// sum[s][j] of columns 64s + 8j to 64s + 8j + 7 and a as in multiply. b: 16 k of blocks of
+// activations (input_word) in shared memory, at a multiple of 1,024 bytes, 32 bytes further for
+// each 16 of k before. One instruction for all columns: it reads `a` once.
+template <int SLICES>
+static __device__ inline void multiply_warpgroup(float (&sum)[SLICES][8][4], const struct tile &a,
+                                                 const void *b) {
+    static_assert(SLICES >= 2 && SLICES <= 4, "128, 192 or 256 columns");
+#ifdef EMULATOR
+    for (int i = 0; i < SLICES; i++) // 64 columns of 64 k, bf16
+        emulate_warpgroup_product(sum[i], &a.x, (const char *)b + i * 64 * 64 * 2);
+#else
+    unsigned long long address = __cvta_generic_to_shared(b);
+    // Swizzled in rows of 128 bytes; 1,024 bytes from 8 columns to the next.
+    unsigned long long columns = 1ull << 62 | 64ull << 32 | 1ull << 16 | address >> 4;
+    if constexpr (SLICES == 2)
+        asm volatile(WARPGROUP_PRODUCT("128", SUMS_0 ", " SUMS_1, "%64, %65, %66, %67}, %68")
+                     : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1])
+                     : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    else if constexpr (SLICES == 3)
+        asm volatile(
+            WARPGROUP_PRODUCT("192", SUMS_0 ", " SUMS_1 ", " SUMS_2, "%96, %97, %98, %99}, %100")
+            : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1]), SLICE_OPERANDS(sum[2])
+            : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    else
+        asm volatile(WARPGROUP_PRODUCT("256", SUMS_0 ", " SUMS_1 ", " SUMS_2 ", " SUMS_3,
+                                       "%128, %129, %130, %131}, %132")
+                     : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1]), SLICE_OPERANDS(sum[2]),
+                       SLICE_OPERANDS(sum[3])
+                     : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+#endif
+}
+
+// Before the first product of a group: registers are as the threads left them.
+static __device__ inline void fence_products() {
+#ifdef EMULATOR
+    emulate_fence_products();
+#else
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Ends a group of products.
+static __device__ inline void commit_products() {
+#ifdef EMULATOR
+    emulate_commit_products();
+#else
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING groups of products are still under way.
+template <int PENDING> static __device__ inline void wait_products() {
+#ifdef EMULATOR
+    emulate_wait_products(PENDING);
+#else
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// Keeps the compiler from using a sum before it is complete.
+static __device__ inline void keep(float (&sum)[8][4]) {
+#ifndef EMULATOR
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        asm volatile("" : "+f"(sum[i / 4][i % 4])::"memory");
+#else
+    (void)sum;
+#endif
+}
+
+// Behind the wait for this thread's copies, before the barrier: lets products read what they
+// brought.
+static __device__ inline void show_copies() {
+#ifdef EMULATOR
+    emulate_show_copies();
+#else
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
@@ -141,6 +274,201 @@ static __device__ inline void wait_for_previous_kernel() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// ---- Synchronisation inside of a kernel that runs as one launch of resident blocks ----
+
+// A barrier of COUNT threads of the block, whole warps; ID: 1 to 15, as __syncthreads is 0.
+template <int ID, int COUNT> static __device__ inline void barrier_sync() {
+#ifdef EMULATOR
+    emulate_barrier(ID, COUNT);
+#else
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(COUNT) : "memory");
+#endif
+}
+
+// Adds one to a counter in device memory: whoever finds that with load_acquire sees all that this
+// thread saw before, such as what its block wrote before a barrier.
+static __device__ inline void arrive_grid(unsigned *counter) {
+#ifdef EMULATOR
+    emulate_arrive_grid(counter);
+#else
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+#endif
+}
+
+// The same, and how often that was done before; the counter starts again behind `last`. The thread
+// sees what those before it saw.
+static __device__ inline unsigned arrive_and_count(unsigned *counter, unsigned last) {
+    unsigned before;
+#ifdef EMULATOR
+    __threadfence();
+    before = atomicInc(counter, last);
+    __threadfence();
+#else
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(counter), "r"(last)
+                 : "memory");
+#endif
+    return before;
+}
+
+static __device__ inline unsigned load_acquire(const unsigned *counter) {
+#ifdef EMULATOR
+    return emulate_load_acquire(counter);
+#else
+    unsigned value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+    return value;
+#endif
+}
+
+// In every loop that asks until others have done something.
+static __device__ inline void pause() {
+#ifdef EMULATOR
+    emulate_pause();
+#endif
+}
+
+// Barriers in shared memory that threads arrive at without waiting (PTX: mbarrier). A phase ends
+// with its last arrival and the next one begins; phases 0, 2, ... have parity 0. init_barrier of
+// all, publish_barriers, both by one thread, and __syncthreads come before any use.
+#ifndef EMULATOR
+static __device__ inline unsigned shared_address(const void *shared) {
+    return (unsigned)__cvta_generic_to_shared(shared);
+}
+#endif
+
+static __device__ inline void init_barrier(unsigned long long *barrier, int arrivals) {
+#ifdef EMULATOR
+    emulate_init_barrier(barrier, arrivals);
+#else
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+                 : "memory");
+#endif
+}
+
+static __device__ inline void publish_barriers() {
+#ifdef EMULATOR
+    emulate_publish_barriers();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+static __device__ inline void arrive(unsigned long long *barrier) {
+#ifdef EMULATOR
+    emulate_arrive(barrier);
+#else
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(
+                     shared_address(barrier))
+                 : "memory");
+#endif
+}
+
+// Waits until the last phase of this parity has ended. Then this thread sees what those who arrived
+// saw before, and what was copied.
+static __device__ inline void wait_barrier(unsigned long long *barrier, unsigned parity) {
+#ifdef EMULATOR
+    emulate_wait_barrier(barrier, parity);
+#else
+    unsigned ended;
+    do { // from sm_90 on the hardware lets the thread sleep a while
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; "
+                     "selp.u32 %0, 1, 0, p; }"
+#else
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; "
+                     "selp.u32 %0, 1, 0, p; }"
+#endif
+                     : "=r"(ended)
+                     : "r"(shared_address(barrier)), "r"(parity)
+                     : "memory");
+    } while (!ended);
+#endif
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+enum { COPY_ARRIVALS = 1 };
+#else
+enum { COPY_ARRIVALS = WARP };
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+static __device__ inline void expect_bytes(unsigned long long *barrier, int bytes) {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
+                     shared_address(barrier)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+static __device__ inline void copy_bulk(void *shared, const void *global, int bytes,
+                                        unsigned long long *barrier) {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+                 : "memory");
+}
+#endif
+
+// Copies to shared memory, behind the warp's back, what is read once: its lanes all call this with
+// the same arguments, and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s
+// arrivals are those of one copy when it is there.
+static __device__ inline void copy_slot(void *shared, const void *global, int bytes,
+                                        unsigned long long *barrier) {
+#ifdef EMULATOR
+    emulate_copy_slot(shared, global, bytes, barrier);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (threadIdx.x % WARP == 0) {
+        expect_bytes(barrier, bytes);
+        copy_bulk(shared, global, bytes, barrier);
+    }
+#else
+    for (int i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16)
+        copy_async((char *)shared + i, (const char *)global + i, true);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+
+// The same for `pieces` pieces of `bytes` bytes, at most WARP: `stride` apart in global, `apart` in
+// shared memory.
+static __device__ inline void copy_pieces(char *shared, int apart, const char *global,
+                                          long long stride, int bytes, int pieces,
+                                          unsigned long long *barrier) {
+#ifdef EMULATOR
+    emulate_copy_pieces(shared, apart, global, stride, bytes, pieces, barrier);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    int lane = threadIdx.x % WARP;
+    if (lane == 0)
+        expect_bytes(barrier, pieces * bytes);
+    __syncwarp();
+    if (lane < pieces)
+        copy_bulk(shared + lane * apart, global + lane * stride, bytes, barrier);
+#else
+    int chunks = bytes / 16;
+    for (int i = threadIdx.x % WARP; i < pieces * chunks; i += WARP)
+        copy_async(shared + i / chunks * apart + i % chunks * 16,
+                   global + i / chunks * stride + i % chunks * 16, true);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+
+// The chunk of this lane, 4g + i, of a tile in shared memory that lies there as in the pack: chunk
+// 8i + g. No two lanes meet in a bank: each begins with another word, and puts them right at last.
+static __device__ inline struct tile load_fragment(const struct tile *tile_in_shared) {
+    int g = threadIdx.x % WARP / 4, i = threadIdx.x % 4;
+    const unsigned *words = (const unsigned *)(tile_in_shared + 8 * i + g);
+    struct tile t = {words[i], words[i ^ 1], words[i ^ 2], words[i ^ 3]};
+    if (i & 1)
+        t = {t.y, t.x, t.w, t.z};
+    if (i & 2)
+        t = {t.z, t.w, t.x, t.y};
+    return t;
 }
 
 // The block's shared memory; every kernel divides it by itself.

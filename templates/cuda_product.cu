@@ -1,153 +1,34 @@
-// Weights [rows, K] times a few columns of activations, for decoding. Every weight is read once, by
-// one warp, which copies it to its own part of shared memory some steps ahead and needs no other
-// warp's leave to read it there: no barrier in the loop. Activations come the same way. The first
-// weights are copied before the wait for the previous kernel.
-//
-// Two ways to share the work: where rows are many, a warp takes a row of tiles; where they are few,
-// the warps of a block share the K of one row of tiles and add up in a fixed order (split_run,
-// finish_split).
+// Weights times a few columns of activations, in a kernel that stays for a whole decode step. Each
+// block, one on a multiprocessor, has a ring of slots in shared memory. A warp of its own, the
+// producer, fills it with the tiles that the block will multiply, in that order, through all phases
+// and layers, and waits for nothing but room: so memory is read also while the other warps wait for
+// what other blocks compute. A slot is up to SLOT_TILES tiles of one row of tiles; the warps take
+// them in turn and their sums are added in one order. Activations come to registers, each warp only
+// what its tiles need.
 
 enum {
-    WARPS = 8,
+    WARPS = 8, // that multiply
     THREADS = WARPS * WARP,
-    RING_BYTES = WARPS * WARP_RING_BYTES,   // of shared memory, first in all these kernels
-    SPLIT_SUM_BYTES = WARPS * WARP * 4 * 4, // of one group of columns: what finish_split adds up
+    STEP_THREADS = THREADS + WARP, // of a decode step: the last warp is the producer
+    WARP_SUM_FLOATS = WARP * 4,    // what a warp leaves of a row of tiles and 8 columns
+    SPLIT_SUM_FLOATS = WARPS * WARP_SUM_FLOATS,
 };
 
-// A run of tiles of one row: [first, end); `tiles`: this lane's 16 bytes of the row's first ones.
-struct run {
-    const struct tile *tiles;
-    int first, end;
-};
-
-// A format of weights is a struct: the size of its tiles, and for a struct stream how the tiles of
-// a step are copied and how one of them is multiplied. This is bf16; an engine with quantised
-// weights has it for its adapters.
+// A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
+// and how one in shared memory is multiplied with activations x [parts, INPUTS, GROUPS] in
+// registers. This is bf16; an engine with quantised weights has it for its adapters.
 struct bf16_tiles {
-    enum { BYTES = TILE_BYTES, INPUTS = 1 }; // INPUTS: 16s of activations that a tile takes
+    enum { BYTES = TILE_BYTES, INPUTS = 1 };
 
-    template <typename STREAM>
-    static __device__ __forceinline__ void copy(const STREAM &stream, int step) {
-        int k = stream.run.first + step * STREAM::CHUNK;
+    template <int GROUPS, int PIECES>
+    static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
+                                                         const struct columns (&x)[PIECES]) {
+        struct tile weights = load_fragment((const struct tile *)tile);
 #pragma unroll
-        for (int i = 0; i < STREAM::CHUNK; i++) // zeros behind the end
-            copy_async(stream.tile_place(step, i) + chunk_place(lane_id()),
-                       stream.run.tiles + (k + i) * WARP, k + i < stream.run.end);
-    }
-
-    template <typename STREAM>
-    static __device__ __forceinline__ void
-    multiply_tile(const STREAM &stream, float (&sum)[STREAM::GROUPS][4], int step, int i) {
-        struct tile weights = stream.tile_place(step, i)[chunk_place(chunk_id())];
-#pragma unroll
-        for (int group = 0; group < STREAM::GROUPS; group++) {
-#pragma unroll
-            for (int part = 0; part < STREAM::PARTS; part++)
-                multiply(sum[group], weights, *stream.input_place(step, i, group, part));
-        }
+        for (int piece = 0; piece < PIECES; piece++)
+            multiply(sum[piece % GROUPS], weights, x[piece]);
     }
 };
-
-// Row `row_tile` of a matrix: this lane's 16 bytes of its first tiles.
-template <typename FORMAT>
-static __device__ inline const struct tile *matrix_row(const char *matrix, int row_tile,
-                                                       int column_tiles) {
-    const long long tiles = (long long)row_tile * column_tiles * WEIGHT_PLANES;
-    return (const struct tile *)(matrix + tiles * FORMAT::BYTES) + lane_id();
-}
-
-// One warp's product: a run of weights times COLUMNS activations in groups of 8, as bf16, or as the
-// sum of two bf16: PARTS of them, one behind the other.
-template <typename FORMAT, int COLUMNS, int INPUT_PARTS> struct stream {
-    enum {
-        PARTS = INPUT_PARTS,
-        GROUPS = (COLUMNS + 7) / 8,
-        INPUTS = FORMAT::INPUTS,
-        SLOT_BYTES = FORMAT::BYTES + INPUTS * GROUPS * PARTS * COLUMN_BYTES, // with activations
-        FIT = WARP_RING_BYTES / SLOT_BYTES,
-        CHUNK = FIT >= 8   ? 4
-                : FIT >= 4 ? 2
-                           : 1, // tiles of a step
-        AHEAD = FIT / CHUNK,    // steps that are under way
-        SLOTS = AHEAD * CHUNK,
-        EARLY = AHEAD < 2 ? AHEAD : 2, // steps whose weights are copied before the wait: more would
-                                       // be in the way of the previous kernel's last loads
-    };
-
-    struct run run;
-    const struct columns *input; // [parts, column_tiles, INPUTS, groups, WARP]
-    int column_tiles;            // the second plane of the weights has the same activations
-
-    // Where the warp keeps tile i of step `step`, and its activations.
-    __device__ __forceinline__ struct tile *tile_place(int step, int i) const {
-        return (struct tile *)(shared_memory() + warp_id() * WARP_RING_BYTES) +
-               (step % AHEAD * CHUNK + i) * (FORMAT::BYTES / 16);
-    }
-
-    __device__ __forceinline__ struct columns *input_place(int step, int i, int n, int part) const {
-        int slot = ((step % AHEAD * CHUNK + i) * INPUTS * GROUPS + n) * PARTS + part;
-        return (struct columns *)(shared_memory() + warp_id() * WARP_RING_BYTES +
-                                  SLOTS * FORMAT::BYTES) +
-               slot * WARP + lane_id();
-    }
-
-    __device__ __forceinline__ void copy_input(int step) const {
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) {
-            int k = run.first + step * CHUNK + i;
-            bool wanted = k < run.end;
-            k = WEIGHT_PLANES > 1 && k >= column_tiles ? k - column_tiles : k;
-#pragma unroll
-            for (int n = 0; n < INPUTS * GROUPS; n++) {
-#pragma unroll
-                for (int part = 0; part < PARTS; part++)
-                    copy_columns(input_place(step, i, n, part),
-                                 input + ((part * column_tiles + k) * INPUTS * GROUPS + n) * WARP +
-                                     lane_id(),
-                                 wanted && n % GROUPS * 8 + lane_id() / 4 < COLUMNS);
-            }
-        }
-    }
-
-    // Before the wait for the previous kernel. These copies are of the first step's group.
-    __device__ __forceinline__ void start() const {
-#pragma unroll
-        for (int step = 0; step < EARLY; step++)
-            FORMAT::copy(*this, step);
-    }
-
-    // sum += weights x activations
-    __device__ __forceinline__ void multiply_into(float (&sum)[GROUPS][4]) const {
-        int steps = (run.end - run.first + CHUNK - 1) / CHUNK;
-#pragma unroll
-        for (int step = 0; step < AHEAD; step++) {
-            if (step >= EARLY)
-                FORMAT::copy(*this, step);
-            copy_input(step);
-            commit_copies();
-        }
-        for (int step = 0; step < steps; step++) {
-            wait_copies<AHEAD - 1>();
-            __syncwarp();
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++)
-                FORMAT::multiply_tile(*this, sum, step, i);
-            __syncwarp();
-            FORMAT::copy(*this, step + AHEAD);
-            copy_input(step + AHEAD);
-            commit_copies();
-        }
-        wait_copies<0>();
-    }
-};
-
-// This warp's part of the K of a row of tiles.
-static __device__ inline struct run split_run(const struct tile *row, int column_tiles) {
-    int tiles = column_tiles * WEIGHT_PLANES, share = (tiles + WARPS - 1) / WARPS;
-    int first = warp_id() * share, end = first + share;
-    struct run run = {row, first < tiles ? first : tiles, end < tiles ? end : tiles};
-    return run;
-}
 
 // Where a lane's rows and column lie in a product of one group of columns: for threads
 // 0..16 * columns - 1 of finish_split.
@@ -162,21 +43,10 @@ static __device__ inline struct place split_place(int thread) {
     return place;
 }
 
-// Leaves every warp's sums in shared memory: sums [groups, WARPS, WARP, 4].
-template <int GROUPS>
-static __device__ __forceinline__ void share_sums(float *sums, const float (&sum)[GROUPS][4]) {
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            sums[((group * WARPS + warp_id()) * WARP + lane_id()) * 4 + i] = sum[group][i];
-    }
-    __syncthreads();
-}
-
-// The sum over the warps, in order, for the rows of split_place(thread): row, row + 8.
+// The sum over the warps, in order, for the rows of split_place(thread): row, row + 8. sums:
+// [groups of columns, WARPS, WARP, 4].
 static __device__ inline float2 finish_split(const float *sums, int thread) {
-    const float *first = sums + thread / (2 * WARP) * WARPS * WARP * 4;
+    const float *first = sums + thread / (2 * WARP) * SPLIT_SUM_FLOATS;
     float2 total = make_float2(0.0f, 0.0f);
     for (int warp = 0; warp < WARPS; warp++) {
         const float *mine = first + (warp * WARP + thread / 2 % WARP) * 4 + thread % 2;
@@ -227,13 +97,16 @@ struct column_scales {
     __device__ __forceinline__ void end(float *scales) const {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
+            int column = c * WARPS + warp_id();
             float sum = 0;
+            if (column < STREAMS) {
 #pragma unroll
-            for (int i = 0; i < PARTS; i++)
-                sum += squares[c][i];
-            sum = warp_sum(sum);
-            if (lane_id() == 0 && c * WARPS + warp_id() < STREAMS)
-                scales[c * WARPS + warp_id()] = rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+                for (int i = 0; i < PARTS; i++)
+                    sum += squares[c][i];
+                sum = warp_sum(sum);
+                if (lane_id() == 0)
+                    scales[column] = rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+            }
         }
     }
 };

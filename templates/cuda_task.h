@@ -37,13 +37,13 @@ struct gpu_task {
     float *new_cache;        // int8 cache: [columns, kv_heads, key and value, head_dim]
     float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;      // counters, 0 between kernels
-    float *final;            // [streams, hidden]: after the final norm
-    char *mix_input;         // one column, high and low parts: [streams * hidden]
+    float *added;            // decode: [blocks, streams, hidden], what parts of the MLP add
+    unsigned *meetings;      // counts the blocks of a decode step that arrived; 0 before it
     char *mixed;             // one column, high and low parts: [hidden]
     char *head_input;        // one column, high and low parts: [hidden]
     float *stream_weights;   // [2, streams]; this and the next two by odd and even positions, so
     float *logits;           // [2, vocab]    that a step can start before the last one is read
-    struct gpu_best *best;   // [2, blocks of the head]
+    struct gpu_best *best;   // [blocks]
     const struct gpu_sampling *sampling;
     struct gpu_state *chosen; // [2]: state, in the host's memory
     unsigned *sums;           // read_memory: [blocks, WARPS]
@@ -51,6 +51,7 @@ struct gpu_task {
     int tokens;               // of the block; 1 in a decode step
     int position;             // of the first token; a decode step takes state->position
     int token;                // whose logits are wanted
+    int blocks;               // of a decode step: the multiprocessors
 };
 
 #endif

@@ -22,80 +22,33 @@ static __device__ inline float embedding_weight(const struct gpu_task &task, int
     return x;
 }
 
-// This thread's pieces of every step: 16 bytes of one k of COPIES rows of weights and of columns.
-enum { COPIES = BLOCK_TILES * STEP_TILES / PRODUCT_WARPS };
+// ---- A step of a block of prefill. ----
 
-struct copies {
-    unsigned rows[COPIES], columns[COPIES]; // bytes from weights and input to the rows, at k = 0
-};
+enum { ROW_STEP_BYTES = STEP_TILES * TILE_BYTES }; // of a row of tiles
 
-static __device__ __forceinline__ struct copies plan_copies(const struct product &p) {
-    struct copies c;
-    int columns_tiles = (p.columns + TILE - 1) / TILE;
+// Starts copying a step of all rows of tiles of a block of results; zeros behind the end of K.
+static __device__ __forceinline__ void copy_weights(const struct product &p,
+                                                    const struct product_step &step, int first_tile,
+                                                    char *stage) {
 #pragma unroll
-    for (int i = 0; i < COPIES; i++) {
-        int offset = i * (PRODUCT_WARPS / STEP_TILES) + warp_id() / STEP_TILES;
-        int row = blockIdx.y * BLOCK_TILES + offset, column = blockIdx.x * BLOCK_TILES + offset;
-        row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
-        column = column < columns_tiles ? column : columns_tiles - 1;
-        c.rows[i] = (unsigned)row * (WEIGHT_PLANES * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-        c.columns[i] =
-            (unsigned)column * (p.input_parts * p.column_tiles * TILE_BYTES) + lane_id() * 16;
-    }
-    return c;
-}
-
-enum { STAGE_BYTES = 2 * INPUT_STAGE_BYTES };
-
-// Starts copying step `step` of K to its stage: [rows and columns, STEP_TILES] tiles.
-static __device__ __forceinline__ void copy_step(const struct product &p, const struct copies &c,
-                                                 int step) {
-    char *stage = shared_memory() + step % STAGES * STAGE_BYTES + warp_id() * TILE_BYTES;
-    int k = step * STEP_TILES + warp_id() % STEP_TILES;
-    bool wanted = k < WEIGHT_PLANES * p.input_parts * p.column_tiles; // zeros behind the end
-    int row_k = k, column_k = k;
-    if (WEIGHT_PLANES > 1 || p.input_parts > 1) {
-        int pass = k / p.column_tiles;
-        row_k = k - (pass - pass / p.input_parts) * p.column_tiles;
-        column_k = k - (pass - pass % p.input_parts) * p.column_tiles;
-    }
-    const char *weights = p.weights + row_k * TILE_BYTES, *input = p.input + column_k * TILE_BYTES;
+    for (int row = warp_id(); row < BLOCK_TILES; row += PRODUCT_WARPS) {
+        int tile = first_tile + row < p.row_tiles ? first_tile + row : p.row_tiles - 1;
+        const char *from =
+            p.weights +
+            ((long long)tile * WEIGHT_PLANES * p.column_tiles + step.weight_tile) * TILE_BYTES +
+            lane_id() * 16;
+        char *to = stage + row * ROW_STEP_BYTES + chunk_place(lane_id()) * 16;
 #pragma unroll
-    for (int i = 0; i < COPIES; i++) {
-        copy_async(stage + (i * PRODUCT_THREADS + chunk_place(lane_id())) * 16, weights + c.rows[i],
-                   wanted);
-        copy_async(stage + ((COPIES + i) * PRODUCT_THREADS + lane_id()) * 16, input + c.columns[i],
-                   wanted);
+        for (int k = 0; k < STEP_TILES; k++)
+            copy_async(to + k * TILE_BYTES, from + k * TILE_BYTES, k < step.tiles);
     }
 }
 
-// sum += what lies in a stage. tiles: of K, how many of its STEP_TILES there are.
-static __device__ __forceinline__ void
-multiply_stage(const char *bytes, int tiles, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
-    const struct tile *stage = (const struct tile *)bytes;
-    const struct tile *rows =
-        stage + warp_id() / COLUMN_WARPS * WARP_ROWS * STEP_TILES * WARP + chunk_place(chunk_id());
-    const struct tile *columns =
-        stage + (BLOCK_TILES + warp_id() % COLUMN_WARPS * WARP_COLUMNS) * STEP_TILES * WARP +
-        lane_id();
+// This lane's part of a step of row `row` of the block. Weights have no low parts here.
+static __device__ __forceinline__ void load_weights(struct tile (&weights)[STEP_TILES],
+                                                    const char *stage, int row, bool) {
 #pragma unroll
-    for (int k = 0; k < STEP_TILES; k++) {
-        if (k < tiles) { // measured: faster than multiplying zeros
-            struct tile a[WARP_ROWS], b[WARP_COLUMNS];
-#pragma unroll
-            for (int i = 0; i < WARP_ROWS; i++) {
-                a[i] = rows[(i * STEP_TILES + k) * WARP];
-                b[i] = columns[(i * STEP_TILES + k) * WARP];
-            }
-#pragma unroll
-            for (int i = 0; i < WARP_ROWS; i++) {
-#pragma unroll
-                for (int j = 0; j < WARP_COLUMNS; j++) {
-                    struct columns even = {b[j].x, b[j].y}, odd = {b[j].z, b[j].w};
-                    multiply(sum[i][2 * j], a[i], even);
-                    multiply(sum[i][2 * j + 1], a[i], odd);
-                }
-            }
-        }
-    }
+    for (int k = 0; k < STEP_TILES; k++)
+        weights[k] = ((const struct tile *)(stage + row * ROW_STEP_BYTES +
+                                            k * TILE_BYTES))[chunk_place(chunk_id())];
 }

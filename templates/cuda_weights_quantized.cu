@@ -59,8 +59,10 @@ template <> struct quantized<INT8_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1.
+    template <bool PLACED>
     static __device__ __forceinline__ struct quants unpack(const char *tile) {
-        int g = lane_id() / 4, i = lane_id() % 4, at = place(8 * i + g / 2) * 16 + g % 2 * 8;
+        int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
+        int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns even = *(const struct columns *)(tile + at);
         struct columns odd = *(const struct columns *)(tile + (at ^ 64));
         struct quants q = {
@@ -80,8 +82,10 @@ template <> struct quantized<INT4_TILE_BYTES> {
     }
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2.
+    template <bool PLACED>
     static __device__ __forceinline__ struct quants unpack(const char *tile) {
-        int g = lane_id() / 4, i = lane_id() % 4, at = place(4 * i + g / 2) * 16 + g % 2 * 8;
+        int g = lane_id() / 4, i = lane_id() % 4, chunk = 4 * i + g / 2;
+        int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns words = *(const struct columns *)(tile + at);
         unsigned x = words.x, y = words.y;
         struct quants q = {
@@ -117,39 +121,23 @@ static __device__ __forceinline__ struct tile ones() {
 template <int TILE_BYTES> struct quantized_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 2, CHUNKS = BYTES / 16 };
 
-    // Where chunk n of tiles that follow each other is kept.
+    // Where chunk n of tiles that follow each other is kept, in a prefill.
     static __device__ __forceinline__ int place(int n) {
         return n / CHUNKS * CHUNKS + quantized<BYTES>::place(n % CHUNKS);
     }
 
-    template <typename STREAM>
-    static __device__ __forceinline__ void copy(const STREAM &stream, int step) {
-        int k = stream.run.first + step * STREAM::CHUNK;
-#pragma unroll
-        for (int first = 0; first < STREAM::CHUNK * CHUNKS; first += WARP) { // zeros behind the end
-            int n = first + lane_id();
-            if (n < STREAM::CHUNK * CHUNKS)
-                copy_async(stream.tile_place(step, 0) + place(n),
-                           stream.run.tiles + k * CHUNKS + first,
-                           n < (stream.run.end - k) * CHUNKS);
-        }
-    }
-
-    template <typename STREAM>
-    static __device__ __forceinline__ void
-    multiply_tile(const STREAM &stream, float (&sum)[STREAM::GROUPS][4], int step, int i) {
-        const int GROUPS = STREAM::GROUPS;
-        struct quants q = quantized<BYTES>::unpack((const char *)stream.tile_place(step, i));
+    template <int GROUPS, int PIECES>
+    static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
+                                                         const struct columns (&x)[PIECES]) {
+        struct quants q = quantized<BYTES>::template unpack<false>(tile);
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             float products[4] = {}, inputs[4] = {};
 #pragma unroll
-            for (int n = 0; n < INPUTS * STREAM::PARTS; n++) {
-                struct columns x =
-                    *stream.input_place(step, i, n % INPUTS * GROUPS + group, n / INPUTS);
-                multiply(products, q.halves[n % INPUTS], x);
+            for (int n = 0; n < PIECES / GROUPS; n++) {
+                multiply(products, q.halves[n % INPUTS], x[n * GROUPS + group]);
                 if (quantized<BYTES>::OFFSETS)
-                    multiply(inputs, ones(), x);
+                    multiply(inputs, ones(), x[n * GROUPS + group]);
             }
             add_tile<BYTES>(sum[group], q, products, inputs);
         }
@@ -169,96 +157,50 @@ static __device__ inline float embedding_weight(const struct gpu_task &task, int
     return scale * ((int)((const unsigned char *)tile)[byte] - 128);
 }
 
-// ---- A step of a block of columns: STEP_TILES 16s of K are one tile of weights. ----
+// ---- A step of a block of prefill. ----
 
 enum {
-    BLOCK_CHUNKS = BLOCK_TILES * layer_tiles::CHUNKS,
-    ROW_COPIES = (BLOCK_CHUNKS + PRODUCT_THREADS - 1) / PRODUCT_THREADS,
-    COPIES = BLOCK_TILES * STEP_TILES / PRODUCT_WARPS,
-    WEIGHT_STAGE_BYTES = BLOCK_TILES * layer_tiles::BYTES,
-    STAGE_BYTES = WEIGHT_STAGE_BYTES + INPUT_STAGE_BYTES,
+    STEP_CHUNKS_A_ROW = STEP_TILES / INPUT_TILES * layer_tiles::CHUNKS,
+    ROW_STEP_BYTES = STEP_CHUNKS_A_ROW * 16, // of a row of tiles
 };
 
-// This thread's pieces of every step: 16 bytes each, of weights and of activations.
-struct copies {
-    unsigned rows[ROW_COPIES], column; // bytes from weights and input to them, at k = 0; of
-                                       // activations those of the first column
-};
-
-// Bytes of 16 columns of activations.
-static __device__ __forceinline__ unsigned column_bytes(const struct product &p) {
-    return p.input_parts * p.column_tiles * TILE_BYTES;
-}
-
-static __device__ __forceinline__ struct copies plan_copies(const struct product &p) {
-    struct copies c;
+// Starts copying a step of all rows of tiles of a block of results; zeros behind the end of K.
+static __device__ __forceinline__ void copy_weights(const struct product &p,
+                                                    const struct product_step &step, int first_tile,
+                                                    char *stage) {
+    const int ALL = BLOCK_TILES * STEP_CHUNKS_A_ROW;
 #pragma unroll
-    for (int i = 0; i < ROW_COPIES; i++) {
-        int n = i * PRODUCT_THREADS + threadIdx.x;
-        int row = blockIdx.y * BLOCK_TILES + n / layer_tiles::CHUNKS;
-        row = row < p.row_tiles ? row : p.row_tiles - 1; // behind the end: not used
-        c.rows[i] = (unsigned)row * (p.column_tiles / INPUT_TILES * layer_tiles::BYTES) +
-                    n % layer_tiles::CHUNKS * 16;
+    for (int first = 0; first < ALL; first += PRODUCT_THREADS) {
+        int n = first + threadIdx.x, row = n / STEP_CHUNKS_A_ROW, chunk = n % STEP_CHUNKS_A_ROW;
+        int tile = first_tile + row < p.row_tiles ? first_tile + row : p.row_tiles - 1;
+        unsigned at = (tile * p.column_tiles + step.weight_tile) / INPUT_TILES; // of tiles
+        const char *from = p.weights + at * (unsigned)layer_tiles::BYTES + chunk * 16;
+        if (n < ALL)
+            copy_async(stage + row * ROW_STEP_BYTES + layer_tiles::place(chunk) * 16, from,
+                       chunk / layer_tiles::CHUNKS * INPUT_TILES < step.tiles);
     }
-    // Behind the last column there are buffers up to a whole block: not used.
-    int column = blockIdx.x * BLOCK_TILES + warp_id() / STEP_TILES;
-    c.column = (unsigned)column * column_bytes(p) + lane_id() * 16;
-    return c;
 }
 
-// Starts copying step `step` of K to its stage: a tile of each row, then STEP_TILES of each column.
-static __device__ __forceinline__ void copy_step(const struct product &p, const struct copies &c,
-                                                 int step) {
-    char *stage = shared_memory() + step % STAGES * STAGE_BYTES;
-    int steps = p.column_tiles / STEP_TILES; // of one part of the activations
-    const char *weights = p.weights + (step < steps ? step : step - steps) * layer_tiles::BYTES;
-    const char *input = p.input + (step * STEP_TILES + warp_id() % STEP_TILES) * TILE_BYTES;
-#pragma unroll
-    for (int i = 0; i < ROW_COPIES; i++) {
-        int n = i * PRODUCT_THREADS + threadIdx.x;
-        if (n < BLOCK_CHUNKS)
-            copy_async(stage + layer_tiles::place(n) * 16, weights + c.rows[i], true);
-    }
-#pragma unroll
-    for (int i = 0; i < COPIES; i++)
-        copy_async(stage + WEIGHT_STAGE_BYTES + (i * PRODUCT_THREADS + (int)threadIdx.x) * 16,
-                   input + c.column + i * (PRODUCT_WARPS / STEP_TILES) * column_bytes(p), true);
+// Quants become bf16 weights: rounded, or what that leaves of them.
+static __device__ __forceinline__ unsigned scaled_pair(unsigned q, float scale, float offset,
+                                                       bool low) {
+    float even = __uint_as_float(q << 16) * scale + offset;
+    float odd = __uint_as_float(q & 0xffff0000) * scale + offset;
+    unsigned word = to_bf16(even, odd);
+    return low ? low_parts(word, even, odd) : word;
 }
 
-// sum += what lies in a stage. The barriers keep the compiler from loading all of it at once: it
-// would not fit the registers.
-static __device__ __forceinline__ void
-multiply_stage(const char *stage, int, float (&sum)[WARP_ROWS][2 * WARP_COLUMNS][4]) {
-    const char *rows = stage + warp_id() / COLUMN_WARPS * WARP_ROWS * layer_tiles::BYTES;
-    const struct tile *columns = (const struct tile *)(stage + WEIGHT_STAGE_BYTES) +
-                                 warp_id() % COLUMN_WARPS * WARP_COLUMNS * STEP_TILES * WARP +
-                                 lane_id();
+// This lane's part of a step of row `row` of the block; low: the weights' low parts.
+static __device__ __forceinline__ void load_weights(struct tile (&weights)[STEP_TILES],
+                                                    const char *stage, int row, bool low) {
 #pragma unroll
-    for (int first = 0; first < WARP_COLUMNS; first += 2) {
-        __syncwarp();
-        struct columns x[4][STEP_TILES];
-        float inputs[4][4] = {};
-#pragma unroll
-        for (int n = 0; n < 4 * STEP_TILES; n++) {
-            int j = n / STEP_TILES, k = n % STEP_TILES;
-            struct tile t = columns[((first + j / 2) * STEP_TILES + k) * WARP];
-            x[j][k].x = j % 2 ? t.z : t.x;
-            x[j][k].y = j % 2 ? t.w : t.y;
-            if (quantized<LAYER_TILE_BYTES>::OFFSETS)
-                multiply(inputs[j], ones(), x[j][k]);
-        }
-#pragma unroll
-        for (int i = 0; i < WARP_ROWS; i++) {
-            __syncwarp();
-            struct quants q = quantized<LAYER_TILE_BYTES>::unpack(rows + i * layer_tiles::BYTES);
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                float products[4] = {};
-#pragma unroll
-                for (int k = 0; k < STEP_TILES; k++)
-                    multiply(products, q.halves[k], x[j][k]);
-                add_tile<LAYER_TILE_BYTES>(sum[i][2 * first + j], q, products, inputs[j]);
-            }
-        }
+    for (int k = 0; k < STEP_TILES; k++) {
+        struct quants q = quantized<LAYER_TILE_BYTES>::template unpack<true>(
+            stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES);
+        const struct tile &half = q.halves[k % INPUT_TILES];
+        weights[k].x = scaled_pair(half.x, q.scale[0], q.offset[0], low);
+        weights[k].y = scaled_pair(half.y, q.scale[0], q.offset[0], low);
+        weights[k].z = scaled_pair(half.z, q.scale[1], q.offset[1], low);
+        weights[k].w = scaled_pair(half.w, q.scale[1], q.offset[1], low);
     }
 }

@@ -1,6 +1,7 @@
 // See gpu.h.
 #include <limits.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,8 @@
 #include "cuda_driver.c"
 #include "cubin_cache.h"
 #include "cubin_cache.c"
+#include "cubin_build.h"
+#include "cubin_build.c"
 #include "nvml.h"
 #include "nvml.c"
 #include "cuda_task.h"
@@ -23,11 +26,7 @@ enum { GPU_PART = 1 };
 // The kernels of engine.cu.
 enum kernel {
     KERNEL_EMBED,
-    KERNEL_DECODE_QKV,
-    KERNEL_DECODE_ATTENTION,
-    KERNEL_DECODE_O,
-    KERNEL_DECODE_GATE_UP,
-    KERNEL_DECODE_DOWN,
+    KERNEL_DECODE_STEP,
     KERNEL_PREFILL_INPUT_NORM,
     KERNEL_PREFILL_QKV,
     KERNEL_PREFILL_ATTENTION,
@@ -35,10 +34,6 @@ enum kernel {
     KERNEL_PREFILL_POST_NORM,
     KERNEL_PREFILL_GATE_UP,
     KERNEL_PREFILL_DOWN,
-    KERNEL_FINAL_NORM,
-    KERNEL_MIX_STREAMS,
-    KERNEL_WEIGH_STREAMS,
-    KERNEL_HEAD,
     KERNEL_CHOOSE,
     KERNEL_SAMPLE,
     KERNEL_READ_MEMORY,
@@ -46,45 +41,49 @@ enum kernel {
     KERNELS = KERNEL_PREFILL_CACHE + GPU_CACHE_KERNELS,
 };
 
-static const char *const KERNEL_NAMES[] = {
-    "embed",
-    "decode_qkv",
-    "decode_attention",
-    "decode_o",
-    "decode_gate_up",
-    "decode_down",
-    "prefill_input_norm",
-    "prefill_qkv",
-    "prefill_attention",
-    "prefill_o",
-    "prefill_post_norm",
-    "prefill_gate_up",
-    "prefill_down",
-    "final_norm",
-    "mix_streams",
-    "weigh_streams",
-    "head",
-    "choose",
-    "sample_token",
-    "read_memory",
-    "prefill_cache",
+// Their names, and which module of engine.cu has them.
+static const struct {
+    const char *name;
+    int module;
+} KERNEL_TABLE[] = {
+    {"embed", 2},
+    {"decode_step", 0},
+    {"prefill_input_norm", 2},
+    {"prefill_qkv", 2},
+    {"prefill_attention", 2},
+    {"prefill_o", 3},
+    {"prefill_post_norm", 2},
+    {"prefill_gate_up", 3},
+    {"prefill_down", 3},
+    {"choose", 0},
+    {"sample_token", 1},
+    {"read_memory", 1},
+    {"prefill_cache", 2},
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
 enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
+    GPU_STEP_THREADS = GPU_THREADS + 32, // of a decode step: with the producer's warp
     GPU_PREFILL_THREADS = 128,
+    GPU_WARPGROUP_THREADS = 256,
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
-    GPU_HEADS_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
-    GPU_HIDDEN_TILES = HIDDEN_SIZE / TILE,
-    GPU_INTERMEDIATE_TILES = (INTERMEDIATE_SIZE + TILE - 1) / TILE,
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 64 : 32, // of a block of prefill attention
-    GPU_LARGE_SHARED = 160 << 10,                // bytes of a block: sm_80, 87, 90, 100, 110
+    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 128 : 64,  // of a block of prefill attention
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
+};
+
+struct gpu_info {
+    char name[96];               // of the device
+    char note[256];              // one line on the kernel cache, or ""
+    int sm;                      // 10 * major + minor of its compute capability
+    bool integrated;             // host and device share memory
+    const char *kernels;         // embedded, cached, or compiled now
+    struct parscale_start start; // all but check
+    size_t weight_bytes, cache_bytes, activation_bytes;
 };
 
 // Memory of the host that the device reads and writes.
@@ -99,18 +98,24 @@ struct step_graph {
 };
 
 struct gpu {
+    pthread_t opening; // the thread that opens the device, if is_opening
+    bool is_opening;
+    struct error opening_error;
+    const struct adapter *first_adapter;
     struct cuda_driver driver;
     struct gpu_info info;
-    unsigned streams, splits; // splits: of the positions, in decode attention
-    size_t ring_bytes;        // what a warp of a decode kernel copies ahead, in shared memory
-    bool use_cache;           // of compiled kernels
-    bool newer_compiler;      // NVRTC is newer than the driver
+    unsigned streams;
+    size_t shared_bytes; // of a block, at most: what the kernels were compiled for
+    bool use_cache;      // of compiled kernels
+    const struct cubin *embedded;
+    struct cubin_build build; // where none is embedded
     int device, multiprocessors, shared_limit;
-    void *context, *module, *functions[KERNEL_PREFILL_CACHE + 1];
+    void *context, *modules[CUBIN_MODULES], *functions[KERNEL_PREFILL_CACHE + 1];
     void *stream, *copies; // all work, and copies of results beside it
     void *ready[2];        // events: the logits of an even, an odd position are there
     struct step_graph greedy_step, sampling_step;
     cuda_pointer weights, cache, parts[GPU_PARTS]; // parts: of the activations
+    double uploaded;                               // when the weights were
     void *mapped;                                  // the pack, where the device reads it in place
     struct gpu_task task;
     struct gpu_pinned *pinned;
@@ -123,10 +128,6 @@ struct gpu {
     bool ahead;       // the step behind `position` was launched
     struct nvml nvml; // opened when energy is asked for
 };
-
-static const struct gpu_info *gpu_information(const struct gpu *gpu) {
-    return &gpu->info;
-}
 
 static size_t gpu_block_tokens(const struct gpu *gpu) {
     return GPU_COLUMNS / gpu->streams;
@@ -151,43 +152,48 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
     void *arguments[] = {&gpu->task};
     return cuda_check(&gpu->driver,
                       gpu->driver.launch(&launch, gpu->functions[kernel], arguments, NULL),
-                      KERNEL_NAMES[kernel], error);
+                      KERNEL_TABLE[kernel].name, error);
 }
 
 // ---- The forward pass ----
 
-// Rings, sums and a few floats: engine.cu's DECODE_SHARED.
-static size_t decode_shared(const struct gpu *gpu) {
-    return GPU_WARPS * gpu->ring_bytes + GPU_DECODE_SUMS;
+// A decode step, or behind a prefill what follows its layers: a block on every multiprocessor,
+// which wait for each other.
+static int launch_decode(struct gpu *gpu, struct error *error) {
+    struct cuda_launch_attribute together = {.id = CUDA_LAUNCH_COOPERATIVE, .value = 1};
+    struct cuda_launch launch = {
+        .grid = {(unsigned)gpu->task.blocks, 1, 1},
+        .block = {GPU_STEP_THREADS, 1, 1},
+        .shared_bytes = (unsigned)gpu->shared_bytes,
+        .stream = gpu->stream,
+        .attributes = &together,
+        .attribute_count = 1,
+    };
+    void *arguments[] = {&gpu->task};
+    return cuda_check(
+        &gpu->driver,
+        gpu->driver.launch(&launch, gpu->functions[KERNEL_DECODE_STEP], arguments, NULL),
+        KERNEL_TABLE[KERNEL_DECODE_STEP].name, error);
 }
 
-// One layer of a decode step.
-static int decode_layer(struct gpu *gpu, int layer, struct error *error) {
-    const unsigned threads = GPU_THREADS, streams = gpu->streams;
-    const unsigned hidden = GPU_HIDDEN_TILES;
-    gpu->task.layer = layer;
-    int code = gpu_launch(gpu, KERNEL_DECODE_QKV, (unsigned)LAYOUT.qkv.row_tiles, 1, 1, threads,
-                          decode_shared(gpu), error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_ATTENTION, gpu->splits, KV_HEADS * GPU_HEAD_GROUPS,
-                          streams, threads, GPU_ATTENTION_SHARED, error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_O, hidden, 1, 1, threads, decode_shared(gpu), error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_DECODE_GATE_UP,
-                          blocks_for((size_t)LAYOUT.gate_up.row_tiles, GPU_WARPS), 1, 1, threads,
-                          decode_shared(gpu), error);
-    if (!code)
-        code =
-            gpu_launch(gpu, KERNEL_DECODE_DOWN, hidden, 1, 1, threads, decode_shared(gpu), error);
-    return code;
+// Whether warpgroups multiply in prefill: engine.cu's WARPGROUPS.
+static bool has_warpgroups(const struct gpu *gpu) {
+    return gpu->info.sm == 90;
 }
 
+static size_t prefill_shared(const struct gpu *gpu) {
+    return has_warpgroups(gpu) ? GPU_WARPGROUP_SHARED : GPU_PREFILL_SHARED;
+}
+
+// A block of threads for each block of results; those of warpgroups take one after the other.
 static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, int row_tiles,
                            struct error *error) {
-    return gpu_launch(gpu, kernel, blocks_for(columns, TILE * GPU_PREFILL_TILES),
-                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES), 1, GPU_PREFILL_THREADS,
-                      GPU_PREFILL_SHARED, error);
+    if (has_warpgroups(gpu))
+        return gpu_launch(gpu, kernel, (unsigned)gpu->multiprocessors, 1, 1, GPU_WARPGROUP_THREADS,
+                          prefill_shared(gpu), error);
+    unsigned blocks = blocks_for(columns, TILE * GPU_PREFILL_TILES) *
+                      blocks_for((size_t)row_tiles, GPU_PREFILL_TILES);
+    return gpu_launch(gpu, kernel, blocks, 1, 1, GPU_PREFILL_THREADS, prefill_shared(gpu), error);
 }
 
 // One layer of a block of tokens. The input of layer 0 is the same in all streams.
@@ -206,7 +212,7 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     if (!code)
         code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
                           blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
-                          gpu->streams, GPU_PREFILL_THREADS, 0, error);
+                          gpu->streams, GPU_PREFILL_THREADS, GPU_PREFILL_ATTENTION_SHARED, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_O, columns, LAYOUT.o.row_tiles, error);
     if (!code)
@@ -220,11 +226,11 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     return code;
 }
 
-static int forward_layers(struct gpu *gpu, bool decode, struct error *error) {
+static int prefill_layers(struct gpu *gpu, struct error *error) {
     int code = gpu_launch(gpu, KERNEL_EMBED, (unsigned)gpu->task.tokens, gpu->streams, 1,
                           GPU_THREADS, 0, error);
     for (int layer = 0; layer < LAYERS && !code; layer++)
-        code = decode ? decode_layer(gpu, layer, error) : prefill_layer(gpu, layer, error);
+        code = prefill_layer(gpu, layer, error);
     return code;
 }
 
@@ -234,19 +240,9 @@ static int launch_choice(struct gpu *gpu, struct error *error) {
     return gpu_launch(gpu, KERNEL_SAMPLE, 1, 1, 1, GPU_SAMPLE_THREADS, GPU_SAMPLE_SHARED, error);
 }
 
-// Final norm, aggregation, head and choice, for task.token.
-static int forward_head(struct gpu *gpu, struct error *error) {
-    const unsigned threads = GPU_THREADS;
-    const size_t shared = decode_shared(gpu);
-    int code =
-        gpu_launch(gpu, KERNEL_FINAL_NORM, gpu->streams, 1, 1, threads, GPU_SMALL_SHARED, error);
-    if (!code && gpu->streams > 1)
-        code = gpu_launch(gpu, KERNEL_MIX_STREAMS, GPU_HIDDEN_TILES, 1, 1, threads, shared, error);
-    if (!code && gpu->streams > 1)
-        code = gpu_launch(gpu, KERNEL_WEIGH_STREAMS, 1, 1, 1, threads, shared, error);
-    if (!code)
-        code = gpu_launch(gpu, KERNEL_HEAD, blocks_for((size_t)LAYOUT.head.row_tiles, GPU_WARPS), 1,
-                          1, threads, shared, error);
+// Logits and choice.
+static int launch_step_kernels(struct gpu *gpu, struct error *error) {
+    int code = launch_decode(gpu, error);
     return code ? code : launch_choice(gpu, error);
 }
 
@@ -275,9 +271,7 @@ static int capture_decode(struct gpu *gpu, enum kernel choice, struct step_graph
                           "capturing a decode step", error);
     if (code)
         return code;
-    code = forward_layers(gpu, true, error);
-    if (!code)
-        code = forward_head(gpu, error);
+    code = launch_step_kernels(gpu, error);
     cuda_result ended = driver->capture_end(gpu->stream, &step->graph);
     gpu->task.ids = ids;
     if (!code)
@@ -366,7 +360,7 @@ static int prefill_block(struct gpu *gpu, const struct block *block, struct erro
                           driver->copy_to_device((cuda_pointer)(uintptr_t)gpu->task.ids, block->ids,
                                                  block->tokens * sizeof *block->ids, gpu->stream),
                           "copying to the device", error);
-    return code ? code : forward_layers(gpu, false, error);
+    return code ? code : prefill_layers(gpu, error);
 }
 
 static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, struct error *error) {
@@ -375,7 +369,7 @@ static int gpu_head(struct gpu *gpu, const struct block *block, size_t token, st
     gpu->task.token = (int)token;
     gpu->position = block->position + token;
     gpu->fresh = false;
-    int code = forward_head(gpu, error);
+    int code = launch_step_kernels(gpu, error);
     if (!code)
         code = mark_logits(gpu, gpu->position, error);
     gpu->has_logits = !code;
@@ -560,8 +554,12 @@ static int find_device(struct gpu *gpu, struct error *error) {
         code = fail(error, EXIT_DEVICE,
                     "CUDA: %s: found compute capability %d.%d, expected 8.0 or more",
                     gpu->info.name, major, minor);
-    if (!code)
-        code = cuda_check(driver, driver->context_retain(&gpu->context, gpu->device),
+    return code;
+}
+
+static int open_context(struct gpu *gpu, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    int code = cuda_check(driver, driver->context_retain(&gpu->context, gpu->device),
                           "opening the device", error);
     if (!code)
         code = cuda_check(driver, driver->context_set(gpu->context), "opening the device", error);
@@ -584,83 +582,71 @@ static const struct cubin *find_embedded(const struct gpu *gpu) {
     for (const struct cubin *cubin = CUBINS; cubin->sm; cubin++) {
         bool fits = cubin->sm / 10 == gpu->info.sm / 10 && cubin->sm <= gpu->info.sm &&
                     cubin->streams == (int)gpu->streams &&
-                    GPU_WARPS * cubin->ring_bytes + GPU_DECODE_SUMS <= (size_t)gpu->shared_limit;
+                    cubin->shared_bytes <= (size_t)gpu->shared_limit;
         if (fits && (!best || cubin->sm > best->sm))
             best = cubin;
     }
     return best;
 }
 
-// The kernels' machine code for this device, from the cache or compiled now.
-static int compile_kernels(struct gpu *gpu, char **cubin, struct error *error) {
-    struct nvrtc nvrtc;
-    enum { OPTIONS = 3 };
-    char architecture[40], streams[24], ring[40], key[CUBIN_KEY_CHARS];
-    const char *const options[OPTIONS] = {architecture, streams, ring};
-    int major = 0, minor = 0, driver_version = 0;
-    size_t bytes = 0;
-    char *note = gpu->info.note;
-    snprintf(architecture, sizeof architecture, "--gpu-architecture=sm_%d", gpu->info.sm);
-    snprintf(streams, sizeof streams, "-DSTREAMS=%u", gpu->streams);
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%zu", gpu->ring_bytes);
-    int code = nvrtc_open(&nvrtc, NULL, error);
-    if (code)
-        return code;
-    (void)nvrtc.version(&major, &minor);
-    (void)gpu->driver.version(&driver_version);
-    cubin_key(ENGINE_CU, options, OPTIONS, 1000 * major + 10 * minor, driver_version, key);
-    gpu->info.kernels = "cached";
-    if (!gpu->use_cache || !cubin_load(key, cubin, &bytes, note, sizeof gpu->info.note)) {
-        gpu->info.kernels = "compiled";
-        code = nvrtc_build(&nvrtc, ENGINE_CU, OPTIONS, options, cubin, &bytes, NULL, error);
-        if (!code && gpu->use_cache)
-            cubin_store(key, *cubin, bytes, note, sizeof gpu->info.note);
+// Begins to look for the kernels' machine code for this device.
+static void start_kernels(struct gpu *gpu) {
+    struct cubin_build *build = &gpu->build;
+    gpu->embedded = find_embedded(gpu);
+    *build = (struct cubin_build){.source = ENGINE_CU, .use_cache = gpu->use_cache};
+    gpu->shared_bytes = gpu->embedded ? gpu->embedded->shared_bytes : (size_t)gpu->shared_limit;
+    if (gpu->embedded)
+        return;
+    (void)gpu->driver.version(&build->driver_version);
+    snprintf(build->options[0], CUBIN_OPTION_CHARS, "--gpu-architecture=sm_%d%s", gpu->info.sm,
+             has_warpgroups(gpu) ? "a" : "");
+    snprintf(build->options[1], CUBIN_OPTION_CHARS, "-DSTREAMS=%u", gpu->streams);
+    snprintf(build->options[2], CUBIN_OPTION_CHARS, "-DSHARED_BYTES=%zu", gpu->shared_bytes);
+    cubin_build_start(build);
+}
+
+// Waits for the machine code of all modules.
+static int wait_for_kernels(struct gpu *gpu, struct error *error) {
+    struct gpu_info *info = &gpu->info;
+    info->kernels = gpu->embedded ? "embedded" : "cached";
+    info->start.kernels = 0;
+    if (gpu->embedded)
+        return EXIT_OK;
+    int code = cubin_build_wait(&gpu->build, true, error);
+    for (int i = 0; i < CUBIN_MODULES; i++) {
+        const struct cubin_module *module = &gpu->build.modules[i];
+        if (module->compiled)
+            info->kernels = "compiled";
+        if (module->note[0])
+            memcpy(info->note, module->note, sizeof info->note);
+        info->start.kernels = fmax(info->start.kernels, module->seconds);
     }
-    gpu->newer_compiler = 1000 * major + 10 * minor > driver_version;
-    nvrtc_close(&nvrtc);
     return code;
 }
 
+// Embedded machine code is one module, with all kernels.
 static int load_kernels(struct gpu *gpu, struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
-    const struct cubin *embedded = find_embedded(gpu);
-    const void *image = embedded ? CUBIN_WORDS + embedded->first_word : NULL;
-    char *compiled = NULL;
+    const struct cubin *embedded = gpu->embedded;
     int code = EXIT_OK;
-    double start = clock_seconds();
-    if (embedded) {
-        gpu->info.kernels = "embedded";
-        gpu->ring_bytes = embedded->ring_bytes;
-    } else {
-        gpu->ring_bytes = gpu->shared_limit >= GPU_LARGE_SHARED ? GPU_LARGE_RING : GPU_SMALL_RING;
-        code = compile_kernels(gpu, &compiled, error);
-        image = compiled;
+    for (int i = 0; i < (embedded ? 1 : CUBIN_MODULES) && !code; i++) {
+        const struct cubin_module *built = &gpu->build.modules[i];
+        const void *image =
+            embedded ? (const void *)(CUBIN_WORDS + embedded->first_word) : built->cubin;
+        code =
+            cuda_check(driver, driver->module_load(&gpu->modules[i], image),
+                       embedded                ? "loading the embedded kernels"
+                       : built->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
+                                               : "loading kernels",
+                       error);
     }
-    if (!code)
-        code = cuda_check(driver, driver->module_load(&gpu->module, image),
-                          embedded              ? "loading the embedded kernels"
-                          : gpu->newer_compiler ? "loading kernels (NVRTC is newer than the driver)"
-                                                : "loading kernels",
-                          error);
-    free(compiled);
-    for (int k = 0; k < KERNELS && !code; k++)
+    for (int k = 0; k < KERNELS && !code; k++) {
+        void *module = gpu->modules[embedded ? 0 : KERNEL_TABLE[k].module];
         code = cuda_check(driver,
-                          driver->module_function(&gpu->functions[k], gpu->module, KERNEL_NAMES[k]),
-                          KERNEL_NAMES[k], error);
-    gpu->info.kernel_seconds = clock_seconds() - start;
-    return code;
-}
-
-// A multiprocessor runs two kernels at a time, the end of one and the start of the next, only if
-// both divide its memory in the same way into shared memory and cache.
-static int divide_memory(struct gpu *gpu, struct error *error) {
-    int code = EXIT_OK;
-    for (int k = 0; k < KERNELS && !code; k++)
-        if (k <= KERNEL_DECODE_DOWN || (k >= KERNEL_FINAL_NORM && k <= KERNEL_SAMPLE))
-            code = cuda_check(
-                &gpu->driver,
-                gpu->driver.function_set(gpu->functions[k], CUDA_FUNCTION_SHARED_PERCENT, 100),
-                KERNEL_NAMES[k], error);
+                          driver->module_function(&gpu->functions[k], module, KERNEL_TABLE[k].name),
+                          KERNEL_TABLE[k].name, error);
+    }
+    cubin_build_free(&gpu->build);
     return code;
 }
 
@@ -670,18 +656,12 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
         enum kernel kernel;
         size_t bytes;
     } wanted[] = {
-        {KERNEL_DECODE_QKV, decode_shared(gpu)},
-        {KERNEL_DECODE_ATTENTION, GPU_ATTENTION_SHARED},
-        {KERNEL_DECODE_O, decode_shared(gpu)},
-        {KERNEL_DECODE_GATE_UP, decode_shared(gpu)},
-        {KERNEL_DECODE_DOWN, decode_shared(gpu)},
-        {KERNEL_MIX_STREAMS, decode_shared(gpu)},
-        {KERNEL_WEIGH_STREAMS, decode_shared(gpu)},
-        {KERNEL_HEAD, decode_shared(gpu)},
-        {KERNEL_PREFILL_QKV, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_O, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_GATE_UP, GPU_PREFILL_SHARED},
-        {KERNEL_PREFILL_DOWN, GPU_PREFILL_SHARED},
+        {KERNEL_DECODE_STEP, gpu->shared_bytes},
+        {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
+        {KERNEL_PREFILL_ATTENTION, GPU_PREFILL_ATTENTION_SHARED},
+        {KERNEL_PREFILL_O, prefill_shared(gpu)},
+        {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
+        {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
     };
     int code = EXIT_OK;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted && !code; i++)
@@ -689,7 +669,7 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
             cuda_check(&gpu->driver,
                        gpu->driver.function_set(gpu->functions[wanted[i].kernel],
                                                 CUDA_FUNCTION_SHARED_BYTES, (int)wanted[i].bytes),
-                       KERNEL_NAMES[wanted[i].kernel], error);
+                       KERNEL_TABLE[wanted[i].kernel].name, error);
     return code;
 }
 
@@ -710,9 +690,82 @@ static int take_device_memory(struct gpu *gpu, cuda_pointer *memory, size_t byte
                 : cuda_check(driver, driver->fill(*memory, 0, bytes, gpu->stream), what, error);
 }
 
+// The pack on its way: the pool's threads copy it, a batch at a time, to memory that the device can
+// read by itself while they copy the next one.
+struct upload {
+    struct gpu *gpu;
+    const char *from;
+    struct pool *pool;
+    char *staging; // [2, UPLOAD_BATCH], pinned
+    struct error *error;
+    int code;
+};
+
+enum { UPLOAD_BATCH = 4 << 20, UPLOAD_PIECE = 128 << 10 };
+
+// By thread 0, which alone talks to the driver: waits until the device has read this half.
+static void wait_for_half(struct upload *upload, size_t half) {
+    const struct cuda_driver *driver = &upload->gpu->driver;
+    upload->code = cuda_check(driver, driver->event_synchronize(upload->gpu->ready[half]),
+                              "uploading weights", upload->error);
+}
+
+static void send_half(struct upload *upload, size_t half, size_t at, size_t bytes) {
+    struct gpu *gpu = upload->gpu;
+    const struct cuda_driver *driver = &gpu->driver;
+    upload->code =
+        cuda_check(driver,
+                   driver->copy_to_device(gpu->weights + at, upload->staging + half * UPLOAD_BATCH,
+                                          bytes, gpu->stream),
+                   "uploading weights", upload->error);
+    if (!upload->code)
+        upload->code = cuda_check(driver, driver->event_record(gpu->ready[half], gpu->stream),
+                                  "uploading weights", upload->error);
+}
+
+static void upload_share(void *argument, int thread) {
+    struct upload *upload = argument;
+    for (size_t at = 0, half = 0; at < LAYOUT.end; at += UPLOAD_BATCH, half = 1 - half) {
+        size_t left = LAYOUT.end - at, bytes = left < UPLOAD_BATCH ? left : UPLOAD_BATCH;
+        char *staging = upload->staging + half * UPLOAD_BATCH;
+        if (thread == 0 && !upload->code)
+            wait_for_half(upload, half);
+        pool_barrier(upload->pool);
+        if (upload->code)
+            return;
+        struct work work = pool_work(upload->pool, thread, blocks_for(bytes, UPLOAD_PIECE));
+        while (pool_next(&work)) {
+            size_t first = work.item * UPLOAD_PIECE, rest = bytes - first;
+            memcpy(staging + first, upload->from + at + first,
+                   rest < UPLOAD_PIECE ? rest : UPLOAD_PIECE);
+        }
+        pool_barrier(upload->pool);
+        if (thread == 0)
+            send_half(upload, half, at, bytes);
+    }
+}
+
+static int copy_weights(struct gpu *gpu, const char *from, struct pool *pool, struct error *error) {
+    const struct cuda_driver *driver = &gpu->driver;
+    void *staging = NULL;
+    int code = cuda_check(driver, driver->allocate_host(&staging, (size_t)2 * UPLOAD_BATCH),
+                          "pinned memory", error);
+    if (code)
+        return code;
+    struct upload upload = {gpu, from, pool, staging, error, EXIT_OK};
+    pool_run(pool, upload_share, &upload);
+    code = upload.code;
+    if (!code)
+        code =
+            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
+    (void)driver->release_host(staging);
+    return code;
+}
+
 // The pack on the device: where host and device share memory, the mapped file itself if the driver
 // allows it, else a copy.
-static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                          struct error *error) {
     const struct cuda_driver *driver = &gpu->driver;
     cuda_pointer there = 0;
     double start = clock_seconds();
@@ -730,13 +783,9 @@ static int upload_weights(struct gpu *gpu, const struct pack_file *file, struct 
     int code = take_device_memory(gpu, &gpu->weights, LAYOUT.end, "weights", error);
     gpu->task.weights = (const char *)(uintptr_t)gpu->weights;
     if (!code)
-        code =
-            cuda_check(driver, driver->copy_to_device(gpu->weights, base, LAYOUT.end, gpu->stream),
-                       "uploading weights", error);
-    if (!code)
-        code =
-            cuda_check(driver, driver->stream_synchronize(gpu->stream), "uploading weights", error);
-    gpu->info.upload_seconds = clock_seconds() - start;
+        code = copy_weights(gpu, base, pool, error);
+    gpu->uploaded = clock_seconds();
+    gpu->info.start.upload = gpu->uploaded - start;
     return code;
 }
 
@@ -786,10 +835,11 @@ static int take_pinned_memory(struct gpu *gpu, struct error *error) {
     return code;
 }
 
-static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct error *error) {
+static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                           struct error *error) {
     gpu->info.activation_bytes = GPU_ACTIVATION_BYTES;
     gpu->info.cache_bytes = GPU_CACHE_BYTES;
-    int code = upload_weights(gpu, file, error);
+    int code = upload_weights(gpu, file, pool, error);
     if (!code)
         code = take_device_memory(gpu, &gpu->cache, gpu->info.cache_bytes, "caches", error);
     gpu->task.cache = (char *)(uintptr_t)gpu->cache;
@@ -803,25 +853,26 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
     return code ? code : upload_rotary(gpu, error);
 }
 
-// Splits of decode attention: every multiprocessor has a part of it where there are positions
-// enough.
-static unsigned attention_parts(const struct gpu *gpu, const struct adapter *adapter) {
-    unsigned items = (unsigned)adapter->streams * KV_HEADS * GPU_HEAD_GROUPS;
-    unsigned parts = (unsigned)gpu->multiprocessors / items;
-    unsigned most =
-        blocks_for(tiles_for((size_t)adapter->prefix_tokens) + tiles_for(CONTEXT), GPU_WARPS);
-    parts = parts > most ? most : parts;
-    return parts < 1 ? 1 : parts > GPU_MOST_SPLITS ? GPU_MOST_SPLITS : parts;
+// Begins to look for the kernels for one P; what takes long is done by other threads.
+static void start_choice(struct gpu *gpu, const struct adapter *adapter) {
+    gpu->streams = (unsigned)adapter->streams;
+    gpu->task.blocks =
+        gpu->multiprocessors < GPU_MOST_BLOCKS ? gpu->multiprocessors : GPU_MOST_BLOCKS;
+    start_kernels(gpu);
 }
 
-// The kernels for one P.
-static int choose_kernels(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
-    gpu->streams = (unsigned)adapter->streams;
-    gpu->splits = attention_parts(gpu, adapter);
-    int code = load_kernels(gpu, error);
+// Waits for them, and makes the decode steps of them.
+static int finish_choice(struct gpu *gpu, struct error *error) {
+    int code = wait_for_kernels(gpu, error);
+    double start = clock_seconds();
+    if (!code)
+        code = load_kernels(gpu, error);
     if (!code)
         code = allow_shared(gpu, error);
-    return code ? code : divide_memory(gpu, error);
+    if (!code)
+        code = capture_steps(gpu, error);
+    gpu->info.start.load = clock_seconds() - start;
+    return code;
 }
 
 static void release_step(const struct cuda_driver *driver, const struct step_graph *step) {
@@ -834,8 +885,9 @@ static void release_step(const struct cuda_driver *driver, const struct step_gra
 static void release_kernels(const struct gpu *gpu) {
     release_step(&gpu->driver, &gpu->greedy_step);
     release_step(&gpu->driver, &gpu->sampling_step);
-    if (gpu->module)
-        (void)gpu->driver.module_unload(gpu->module);
+    for (int i = 0; i < CUBIN_MODULES; i++)
+        if (gpu->modules[i])
+            (void)gpu->driver.module_unload(gpu->modules[i]);
 }
 
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
@@ -843,51 +895,95 @@ static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struc
     if (code)
         return code;
     const struct gpu before = *gpu;
-    gpu->module = NULL;
+    memset(gpu->modules, 0, sizeof gpu->modules);
     gpu->greedy_step = gpu->sampling_step = (struct step_graph){0};
     gpu->has_logits = gpu->follows = gpu->ahead = gpu->fresh = false;
-    code = choose_kernels(gpu, adapter, error);
-    if (!code)
-        code = capture_steps(gpu, error);
+    start_choice(gpu, adapter);
+    code = finish_choice(gpu, error);
     release_kernels(code ? gpu : &before);
     if (code)
         *gpu = before;
     return code;
 }
 
-static int start_gpu(struct gpu *gpu, const struct pack_file *file, const struct adapter *adapter,
-                     struct error *error) {
+static void *open_device_thread(void *argument) {
+    struct gpu *gpu = argument;
+    struct error *error = &gpu->opening_error;
+    double start = clock_seconds();
     int code = cuda_driver_open(&gpu->driver, error);
     if (!code)
         code = find_device(gpu, error);
-    if (!code)
-        code = choose_kernels(gpu, adapter, error);
-    if (!code)
-        code = take_gpu_memory(gpu, file, error);
-    if (!code)
-        code = capture_steps(gpu, error);
-    return code;
+    if (!code) {
+        start_choice(gpu, gpu->first_adapter);
+        code = open_context(gpu, error);
+    }
+    gpu->info.start.device = clock_seconds() - start;
+    return NULL;
 }
 
-static int gpu_open(struct gpu **result, const struct pack_file *file,
-                    const struct adapter *adapter, bool use_cache, struct error *error) {
+static int gpu_open(struct gpu **result, const struct adapter *adapter, bool use_cache,
+                    struct error *error) {
     struct gpu *gpu = calloc(1, sizeof *gpu);
-    *result = NULL;
+    *result = gpu;
     if (!gpu)
         return fail(error, EXIT_MEMORY, "GPU: %zu bytes could not be had", sizeof *gpu);
     gpu->use_cache = use_cache;
-    int code = start_gpu(gpu, file, adapter, error);
-    if (code)
-        gpu_close(gpu);
-    else
-        *result = gpu;
+    gpu->first_adapter = adapter;
+    gpu->is_opening = pthread_create(&gpu->opening, NULL, open_device_thread, gpu) == 0;
+    if (!gpu->is_opening) // no more threads are to be had
+        (void)open_device_thread(gpu);
+    return EXIT_OK;
+}
+
+// Waits until the device is open, or it is known that it cannot be.
+static int wait_for_device(struct gpu *gpu, struct error *error) {
+    if (gpu->is_opening)
+        (void)pthread_join(gpu->opening, NULL);
+    gpu->is_opening = false;
+    if (gpu->opening_error.code)
+        *error = gpu->opening_error;
+    return gpu->opening_error.code;
+}
+
+static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                     struct error *error) {
+    int code = wait_for_device(gpu, error);
+    if (!code) // a context is a thread's
+        code = cuda_check(&gpu->driver, gpu->driver.context_set(gpu->context), "opening the device",
+                          error);
+    if (!code && !gpu->embedded) // do not upload in vain
+        code = cubin_build_wait(&gpu->build, false, error);
+    if (!code)
+        code = take_gpu_memory(gpu, file, pool, error);
+    if (!code)
+        code = finish_choice(gpu, error);
+    struct parscale_start *start = &gpu->info.start;
+    double kernels_ready = gpu->build.start + start->kernels; // 0 if they are embedded
+    start->upload_alone = fmin(start->upload, fmax(0, gpu->uploaded - kernels_ready));
     return code;
+}
+
+static void gpu_describe(const struct gpu *gpu, struct parscale_info *info, char *note,
+                         size_t note_bytes) {
+    const struct gpu_info *own = &gpu->info;
+    const double check = info->start.check;
+    info->device = own->name;
+    info->gpu_cache_bytes = own->cache_bytes;
+    info->gpu_activation_bytes = own->activation_bytes;
+    info->start = own->start;
+    info->start.check = check;
+    snprintf(note, note_bytes, "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", own->sm,
+             own->kernels, own->start.kernels, own->weight_bytes ? "uploaded" : "read in place",
+             own->start.upload, own->note[0] ? "; " : "", own->note);
 }
 
 static void gpu_close(struct gpu *gpu) {
     if (!gpu)
         return;
+    struct error unused;
     const struct cuda_driver *driver = &gpu->driver;
+    (void)wait_for_device(gpu, &unused);
+    cubin_build_free(&gpu->build);
     if (gpu->stream)
         (void)driver->stream_synchronize(gpu->stream);
     release_kernels(gpu);

@@ -8,31 +8,29 @@
 #include "error.h"
 #include "pack_file.h"
 #include "parscale.h"
+#include "threads.h"
 
 // gpu.c and gpu_none.c, of which an engine has one, also define GPU_PART, 1 and 0, and GPU_KERNELS:
 // in words, which devices it has kernels for.
 struct gpu;
 struct block;
 
-struct gpu_info {
-    char name[96];                         // of the device
-    char note[256];                        // one line on the kernel cache, or ""
-    int sm;                                // 10 * major + minor of its compute capability
-    bool integrated;                       // host and device share memory
-    const char *kernels;                   // embedded, cached, or compiled now
-    double kernel_seconds, upload_seconds; // that finding them and uploading the weights took
-    size_t weight_bytes, cache_bytes, activation_bytes;
-};
-
-// Compiles or finds the kernels, takes all memory and uploads the pack. EXIT_DEVICE: there is no
-// GPU, driver or compiler that can run it; EXIT_MEMORY: it does not fit. On failure *gpu is NULL.
-static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
-                    bool use_cache, struct error *error);
+// Begins to open the device and to compile or find the kernels, in threads of its own.
+static int gpu_open(struct gpu **gpu, const struct adapter *adapter, bool use_cache,
+                    struct error *error);
 static void gpu_close(struct gpu *gpu); // NULL is allowed
+
+// Waits for that, takes all memory and uploads the pack. EXIT_DEVICE: there is no GPU, driver or
+// compiler that can run it; EXIT_MEMORY: it does not fit. All else but gpu_close comes after it.
+static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                     struct error *error);
 
 // Changes to another P. The cache is then empty. On failure all is as it was.
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error);
-static const struct gpu_info *gpu_information(const struct gpu *gpu);
+
+// Fills in what parscale_info tells of a GPU that was started. note [note_bytes]: how it was.
+static void gpu_describe(const struct gpu *gpu, struct parscale_info *info, char *note,
+                         size_t note_bytes);
 
 // Computes a block of at most gpu_block_tokens tokens, and with head_tokens = 1 the logits of token
 // head_first. A decode step returns while it still runs.

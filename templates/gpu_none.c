@@ -6,9 +6,9 @@ enum { GPU_PART = 0 };
 
 static const char GPU_KERNELS[] = "none";
 
-static int gpu_open(struct gpu **gpu, const struct pack_file *file, const struct adapter *adapter,
-                    bool use_cache, struct error *error) {
-    (void)file, (void)adapter, (void)use_cache;
+static int gpu_open(struct gpu **gpu, const struct adapter *adapter, bool use_cache,
+                    struct error *error) {
+    (void)adapter, (void)use_cache;
     *gpu = NULL;
     return fail(error, EXIT_DEVICE,
                 "--device: %s was generated for the CPU alone, a GPU needs backends = \"cpu+cuda\" "
@@ -20,13 +20,20 @@ static void gpu_close(struct gpu *gpu) {
     (void)gpu;
 }
 
+static int gpu_start(struct gpu *gpu, const struct pack_file *file, struct pool *pool,
+                     struct error *error) {
+    (void)file, (void)pool;
+    return gpu_compute(gpu, NULL, error);
+}
+
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
     (void)adapter;
     return gpu_compute(gpu, NULL, error);
 }
 
-static const struct gpu_info *gpu_information(const struct gpu *gpu) {
-    return (const struct gpu_info *)gpu;
+static void gpu_describe(const struct gpu *gpu, struct parscale_info *info, char *note,
+                         size_t note_bytes) {
+    (void)gpu, (void)info, (void)note, (void)note_bytes;
 }
 
 static int gpu_compute(struct gpu *gpu, const struct block *block, struct error *error) {

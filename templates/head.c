@@ -67,7 +67,8 @@ static void weigh_streams(struct parscale *model, size_t token, struct scratch *
         weights[p] = expf(weights[p] - max);
         total += weights[p];
     }
-    memset(scratch->row, 0, HIDDEN_SIZE * sizeof(float));
+    for (size_t i = 0; i < HIDDEN_SIZE; i++)
+        scratch->row[i] = 0;
     for (size_t p = 0; p < streams; p++) {
         weights[p] =
             weights[p] / total * (1.0f - STREAM_SMOOTHING) + STREAM_SMOOTHING / (float)streams;

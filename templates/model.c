@@ -117,7 +117,7 @@ static int open_tokenizer(struct parscale *model, const char *path) {
                                 : fail(&model->error, EXIT_MEMORY, "no memory for the prompt");
 }
 
-// Chooses CPU or GPU; the GPU then holds weights, cache and activations of its own.
+// Chooses CPU or GPU, which is opened while the pack is.
 static int open_device(struct parscale *model, const struct parscale_options *options) {
     const char *wanted = options->device ? options->device : "cpu";
     bool automatic = strcmp(wanted, "auto") == 0;
@@ -128,26 +128,24 @@ static int open_device(struct parscale *model, const struct parscale_options *op
         return EXIT_OK;
     if (!automatic && strcmp(wanted, "cuda") != 0)
         return fail(&model->error, EXIT_USAGE, "--device %s: expected cpu, cuda or auto", wanted);
-    int code = gpu_open(&model->gpu, &model->file, model->adapter, !options->no_kernel_cache,
-                        &model->error);
-    if (code && automatic) {
-        memcpy(model->device_note, model->error.text, sizeof model->device_note);
-        model->error = (struct error){0};
+    model->needs_gpu = !automatic;
+    return gpu_open(&model->gpu, model->adapter, !options->no_kernel_cache, &model->error);
+}
+
+// The GPU then holds weights, cache and activations of its own.
+static int start_device(struct parscale *model) {
+    if (!model->gpu)
         return EXIT_OK;
-    }
-    if (code)
+    int code = gpu_start(model->gpu, &model->file, model->pool, &model->error);
+    if (!code)
+        gpu_describe(model->gpu, &model->info, model->device_note, sizeof model->device_note);
+    if (!code || model->needs_gpu)
         return code;
-    const struct gpu_info *info = gpu_information(model->gpu);
-    model->info.device = info->name;
-    snprintf(model->device_note, sizeof model->device_note,
-             "sm_%d: kernels %s in %.2f s, weights %s in %.2f s%s%s", info->sm, info->kernels,
-             info->kernel_seconds, info->weight_bytes ? "uploaded" : "read in place",
-             info->upload_seconds, info->note[0] ? "; " : "", info->note);
-    use_adapter(model, model->adapter); // a GPU's cache has another type
-    model->info.gpu_cache_bytes = info->cache_bytes;
-    model->info.gpu_activation_bytes = info->activation_bytes;
-    model->info.kernel_seconds = info->kernel_seconds;
-    model->info.upload_seconds = info->upload_seconds;
+    memcpy(model->device_note, model->error.text, sizeof model->device_note);
+    model->error = (struct error){0};
+    gpu_close(model->gpu);
+    model->gpu = NULL;
+    use_adapter(model, model->adapter); // the CPU's cache may have another type
     return EXIT_OK;
 }
 
@@ -160,18 +158,20 @@ static int open_model(struct parscale *model, const struct parscale_options *opt
     int code = choose_paths(model, options);
     if (!code)
         code = pool_start(&model->pool, threads, &model->error);
+    if (!code)
+        code = open_device(model, options);
     double start = clock_seconds();
     if (!code)
         code = pack_open(&model->file, options->pack, &expected, model->pool, &model->error);
     if (code)
         return code;
-    model->info.check_seconds = clock_seconds() - start;
+    model->info.start.check = clock_seconds() - start;
     fill_info(model, threads);
     if (model->info.has_tokenizer)
         code = open_tokenizer(model, options->pack);
     if (!code)
         code = take_memory(model, threads);
-    return code ? code : open_device(model, options);
+    return code ? code : start_device(model);
 }
 
 int parscale_open(struct parscale **handle, const struct parscale_options *options) {

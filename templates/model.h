@@ -40,6 +40,7 @@ struct parscale {
     struct scratch *scratch;       // [threads]: each thread's own part of it
     char *cache;                   // [CACHE_SLOTS, kv_heads, keys and values, tiles]
     struct gpu *gpu;               // NULL: the CPU computes
+    bool needs_gpu;                // or fails
     char device_note[512];         //
     size_t position;               // ids in the cache
     struct block block;            // the work in hand

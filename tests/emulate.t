@@ -19,7 +19,9 @@ local RANDOM_KL_BAR = 5e-4 -- the same, of random weights against the CPU
 local EVERY = 20
 local SHAPE_TOKENS = 24
 -- Little shared memory, as sm_86 and sm_120 have it: half the work of copying ahead.
-local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
+local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
+
+local MODULES = 4 -- of engine.cu
 
 local scratch = build.scratch
 
@@ -95,18 +97,33 @@ local function schedule_tests(model)
         tap.is(result.text, model.result, ("%s: the same in another order of threads, %d")
             :format(model.name, i))
     end
-    emulated.emulator(model.out, model.streams)
     local machines = {
         { "much shared memory", "EMULATOR_SHARED=232448" },
         { "one multiprocessor, launches one after another",
           "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80" },
+        { "warpgroups", "", "-DEMULATOR_WARPGROUPS" },
     }
-    commands = {}
-    for i, machine in ipairs(machines) do commands[i] = comparison(model, machine[2]) end
+    for _, machine in ipairs(machines) do
+        emulated.emulator(model.out, model.streams, machine[3])
+        local code, text = build.shell("%s", comparison(model, machine[2]))
+        local values = build.values(text)
+        tap.ok(code == 0 and values.kl <= KL_BAR and values.decodekl <= KL_BAR,
+            model.name .. ": " .. machine[1], text)
+    end
+end
+
+-- The products of prefill by warpgroups.
+local function warpgroup_tests(models)
+    local commands = {}
+    for i, model in ipairs(models) do
+        emulated.emulator(model.out, model.streams, "-DEMULATOR_WARPGROUPS")
+        commands[i] = comparison(model, "")
+    end
     for i, result in ipairs(emulated.run_all(commands)) do
         local values = build.values(result.text)
-        tap.ok(result.code == 0 and values.kl <= KL_BAR and values.decodekl <= KL_BAR,
-            model.name .. ": " .. machines[i][1], result.text)
+        tap.ok(result.code == 0 and values.kl <= KL_BAR,
+            ("%s: warpgroups, prefill's mean KL %.2g"):format(models[i].name, values.kl or -1),
+            result.text)
     end
 end
 
@@ -201,17 +218,16 @@ local function cache_tests(model)
         local code, _, err = generate(model, environment or "", "--device cuda")
         return code, err
     end
-    local function entry()
-        local found
-        if not lfs.attributes(folder) then return nil end
-        for name in lfs.dir(folder) do
-            if #name == 32 then found = folder .. "/" .. name end
+    local function entries()
+        local found = {}
+        for name in lfs.dir(lfs.attributes(folder) and folder or scratch) do
+            if #name == 32 then found[#found + 1] = folder .. "/" .. name end
         end
         return found
     end
     tap.is(run(), 0, "kernel cache: a first start")
-    local path = entry()
-    tap.ok(path, "kernel cache: an entry is made")
+    local path = entries()[1]
+    tap.is(#entries(), MODULES, "kernel cache: an entry is made for each module")
     tap.is(lfs.attributes(folder).permissions, "rwx------",
         "kernel cache: its folder is the user's")
     local good = read(path)
@@ -245,14 +261,17 @@ local function cache_tests(model)
     must("rm -rf %s", folder)
     must("for i in 1 2 3; do HOME=%s LD_LIBRARY_PATH=%s %s/engine generate -m %s/model.psc --ids 1 "
         .. "-n 1 --print-ids --device cuda & done; wait", home, model.out, model.out, model.out)
-    tap.is(read(entry()), good, "cold starts at once leave one good entry")
+    tap.is(read(path), good, "cold starts at once leave a good entry")
+    tap.is(#entries(), MODULES, "and no more than one for each module")
 end
 
-local smallest
+local smallest, with_warpgroups = nil, {}
 for _, model in ipairs(golden_tests()) do
     if model.name:find("^p3") then smallest = model end
+    if model.name:find("^p[12]") then with_warpgroups[#with_warpgroups + 1] = model end
 end
 schedule_tests(smallest)
+warpgroup_tests(with_warpgroups)
 shape_tests()
 failure_tests(smallest)
 cache_tests(smallest)

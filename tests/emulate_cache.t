@@ -19,7 +19,7 @@ local PUBLISHED_KL = 1e-3
 local GOLDEN = { kl = 3e-4, error = 15e-3 }
 local RANDOM = { kl = 1e-6, error = 5e-3 }
 local EVERY = 20 -- see emulate.t
-local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
+local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
 
 local commands, checks = {}, {}
 

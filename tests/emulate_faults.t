@@ -1,7 +1,7 @@
 #!/usr/bin/env lua5.4
 -- What the emulator (tests/emulator) catches. Small kernels with one fault each. Then the engine's
--- own kernels: every wait, barrier, fence, and end of a group of copies is left out of every kernel
--- that has it, one at a time, and each time the emulator must complain.
+-- own kernels: every wait, arrival, barrier, fence, and end of a group of copies is left out of
+-- every kernel that has it, one at a time, and each time the emulator must complain.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -30,23 +30,35 @@ local function small_kernels()
     end
 end
 
--- A model small and odd enough that every statement of every kernel is needed: attention in two
--- parts, more steps of a product than are copied ahead, runs of several ids to sample from.
+-- A model small and odd enough that every statement of every kernel is needed, somewhere: attention
+-- in two parts, more steps of a product than are copied ahead, more rows of tiles in a block than
+-- it keeps sums of, runs of several ids to sample from.
 local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwen2_parscale",
-    hidden_size = 80, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 4,
+    hidden_size = 144, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 8,
     num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 2,
     parscale_n_tokens = 160, rms_norm_eps = 1e-6, rope_theta = 10000.0, parscale_attn_smooth = 0.1,
     weight_dtype = "bf16", tie_word_embeddings = true, max_position_embeddings = 64 }]]
-local STREAMS, TOKENS = 2, 3
-local SAMPLED = 36 -- tokens, for the kernels that sample and measure
+local STREAMS = 2
+
+-- What runs, on how many multiprocessors: a prefill and decode steps, on many and on one, which has
+-- all work; the kernels that sample and measure.
+local RUNS = {
+    { harness = "gpu_harness", arguments = "compare '%s/model.psc' 2 3", multiprocessors = 8 },
+    { harness = "gpu_harness", arguments = "compare '%s/model.psc' 2 3", multiprocessors = 1 },
+    { harness = "gpu_chain_harness", arguments = "'%s/model.psc' 36", multiprocessors = 8 },
+}
 
 local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syncwarp%(%)",
-    "__threadfence%(%)", "wait_copies<[^;]*>%(%)", "commit_copies%(%)" }
+    "__threadfence%(%)", "wait_copies<[^;]*>%(%)", "commit_copies%(%)", "consumers_barrier%(%)",
+    "barrier_sync<[^;]*>%(%)", "publish_barriers%(%)", "arrive%([^;]*%)", "arrive_grid%([^;]*%)",
+    "wait_barrier%([^;]*%)", "step%.meeting%.arrive%(%)", "step%.meeting%.wait%(%)" }
 
 -- What is left out without harm, and why.
 local HARMLESS = {
     ["wait_for_previous_kernel() of embed"] =
         "the first kernel of a step, behind a copy or the end of a graph; kept to start the next",
+    ["wait_barrier(&workplace()->full[oldest.slot], oldest.parity) of decode_step"] =
+        "keeps few copies under way: who reads them waits too",
 }
 
 -- engine.cu with each of these statements behind a question to the emulator. Returns it and the
@@ -66,48 +78,62 @@ local function with_questions(text)
     return table.concat(lines, "\n") .. "\n", found
 end
 
-local function engine_kernels()
+local function prepare()
     local folder = build.generate_spec(SPEC, "small")
     build.pack(folder, 1)
-    local harness = folder .. "/harness"
-    build.must("%s -std=c11 -O1 -DPARSCALE_NO_MAIN -o '%s' '%sgpu_harness.c' '%s/engine.c' -lm "
-        .. "-pthread", build.cc, harness, build.here, folder)
+    build.must("%s -std=c11 -O1 -DPARSCALE_NO_MAIN -o '%s/gpu_harness' '%sgpu_harness.c' "
+        .. "'%s/engine.c' -lm -pthread", build.cc, folder, build.here, folder)
+    build.must("mv '%s' '%s'", build.harness(folder, "gpu_chain_harness", "-std=c11 -O1"), folder)
     local text, statements = with_questions(build.read(folder .. "/engine.cu"))
-    emulated.emulator(folder, STREAMS, "-DWARP_RING_BYTES=8192", build.write("asking.cu", text))
+    emulated.emulator(folder, STREAMS, "-DSHARED_BYTES=101376", build.write("asking.cu", text))
+    return folder, statements
+end
 
-    local chain = build.harness(folder, "gpu_chain_harness", "-std=c11 -O1")
-    local function command(sampling, environment)
-        environment = emulated.environment({ out = folder }, "EMULATOR_SHARED=101376 "
-            .. environment)
-        if sampling then
-            return ("%s '%s' '%s/model.psc' %d"):format(environment, chain, folder, SAMPLED)
+-- The command of a run.
+local function command(folder, run, environment)
+    return ("%s '%s/%s' %s"):format(emulated.environment({ out = folder },
+        ("EMULATOR_MULTIPROCESSORS=%d EMULATOR_SHARED=101376 %s"):format(run.multiprocessors,
+            environment)), folder, run.harness, run.arguments:format(folder))
+end
+
+-- The statements of kernels that a run meets, of which no run before has complained.
+local function met_in(folder, run, statements, cases)
+    local found, list = {}, build.path("statements")
+    os.remove(list)
+    build.must("%s", command(folder, run, ("EMULATOR_STATEMENTS='%s'"):format(list)))
+    for which, kernel in build.read(list):gmatch("(%d+) ([%w_]+)\n") do
+        local key, statement = which .. " " .. kernel, statements[tonumber(which)]
+        if not cases[key] then
+            cases[key] = { key = key, name = ("%s of %s"):format(statement.text, kernel),
+                           line = statement.line }
+            cases[#cases + 1] = cases[key]
+            statement.met = true
         end
-        return ("%s '%s' compare '%s/model.psc' %d %d"):format(environment, harness, folder,
-            STREAMS, TOKENS)
+        if not cases[key].caught then found[#found + 1] = cases[key] end
     end
-    local labels, commands = {}, {}
-    for _, sampling in ipairs({ false, true }) do
-        local list = build.path(sampling and "sampling" or "statements")
-        build.must("%s", command(sampling, ("EMULATOR_STATEMENTS='%s'"):format(list)))
-        for statement, kernel in build.read(list):gmatch("(%d+) ([%w_]+)\n") do
-            local which = statements[tonumber(statement)]
-            which.met = which.met or {}
-            if not which.met[kernel] then
-                which.met[kernel] = true
-                labels[#labels + 1] = { name = ("%s of %s"):format(which.text, kernel),
-                                        line = which.line }
-                commands[#labels] = command(sampling, ("EMULATOR_SKIP='%s %s'"):format(statement,
-                    kernel))
-            end
+    return found
+end
+
+local function engine_kernels()
+    local folder, statements = prepare()
+    local cases = {}
+    for _, run in ipairs(RUNS) do
+        local met, commands = met_in(folder, run, statements, cases), {}
+        for i, case in ipairs(met) do
+            commands[i] = command(folder, run, ("EMULATOR_SKIP='%s'"):format(case.key))
+        end
+        for i, result in ipairs(emulated.run_all(commands)) do
+            met[i].caught = result.code ~= 0 and result.text:find("emulator: ", 1, true)
+            met[i].text = result.text
         end
     end
-    for i, result in ipairs(emulated.run_all(commands)) do
-        local label = labels[i]
-        local name = ("without %s, line %d of engine.cu"):format(label.name, label.line)
-        if HARMLESS[label.name] then
-            tap.ok(result.code == 0, name .. ": " .. HARMLESS[label.name], result.text)
+    for _, case in ipairs(cases) do
+        local name = ("without %s, line %d of engine.cu"):format(case.name, case.line)
+        local harmless = HARMLESS[case.name]
+        if harmless then
+            tap.ok(not case.caught, name .. ": " .. harmless, case.text)
         else
-            tap.ok(result.code ~= 0 and result.text:find("emulator: ", 1, true), name, result.text)
+            tap.ok(case.caught, name, case.text)
         end
     end
     for _, statement in ipairs(statements) do

@@ -1,7 +1,7 @@
 #!/usr/bin/env lua5.4
 -- int8 and int4 weights on the emulated GPU against the plain CPU path with the same pack: golden
 -- models, quantised, and shapes that no golden folder has. Widths end in the middle of a tile of 32
--- columns; a row of P = 16 is longer than what a warp copies ahead.
+-- columns; a row of P = 16 is longer than what a warp copies ahead. The last ones with warpgroups.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -12,9 +12,10 @@ local golden = require("golden")
 local tap = require("tap")
 
 local KL, ERROR = 3e-4, 15e-3 -- nats; of the logits' deviation
-local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DWARP_RING_BYTES=8192"
+local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
 
--- A golden folder or the end of a spec; P; tokens.
+-- A golden folder or the end of a spec; P; tokens; what the kernels are compiled with and the
+-- emulated GPU has, unless that is little shared memory.
 local MODELS = {
     { "p3-hd16-odd-bf16", 3, 24 },
     { "p2-hd56-f32", 2, 24 },
@@ -25,6 +26,7 @@ local MODELS = {
     { [[model_type = "llama", hidden_size = 16, intermediate_size = 150, num_hidden_layers = 2,
         num_attention_heads = 3, num_key_value_heads = 3, head_dim = 16, vocab_size = 40,
         tie_word_embeddings = true]], 1, 24 },
+    { "p3-hd16-odd-bf16", 3, 24, "-DEMULATOR_WARPGROUPS", "" },
 }
 
 -- The engine's folder, with its pack.
@@ -42,15 +44,15 @@ end
 local commands, names = {}, {}
 for i, row in ipairs(MODELS) do
     for _, dtype in ipairs({ "int8", "int4" }) do
-        local source, streams, tokens = table.unpack(row)
+        local source, streams, tokens, defines, environment = table.unpack(row)
         local name = ("%s-p%d-%d"):format(dtype, streams, i)
         local model = { out = generate(source, dtype, name) }
-        emulated.emulator(model.out, streams, SMALL_RING)
+        emulated.emulator(model.out, streams, defines or SMALL_RING)
         build.must("%s -std=c11 -O1 -DPARSCALE_NO_MAIN -o '%s/harness' '%sgpu_harness.c' "
             .. "'%s/engine.c' -lm -pthread -ldl", build.cc, model.out, build.here, model.out)
         names[#names + 1] = name
         commands[#commands + 1] = ("%s '%s/harness' compare '%s/model.psc' %d %d plain"):format(
-            emulated.environment(model, SMALL), model.out, model.out, streams,
+            emulated.environment(model, environment or SMALL), model.out, model.out, streams,
             tokens)
     end
 end

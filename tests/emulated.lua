@@ -21,7 +21,7 @@ local objects -- the emulator without kernels, compiled once
 
 local function compile_emulator()
     objects = {}
-    for i, name in ipairs({ "emulator", "memory", "driver" }) do
+    for i, name in ipairs({ "emulator", "cooperative", "memory", "driver" }) do
         objects[i] = build.path(name .. ".o")
         build.must("%s -Wall -Wextra -Werror -c -o '%s' '%stests/emulator/%s.cc'", CXX, objects[i],
             build.root, name)

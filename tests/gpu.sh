@@ -101,8 +101,11 @@ for folder in random/*/; do
         for p in $streams; do
             file=$results/$name-$part-$p.txt
             case $part in
-            random)
-                "$folder/harness" compare "$pack" "$p" 64 >"$file" 2>&1
+            random) # the CPU's path for int4 with the newest instructions rounds more than the GPU
+                isa=
+                [ "${name##*-}" = int4 ] && isa=avx2
+                # shellcheck disable=SC2086  # none or one
+                "$folder/harness" compare "$pack" "$p" 64 $isa >"$file" 2>&1
                 check "$name, P = $p: 64 tokens against the CPU" "$file" \
                     'v["kl_prefill"] <= 5e-4 && v["kl_decode"] <= 5e-4 && ("kl_decode" in v)'
                 ;;

@@ -274,11 +274,11 @@ static void start_rows(const struct table *table) {
     for (int i = 0; i < 3; i++) { // without the kernel cache; to fill it; with it
         double began = clock_seconds();
         struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0, NULL);
-        double upload = parscale_info(model)->upload_seconds;
+        const struct parscale_start *start = &parscale_info(model)->start;
         if (NAMES[i])
-            row(table, NAMES[i], 0, clock_seconds() - began - upload);
+            row(table, NAMES[i], 0, clock_seconds() - began - start->upload_alone);
         if (i == 2)
-            row(table, "upload_s", 0, upload);
+            row(table, "upload_s", 0, start->upload);
         parscale_close(model);
     }
 }
@@ -368,16 +368,17 @@ static void fill(const char *pack, int streams, size_t piece) {
     free(pieces);
 }
 
-// Seconds to open a model, without the upload first.
+// Seconds to open a model, without the upload first: without those of its seconds in which nothing
+// else was waited for.
 static void start(const char *pack, int streams, bool no_cache) {
     double began = clock_seconds();
     struct parscale *model = open_on("cuda", pack, streams, no_cache, NULL);
-    const struct parscale_info *info = parscale_info(model);
+    const struct parscale_start *parts = &parscale_info(model)->start;
     double all = clock_seconds() - began;
-    printf(
-        "start streams=%d without_upload=%.3f seconds=%.3f check=%.3f kernels=%.3f upload=%.3f\n",
-        streams, all - info->upload_seconds, all, info->check_seconds, info->kernel_seconds,
-        info->upload_seconds);
+    printf("start streams=%d without_upload=%.3f seconds=%.3f check=%.3f device=%.3f kernels=%.3f "
+           "upload=%.3f upload_alone=%.3f load=%.3f\n",
+           streams, all - parts->upload_alone, all, parts->check, parts->device, parts->kernels,
+           parts->upload, parts->upload_alone, parts->load);
     parscale_close(model);
 }
 

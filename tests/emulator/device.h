@@ -10,17 +10,35 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+#define __grid_constant__
 
 struct emulated_index {
     unsigned x, y, z;
 };
 extern struct emulated_index threadIdx, blockIdx, gridDim; // of the fiber that runs
 
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 
 static inline struct float2 make_float2(float x, float y) {
+    return {x, y};
+}
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+static inline struct float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+
+struct uint2 {
+    unsigned x, y;
+};
+
+static inline struct uint2 make_uint2(unsigned x, unsigned y) {
     return {x, y};
 }
 
@@ -50,6 +68,12 @@ static inline unsigned emulate_bf16(float value) {
 
 void emulate_product(float (&sum)[4], const unsigned (&words)[6]);
 unsigned emulate_transpose(unsigned word);
+void emulate_matrices(unsigned (&words)[4]);
+void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char *b);
+void emulate_fence_products();
+void emulate_commit_products();
+void emulate_wait_products(int pending);
+void emulate_show_copies();
 void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);
@@ -61,6 +85,17 @@ void __syncwarp();
 void __threadfence();
 unsigned atomicInc(unsigned *counter, unsigned limit);
 unsigned atomicAdd(unsigned *counter, unsigned value);
+void emulate_barrier(int id, int threads);
+void emulate_arrive_grid(unsigned *counter);
+unsigned emulate_load_acquire(const unsigned *counter);
+void emulate_pause();
+void emulate_init_barrier(unsigned long long *barrier, int arrivals);
+void emulate_publish_barriers();
+void emulate_arrive(unsigned long long *barrier);
+void emulate_wait_barrier(unsigned long long *barrier, unsigned parity);
+void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier);
+void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,
+                         int pieces, unsigned long long *barrier);
 unsigned emulate_shuffle(unsigned word, int distance);
 
 // For tests that leave out a statement: false if it is the one that EMULATOR_SKIP names.

@@ -15,7 +15,16 @@
 #include "emulator.h"
 #include "kernels.h"
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    COOPERATIVE_LAUNCH_TOO_LARGE = 720,
+};
+
+enum { COOPERATIVE = 2, PROGRAMMATIC = 6 }; // CUlaunchAttributeID
 
 struct kernel {
     const char *name;
@@ -25,15 +34,26 @@ struct kernel {
 struct recorded {
     struct kernel *kernel;
     unsigned grid[3], threads, shared_bytes;
-    bool chained;
+    bool chained, cooperative;
     std::vector<char> argument;
+};
+
+struct launch_attribute {
+    int id, reserved;
+    union {
+        int value;
+        char bytes[64];
+    };
 };
 
 struct launch_config { // CUlaunchConfig
     unsigned grid[3], block[3], shared_bytes;
-    void *stream, *attributes;
+    void *stream;
+    const struct launch_attribute *attributes;
     unsigned attribute_count;
 };
+
+enum { MULTIPROCESSORS = 5 }; // few, and no power of two: blocks have unequal work
 
 static bool capturing;
 static int sticky; // a kernel's failure, told by the next synchronisation
@@ -67,9 +87,10 @@ static void call(const void *recorded) {
 
 static void launch(const struct recorded &r, bool chained) {
     struct recorded *own = new struct recorded(r);
-    struct emulated_launch launch = {
-        r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]}, r.threads, r.shared_bytes, call, own,
-        chained};
+    struct emulated_launch launch = {r.kernel->name, {r.grid[0], r.grid[1], r.grid[2]},
+                                     r.threads,      r.shared_bytes,
+                                     call,           own,
+                                     chained,        r.cooperative};
     launched.push_back(own);
     emulate_launch(&launch);
 }
@@ -128,9 +149,10 @@ int cuInit(unsigned) {
 }
 
 int cuGetErrorString(int error, const char **text) {
-    *text = error == OUT_OF_MEMORY   ? "out of memory"
-            : error == LAUNCH_FAILED ? "unspecified launch failure"
-                                     : "invalid argument";
+    *text = error == OUT_OF_MEMORY                  ? "out of memory"
+            : error == LAUNCH_FAILED                ? "unspecified launch failure"
+            : error == COOPERATIVE_LAUNCH_TOO_LARGE ? "too many blocks in cooperative launch"
+                                                    : "invalid argument";
     return SUCCESS;
 }
 
@@ -161,10 +183,10 @@ int cuDeviceGetUuid_v2(unsigned char uuid[16], int) {
 }
 
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-    int sm = number("EMULATOR_SM", 90);
+    int sm = number("EMULATOR_SM", emulated_sm);
     switch (attribute) {
     case 16:
-        *value = number("EMULATOR_MULTIPROCESSORS", 132);
+        *value = number("EMULATOR_MULTIPROCESSORS", MULTIPROCESSORS);
         break;
     case 18:
         *value = number("EMULATOR_INTEGRATED", 0);
@@ -332,14 +354,32 @@ int cuFuncSetAttribute(void *, int, int value) {
     return value <= number("EMULATOR_SHARED", 227 << 10) ? SUCCESS : INVALID_VALUE;
 }
 
+static bool has_attribute(const struct launch_config *config, int id) {
+    for (unsigned i = 0; i < config->attribute_count; i++)
+        if (config->attributes[i].id == id && config->attributes[i].value)
+            return true;
+    return false;
+}
+
+// Cooperative launches run on the emulator's own.
+static unsigned multiprocessors() {
+    int count = number("EMULATOR_MULTIPROCESSORS", MULTIPROCESSORS);
+    return (unsigned)(count < MOST_RESIDENT ? count : (int)MOST_RESIDENT);
+}
+
 int cuLaunchKernelEx(const struct launch_config *config, void *function, void **arguments,
                      void **) {
     const char *task = (const char *)arguments[0];
+    bool cooperative = has_attribute(config, COOPERATIVE);
+    if (cooperative && (config->grid[0] * config->grid[1] * config->grid[2] > multiprocessors() ||
+                        config->block[0] > MOST_COOPERATIVE))
+        return COOPERATIVE_LAUNCH_TOO_LARGE;
     struct recorded r = {(struct kernel *)function,
                          {config->grid[0], config->grid[1], config->grid[2]},
                          config->block[0],
                          config->shared_bytes,
-                         config->attribute_count > 0, // there is but one attribute that we use
+                         has_attribute(config, PROGRAMMATIC),
+                         cooperative,
                          std::vector<char>(task, task + emulated_task_bytes)};
     if (capturing) {
         captured->push_back(r);
@@ -412,12 +452,12 @@ static int compiled_streams; // by the last call of the compiler
 
 // The kernels were compiled with this library; the engine must want the same constants.
 int nvrtcCompileProgram(void *, int count, const char *const *options) {
-    char ring[40];
+    char shared[40];
     bool equal = false;
-    snprintf(ring, sizeof ring, "-DWARP_RING_BYTES=%d", emulated_ring_bytes);
+    snprintf(shared, sizeof shared, "-DSHARED_BYTES=%d", emulated_shared_bytes);
     for (int i = 0; i < count; i++) {
         sscanf(options[i], "-DSTREAMS=%d", &compiled_streams);
-        equal |= strcmp(options[i], ring) == 0;
+        equal |= strcmp(options[i], shared) == 0;
     }
     void *kernels = equal ? open_kernels(compiled_streams) : NULL;
     return kernels ? failing("nvrtcCompileProgram") : INVALID_VALUE;

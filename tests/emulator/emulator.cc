@@ -16,18 +16,30 @@
 enum {
     STACK_BYTES = 256 << 10, // of a fiber
     BURST = 32,              // times that a warp goes on, at most, before another one does
+    LANDING = 8,             // a copy lands in one of so many steps
+    STUCK = 100000,          // times that threads asked in vain, and nothing else happened
 };
 
-enum warp_operation { PRODUCT, TRANSPOSE, SHUFFLE, BARRIER };
+enum warp_operation {
+    PRODUCT,
+    TRANSPOSE,
+    SHUFFLE,
+    BARRIER,
+    MATRICES,
+    WARPGROUP_PRODUCT,
+    COMMIT_PRODUCTS,
+    WAIT_PRODUCTS,
+};
 
 struct emulated_index threadIdx, blockIdx, gridDim;
 struct fiber *current;
 
-static struct block blocks[RESIDENT];
+static struct block blocks[MOST_RESIDENT];
 static std::vector<struct grid *> queue;
 static size_t first;           // launches before it are complete
 static uint32_t launches = 16; // number of the next one
 static bool failed;
+static unsigned asked; // times in a row that threads paused
 static unsigned long long random_state = 1;
 static void *scheduler[5]; // of __builtin_setjmp
 
@@ -36,7 +48,7 @@ static void *scheduler[5]; // of __builtin_setjmp
 static struct {
     struct fiber **lanes;
     unsigned start, stride, next;
-    bool ran;
+    bool ran, paused;
 } turn;
 
 void emulate_seed(unsigned long long seed) {
@@ -80,9 +92,12 @@ static void fiber_main() {
         block->grid->launch.run(block->grid->launch.argument);
         if (copies_under_way())
             emulate_fault("ends with copies under way");
-        if (block->arrived)
+        if (block->arrived) // at the barrier of all
             emulate_fault("ends while others wait at a barrier");
+        if (!block->warps[current->thread / LANES].products.empty())
+            emulate_fault("ends with products under way");
         block->ended++;
+        asked = 0;
         current->waits = wait_for::ended;
         if (!__builtin_setjmp(current->context))
             next_lane();
@@ -110,6 +125,8 @@ static void fiber_main() {
         if (fiber->waits != wait_for::nothing)
             continue;
         turn.ran = true;
+        turn.paused = false;
+        asked++;
         current = fiber;
         threadIdx = {fiber->thread, 0, 0};
         if (!fiber->stack)
@@ -119,14 +136,27 @@ static void fiber_main() {
     leave();
 }
 
-__attribute__((noinline)) static void yield(wait_for what) {
+__attribute__((noinline)) void wait_until_released(wait_for what) {
+    if (what != wait_for::nothing)
+        asked = 0;
     current->waits = what;
     if (!__builtin_setjmp(current->context))
         next_lane();
 }
 
+void note_progress() {
+    asked = 0;
+}
+
 void emulate_switch() {
-    yield(wait_for::nothing);
+    wait_until_released(wait_for::nothing);
+}
+
+void emulate_pause() {
+    if (asked > STUCK)
+        emulate_fault("asks again and again, and nobody else can go on");
+    turn.paused = true;
+    wait_until_released(wait_for::nothing);
 }
 
 // ---- What threads do together ----
@@ -154,13 +184,16 @@ void __syncthreads() {
     if (block->ended)
         emulate_fault("a barrier that not all threads reach");
     if (++block->arrived < threads) {
-        yield(wait_for::barrier);
+        wait_until_released(wait_for::barrier);
         return;
     }
     block->arrived = 0;
     block->barrier_time = ++block->time;
     block->all_waited |= block->waited;
-    share_knowledge(block, 0, threads, &block->known);
+    if (block->cooperative)
+        meet(block->fibers.data(), threads);
+    else
+        share_knowledge(block, 0, threads, &block->known);
     release(block, 0, threads, wait_for::barrier);
 }
 
@@ -192,11 +225,85 @@ static void compute_product(struct warp *w) {
 
 // Of all that a warp does together, only its barrier orders accesses to memory.
 static void order_warp(struct block *block, unsigned warp) {
+    if (block->cooperative) {
+        meet(&block->fibers[warp * LANES], LANES);
+        return;
+    }
     std::vector<struct knowledge> all;
     share_knowledge(block, warp * LANES, LANES, &all);
     for (unsigned lane = 0; lane < LANES && !all.empty(); lane++)
         block->fibers[warp * LANES + lane]->known = all;
     block->warps[warp].time = ++block->time;
+}
+
+// ---- Products of a warpgroup ----
+//
+// Each warp's part by itself. What it reads is read when it starts, and must be the same when the
+// warp waits for it; until then its sums are NaN.
+
+static void add_warpgroup_product(const struct warpgroup_product &p, const float (&b)[16][64],
+                                  std::array<float, LANES> *(&totals)[LANES]) {
+    float a[16][16], sum[64];
+    for (int lane = 0; lane < LANES; lane++)
+        for (int word = 0; word < 4; word++) // of a tile: columns 2i, then 2i + 8, of row g, g + 8
+            for (int odd = 0; odd < 2; odd++)
+                a[lane / 4 + word / 2 * 8][lane % 4 * 2 + word % 2 * 8 + odd] =
+                    half_word(p.given[lane][word], odd);
+    for (int r = 0; r < 16; r++) {
+        memset(sum, 0, sizeof sum);
+        for (int k = 0; k < 16; k++)
+            for (int c = 0; c < 64; c++)
+                sum[c] += a[r][k] * b[k][c];
+        for (int c = 0; c < 64; c++)
+            (*totals[r % 8 * 4 + c % 8 / 2])[c / 8 * 4 + r / 8 * 2 + c % 2] += sum[c];
+    }
+}
+
+// By the last lane of a warp.
+static void start_product(struct warp *w) {
+    float b[16][64];
+    std::array<float, LANES> *totals[LANES];
+    struct warpgroup_product &p = w->next;
+    p.written = read_blocks(p.b, b, true);
+    for (int lane = 0; lane < LANES; lane++) {
+        float *sum = p.sum[lane][0];
+        memcpy(p.given[lane], p.a[lane], sizeof p.given[lane]);
+        if (w->totals.find(p.sum[lane]) == w->totals.end())
+            memcpy(w->totals[p.sum[lane]].data(), sum, LANES * sizeof *sum);
+        totals[lane] = &w->totals[p.sum[lane]];
+        for (int i = 0; i < LANES; i++)
+            sum[i] = NAN;
+    }
+    add_warpgroup_product(p, b, totals);
+    w->products.push_back(p);
+}
+
+static void complete_product(struct warp *w, const struct warpgroup_product &p) {
+    float b[16][64];
+    if (read_blocks(p.b, b, false) != p.written)
+        emulate_fault("shared memory that a product under way reads was written");
+    for (int lane = 0; lane < LANES; lane++) {
+        bool used = false;
+        if (memcmp(p.given[lane], p.a[lane], sizeof p.given[lane]) != 0)
+            emulate_fault("registers that a product under way reads were written");
+        for (const struct warpgroup_product &other : w->products)
+            used |= other.sum[lane] == p.sum[lane];
+        if (used)
+            continue;
+        memcpy(p.sum[lane], w->totals[p.sum[lane]].data(), LANES * sizeof(float));
+        w->totals.erase(p.sum[lane]);
+    }
+}
+
+static void complete_products(struct warp *w, unsigned pending) {
+    while (w->product_groups > pending) {
+        struct warpgroup_product p = w->products.front();
+        w->products.pop_front();
+        if (p.b)
+            complete_product(w, p);
+        else
+            w->product_groups--;
+    }
 }
 
 // Leaves this lane's words and waits for the other lanes; the last one computes products.
@@ -210,7 +317,7 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
     for (int i = 0; i < count; i++)
         w->words[lane][i] = words[i];
     if (++w->arrived < LANES) {
-        yield(wait_for::warp);
+        wait_until_released(wait_for::warp);
         return w;
     }
     w->arrived = 0;
@@ -219,6 +326,14 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
         compute_product(w);
     if (operation == BARRIER)
         order_warp(block, current->thread / LANES);
+    if (operation == WARPGROUP_PRODUCT)
+        start_product(w);
+    if (operation == COMMIT_PRODUCTS) {
+        w->products.push_back({});
+        w->product_groups++;
+    }
+    if (operation == WAIT_PRODUCTS)
+        complete_products(w, words[0]);
     release(block, current->thread - lane, LANES, wait_for::warp);
     return w;
 }
@@ -248,6 +363,45 @@ void __syncwarp() {
     with_warp(BARRIER, NULL, 0);
 }
 
+void emulate_matrices(unsigned (&words)[4]) {
+    unsigned g = current->thread % LANES / 4, i = current->thread % 4;
+    const struct warp *w = with_warp(MATRICES, words, 4);
+    for (unsigned m = 0; m < 4; m++)
+        words[m] = w->given[8 * m + g][i];
+}
+
+void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char *b) {
+    struct block *block = current->block;
+    struct warp *w = &block->warps[current->thread / LANES];
+    unsigned lane = current->thread % LANES;
+    if (!current->products_fenced)
+        emulate_fault("products without a fence before them");
+    if (w->arrived && w->next.b != b)
+        emulate_fault("lanes of a warp multiply different columns");
+    w->next.sum[lane] = sum;
+    w->next.a[lane] = a;
+    w->next.b = b;
+    with_warp(WARPGROUP_PRODUCT, NULL, 0);
+}
+
+void emulate_fence_products() {
+    current->products_fenced = true;
+}
+
+void emulate_commit_products() {
+    with_warp(COMMIT_PRODUCTS, NULL, 0);
+    current->products_fenced = false;
+}
+
+void emulate_wait_products(int pending) {
+    unsigned word = (unsigned)pending;
+    with_warp(WAIT_PRODUCTS, &word, 1);
+}
+
+void emulate_show_copies() {
+    current->shown = current->block->time + 1;
+}
+
 // ---- Kernels ----
 
 // How this thread may rely on the kernel before: it is complete, and so are those that a block of
@@ -269,7 +423,7 @@ static struct grid *grid_before(const struct grid *grid) {
 void emulate_wait_for_kernel() {
     struct grid *grid = current->block->grid, *before = grid_before(grid);
     if (grid->chained && !before->complete)
-        yield(wait_for::kernel);
+        wait_until_released(wait_for::kernel);
     if (grid->chained)
         grid->waited_floor = before->waited || !before->chained ? grid->number : before->floor;
     note_wait();
@@ -345,7 +499,8 @@ static struct grid *find_startable() {
         struct grid *grid = queue[i];
         if (grid->order.empty()) {
             const struct grid *before = i > first ? queue[i - 1] : NULL;
-            if (before && (!grid->chained || before->triggered < before->order.size()))
+            if (before && (!grid->chained || before->triggered < before->order.size() ||
+                           grid->launch.cooperative))
                 return NULL;
             start_grid(grid);
         }
@@ -361,9 +516,15 @@ static void start_block(struct block *block, struct grid *grid) {
     block->active = true;
     block->grid = grid;
     block->instance = new_instance(grid);
+    if (grid->next == 1)
+        grid->first_instance = block->instance;
+    block->cooperative = grid->launch.cooperative;
+    block->index = block->instance - grid->first_instance;
     block->place = {index % extent[0], index / extent[0] % extent[1],
                     index / extent[0] / extent[1]};
     block->arrived = block->ended = 0;
+    memset(block->part_arrived, 0, sizeof block->part_arrived);
+    block->phase_barriers.clear();
     block->waited = block->triggered = block->all_waited = false;
     if (block->time >= MOST_BLOCK_TIME) {
         forget_shared((unsigned)(block - blocks));
@@ -383,10 +544,12 @@ static void start_block(struct block *block, struct grid *grid) {
         fiber->block = block;
         fiber->thread = t;
         fiber->waits = wait_for::nothing;
-        fiber->waited = false;
+        fiber->waited = fiber->products_fenced = false;
+        fiber->shown = 0;
         fiber->fenced.clear();
         fiber->observed.clear();
         fiber->known.clear();
+        fiber->clock = fiber->tells = fiber->told = NULL;
     }
 }
 
@@ -396,7 +559,7 @@ static bool run_warp(struct block *block, unsigned warp) {
     turn.start = emulate_random(LANES);
     turn.stride = emulate_random(LANES / 2) * 2 + 1;
     turn.next = 0;
-    turn.ran = false;
+    turn.ran = turn.paused = false;
     if (!__builtin_setjmp(scheduler))
         next_lane();
     return turn.ran;
@@ -404,11 +567,20 @@ static bool run_warp(struct block *block, unsigned warp) {
 
 static void end_block(struct block *block) {
     struct grid *grid = block->grid;
+    if (!block->slot_copies.empty()) {
+        if (!__builtin_setjmp(scheduler))
+            emulate_fault("ends with copies under way");
+        return;
+    }
     block->active = false;
     trigger(block);
+    if (block->cooperative)
+        forget_shared((unsigned)(block - blocks));
     if (++grid->ended < grid->order.size())
         return;
     grid->complete = true;
+    if (block->cooperative)
+        forget_readers();
     for (struct block &other : blocks)
         if (other.active && other.grid->number == grid->number + 1)
             release(&other, 0, other.grid->launch.threads, wait_for::kernel);
@@ -427,7 +599,7 @@ static bool run_block(struct block *block) {
         unsigned warp = (start + i) % warps, burst = emulate_random(BURST);
         if (!run_warp(block, warp))
             continue;
-        while (burst-- && !failed && run_warp(block, warp))
+        while (burst-- && !failed && !turn.paused && run_warp(block, warp))
             ;
         if (block->ended == launch->threads && !failed)
             end_block(block);
@@ -436,21 +608,43 @@ static bool run_block(struct block *block) {
     return false;
 }
 
+// Ends a random one of the copies whose end a barrier tells. Whether there was one.
+static bool end_copy() {
+    unsigned start = emulate_random(MOST_RESIDENT);
+    for (unsigned i = 0; i < MOST_RESIDENT; i++) {
+        struct block *block = &blocks[(start + i) % MOST_RESIDENT];
+        std::vector<struct slot_copy> &copies = block->slot_copies;
+        if (!block->active || copies.empty())
+            continue;
+        std::swap(copies[emulate_random((unsigned)copies.size())], copies.back());
+        struct slot_copy copy = copies.back();
+        copies.pop_back();
+        current = block->fibers[0];
+        if (!__builtin_setjmp(scheduler))
+            end_slot_copy(copy);
+        return true;
+    }
+    return false;
+}
+
 // One step of a random block, running or new. Whether there was one that could go on.
 static bool step() {
-    unsigned start = emulate_random(RESIDENT);
-    for (unsigned i = 0; i < RESIDENT; i++) {
-        struct block *block = &blocks[(start + i) % RESIDENT];
+    if (emulate_random(LANDING) == 0 && end_copy())
+        return true;
+    unsigned start = emulate_random(MOST_RESIDENT);
+    for (unsigned i = 0; i < MOST_RESIDENT; i++) {
+        unsigned slot = (start + i) % MOST_RESIDENT;
+        struct block *block = &blocks[slot];
         if (!block->active) {
             struct grid *grid = find_startable();
-            if (!grid)
+            if (!grid || (slot >= RESIDENT && !grid->launch.cooperative))
                 continue;
             start_block(block, grid);
         }
         if (run_block(block))
             return true;
     }
-    return false;
+    return end_copy();
 }
 
 static void tell_deadlock(const char *format, ...) {
@@ -458,8 +652,9 @@ static void tell_deadlock(const char *format, ...) {
     va_start(arguments, format);
     for (const struct block &block : blocks)
         for (unsigned t = 0; block.active && t < block.grid->launch.threads && !failed; t++)
-            if (block.fibers[t]->waits == wait_for::warp ||
-                block.fibers[t]->waits == wait_for::barrier)
+            if (block.fibers[t]->waits != wait_for::nothing &&
+                block.fibers[t]->waits != wait_for::kernel &&
+                block.fibers[t]->waits != wait_for::ended)
                 say(block.fibers[t], format, arguments);
     va_end(arguments);
     failed = true;

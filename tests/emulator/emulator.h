@@ -5,12 +5,15 @@
 #pragma once
 #include <stddef.h>
 
+enum { MOST_RESIDENT = 8, MOST_COOPERATIVE = 512 }; // blocks of a cooperative launch, threads
+
 struct emulated_launch {
     const char *name;
     unsigned grid[3], threads, shared_bytes;
     void (*run)(const void *argument); // the kernel
     const void *argument;              // lives until emulate_finish
     bool chained; // programmatic stream serialization: may start before the launch before it ends
+    bool cooperative; // all blocks run at once
 };
 
 void emulate_seed(unsigned long long seed);

@@ -8,11 +8,11 @@
 #include "emulator.h"
 #include "kernels.h"
 
-#define STREAMS         1 // not used
-#define WARP_RING_BYTES 8192
+#define STREAMS      1 // not used
+#define SHARED_BYTES 101376
 #include ENGINE_CU
 
-const int emulated_streams = 0, emulated_ring_bytes = 0;
+const int emulated_streams = 0, emulated_shared_bytes = 0, emulated_sm = 90;
 const size_t emulated_task_bytes = 0;
 
 void emulate_kernel(void *, const void *) {
@@ -74,7 +74,80 @@ struct kernel {
     const char *name, *complaint;
     void (*run)(const struct arguments &);
     void (*next)(const struct arguments &); // chained behind it
+    bool cooperative = false;
 };
+
+// Two warps of each block add up what a third one copies, ten numbers a lane; then the blocks all
+// add up each other's sums. Shared memory: barriers, slots of the ring, sums.
+enum {
+    SLOTS = 2,
+    SLOT_WORDS = 4 * WARP,
+    COPIES = 5,
+    CONSUMERS = 2,
+    RING_THREADS = (CONSUMERS + 1) * WARP,
+    RING_BYTES = SLOTS * (16 + 4 * SLOT_WORDS) + CONSUMERS * WARP * 4,
+};
+
+static void wait_for_grid(const struct arguments &a, unsigned arrivals) {
+    if (thread() == 0)
+        while ((int)(load_acquire(a.counter) - arrivals) < 0)
+            pause();
+    barrier_sync<1, CONSUMERS * WARP>();
+}
+
+// `missing`: arrivals of the grid that are not waited for; `early`: of all copies but the first,
+// one is read when that many before it is there.
+template <int missing, int early> static void pass_on(const struct arguments &a) {
+    unsigned long long *full = (unsigned long long *)shared_memory(), *empty = full + SLOTS;
+    int *ring = shared_words() + 4 * SLOTS, *sums = ring + SLOTS * SLOT_WORDS;
+    if (thread() == 0) {
+        for (int i = 0; i < SLOTS; i++) {
+            init_barrier(full + i, COPY_ARRIVALS);
+            init_barrier(empty + i, CONSUMERS);
+        }
+        publish_barriers();
+    }
+    __syncthreads();
+    if (thread() >= CONSUMERS * WARP) {
+        for (int i = 0; i < COPIES; i++) {
+            int slot = i % SLOTS;
+            if (i >= SLOTS)
+                wait_barrier(empty + slot, (unsigned)(i / SLOTS - 1) % 2);
+            copy_slot(ring + slot * SLOT_WORDS, a.data + 64, SLOT_WORDS * 4, full + slot);
+        }
+        return;
+    }
+    unsigned sum = 0;
+    for (int i = 0; i < COPIES; i++) {
+        int slot = i % SLOTS;
+        int awaited = i > 0 ? i - early : i;
+        wait_barrier(full + awaited % SLOTS, (unsigned)(awaited / SLOTS) % 2);
+        struct tile t = load_fragment((const struct tile *)(ring + slot * SLOT_WORDS));
+        sum += t.x + t.y + t.z + t.w;
+        __syncwarp();
+        if (thread() % WARP == 0)
+            arrive(empty + slot);
+    }
+    sums[thread()] = (int)sum;
+    for (unsigned round = 1; round <= 3; round++) {
+        barrier_sync<1, CONSUMERS * WARP>();
+        if (thread() == 0) {
+            int total = 0;
+            for (int i = 0; i < CONSUMERS * WARP; i++)
+                total += sums[i];
+            a.data[blockIdx.x] = total;
+            arrive_grid(a.counter);
+        }
+        wait_for_grid(a, (2 * round - 1) * gridDim.x - missing);
+        for (unsigned i = 0; i < gridDim.x; i++)
+            sums[thread()] += a.data[i];
+        barrier_sync<1, CONSUMERS * WARP>();
+        if (thread() == 0)
+            arrive_grid(a.counter);
+        wait_for_grid(a, 2 * round * gridDim.x);
+    }
+    own(a) = sums[thread()];
+}
 
 static void nothing(const struct arguments &) {
     wait_for_previous_kernel();
@@ -111,6 +184,30 @@ static const struct kernel KERNELS[] = {
     {"good: a kernel that waits", "", write_words, read_words},
     {"good: halves of a word", "",
      [](const struct arguments &a) { ((short *)a.data)[blockIdx.x * 64 + threadIdx.x] = 1; }, NULL},
+    {"good: copies and a grid that waits", "", pass_on<0, 0>, NULL, true},
+    {"a grid that waits for all but one", "of another block", pass_on<1, 0>, NULL, true},
+    {"a copy read when the one before is there", "a copy", pass_on<0, 1>, NULL, true},
+    {"a copy over what a thread wrote", "needs a fence",
+     [](const struct arguments &a) {
+         unsigned long long *barrier = (unsigned long long *)shared_memory();
+         if (thread() < WARP) {
+             shared_words()[4 + thread()] = 0;
+             if (thread() == 0) {
+                 init_barrier(barrier, COPY_ARRIVALS);
+                 publish_barriers();
+             }
+             __syncwarp();
+             copy_slot(shared_words() + 4, a.data, 4 * WARP, barrier);
+             wait_barrier(barrier, 0);
+         }
+     },
+     NULL, true},
+    {"a grid that waits for nobody", "again and again",
+     [](const struct arguments &a) {
+         if (thread() < CONSUMERS * WARP)
+             wait_for_grid(a, 1);
+     },
+     NULL, true},
     {"no barrier", "nothing orders",
      [](const struct arguments &) {
          shared_words()[thread()] = 1;
@@ -229,9 +326,16 @@ static void call(const void *argument) {
     bound->run(bound->arguments);
 }
 
-static void start(const struct bound *bound, const char *name, bool chained) {
-    struct emulated_launch launch = {name, {BLOCKS, 1, 1}, BLOCK_THREADS, SHARED_WORDS * 4,
-                                     call, bound,          chained};
+static void start(const struct bound *bound, const char *name, bool chained, bool cooperative) {
+    struct emulated_launch launch = {
+        .name = name,
+        .grid = {BLOCKS, 1, 1},
+        .threads = (unsigned)(cooperative ? (int)RING_THREADS : BLOCK_THREADS),
+        .shared_bytes = (unsigned)(cooperative ? (int)RING_BYTES : SHARED_WORDS * 4),
+        .run = call,
+        .argument = bound,
+        .chained = chained,
+        .cooperative = cooperative};
     emulate_launch(&launch);
 }
 
@@ -246,10 +350,10 @@ __attribute__((no_sanitize("thread"))) int main(int argc, char **argv) {
         *arguments.counter = 0;
         struct bound one = {kernel.run, arguments}, next = {kernel.next, arguments};
         struct bound before = {nothing, arguments};
-        start(&before, "nothing", false);
-        start(&one, "first", true);
+        start(&before, "nothing", false, false);
+        start(&one, "first", true, kernel.cooperative);
         if (kernel.next)
-            start(&next, "second", true);
+            start(&next, "second", true, false);
         return emulate_finish() == 0 ? 0 : 1;
     }
     return argc == 1 ? 0 : 2;

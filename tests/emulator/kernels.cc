@@ -3,7 +3,12 @@
 #include "kernels.h"
 #include ENGINE_CU
 
-const int emulated_streams = STREAMS, emulated_ring_bytes = WARP_RING_BYTES;
+const int emulated_streams = STREAMS, emulated_shared_bytes = SHARED_BYTES;
+#ifdef EMULATOR_WARPGROUPS
+const int emulated_sm = 90;
+#else
+const int emulated_sm = 100;
+#endif
 const size_t emulated_task_bytes = sizeof(struct gpu_task);
 
 void emulate_kernel(void *kernel, const void *task) {

@@ -2,17 +2,52 @@
 // halves, threads (emulator.cc) and memory (memory.cc), need of each other.
 #pragma once
 #include <stdint.h>
+#include <array>
+#include <deque>
+#include <map>
+#include <memory>
 #include <vector>
 #include "emulator.h"
 
 enum {
     LANES = 32,
     MOST_WARPS = 32,
-    RESIDENT = 4, // blocks that run at a time
+    RESIDENT = 4,       // blocks that run at a time, unless the launch is cooperative
+    MOST_BARRIERS = 16, // of parts of a block
     MOST_BLOCK_TIME = 1 << 18,
+    TIME_BITS = 20, // of a block's time in a record of an access
+    MOST_TIME = 1 << TIME_BITS,
 };
 
-enum class wait_for { nothing, warp, barrier, kernel, ended };
+// Who accessed memory: a thread, or several of a warp, of a block, of a launch, of all that it has
+// a set of; a copy that ended with a phase of a barrier, or one under way.
+enum : unsigned {
+    THREADS = 1024,
+    OF_WARP = THREADS, // + warp
+    OF_BLOCK = OF_WARP + MOST_WARPS,
+    OF_LAUNCH,
+    OF_SET,
+    COPIED,           // + index of the barrier
+    UNDER_WAY = 2048, // + thread
+};
+
+// What a thread of a cooperative launch relies on: of each block, what its warps, their first lanes
+// and copies did before these times.
+enum {
+    CLOCK_WARPS = MOST_COOPERATIVE / LANES,
+    CLOCK_COPIES = 64, // barriers that tell of them
+    FIRST_LANES = CLOCK_WARPS,
+    COPIES_TOLD = 2 * CLOCK_WARPS,
+    CLOCK_TIMES = COPIES_TOLD + CLOCK_COPIES,
+};
+
+struct vector_clock {
+    uint32_t times[MOST_RESIDENT][CLOCK_TIMES];
+};
+
+typedef std::shared_ptr<const struct vector_clock> known_clock; // NULL: it relies on nothing
+
+enum class wait_for { nothing, warp, barrier, part_barrier, phase, kernel, ended };
 
 // An asynchronous copy to shared memory, or (bytes 0) the end of a group of copies.
 struct copy {
@@ -42,11 +77,26 @@ struct fiber {
     struct block *block;
     unsigned thread;
     wait_for waits;
-    bool waited; // for the kernel before
+    unsigned part;               // which barrier of a part it waits for
+    unsigned long long *awaited; // the barrier whose phase it waits for
+    bool waited;                 // for the kernel before
+    bool products_fenced;
+    uint32_t shown; // what it wrote to shared memory before, products may read
     struct copy_queue copies;
     std::vector<struct knowledge> fenced;   // what a later atomic operation tells others
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
     std::vector<struct knowledge> known;    //
+    known_clock clock;                      // in a cooperative launch
+    known_clock tells, told;                // by atomic operations: as fenced, observed
+};
+
+// A product of a warpgroup under way, of one of its warps; no sums: the end of a group.
+struct warpgroup_product {
+    float (*sum[LANES])[4]; // [8][4]
+    const unsigned *a[LANES];
+    unsigned given[LANES][4]; // a, at the start
+    const char *b;
+    uint64_t written; // digest of who wrote b
 };
 
 struct warp {
@@ -56,6 +106,30 @@ struct warp {
     unsigned words[LANES][6]; // of the lanes that arrived
     unsigned given[LANES][6]; // of all lanes, until all have arrived at the next operation
     float results[LANES][4];
+    std::deque<struct warpgroup_product> products;
+    size_t product_groups;
+    std::map<float (*)[4], std::array<float, LANES>> totals; // of sums that are under way
+    struct warpgroup_product next;
+};
+
+// A barrier in shared memory that threads arrive at without waiting.
+struct phase_barrier {
+    unsigned arrivals, pending, phase; // of a phase, still to come in this one, how many have ended
+    unsigned index;                    // among those of the block
+    unsigned maker;                    // the thread that initialised it,
+    uint32_t time;                     // when
+    bool published;
+    known_clock coming, told; // by the arrivals of this phase, of the last one
+};
+
+// A copy to shared memory that a barrier tells the end of.
+struct slot_copy {
+    char *to;
+    const void *from;
+    size_t bytes;
+    unsigned long long *barrier;
+    unsigned arrivals; // of those that the barrier expects
+    known_clock told; // by the thread that started it
 };
 
 // One launch. Launches have consecutive numbers.
@@ -66,19 +140,25 @@ struct grid {
     unsigned next, ended;        // blocks: the next one to start, how many have ended
     unsigned waited, triggered;  // that waited for the kernel before, that let the next one start
     bool chained, complete;
-    uint32_t floor;        // all launches of lower numbers are complete when this one starts
-    uint32_t waited_floor; // the same behind the wait, when number - 1 is too
+    uint32_t first_instance; // of its blocks
+    uint32_t floor;          // all launches of lower numbers are complete when this one starts
+    uint32_t waited_floor;   // the same behind the wait, when number - 1 is too
 };
 
 struct block {
     bool active;
+    bool cooperative;
+    unsigned index; // in a cooperative launch
     struct grid *grid;
     uint32_t instance; // 1, 2, ...: of all blocks that ever ran
     struct {
         unsigned x, y, z;
     } place;
     unsigned arrived, ended; // at the barrier; threads
-    bool waited, triggered;  // some thread; `all_waited`: all know, by a barrier
+    unsigned part_arrived[MOST_BARRIERS];
+    std::map<unsigned long long *, struct phase_barrier> phase_barriers;
+    std::vector<struct slot_copy> slot_copies; // under way
+    bool waited, triggered;                    // some thread; `all_waited`: all know, by a barrier
     bool all_waited;
     uint32_t time;         // counts barriers, warp barriers and fences, from start_time on
     uint32_t start_time;   //
@@ -100,6 +180,45 @@ extern struct fiber *current;
 void emulate_switch();
 unsigned emulate_random(unsigned below);
 
+// The current thread does not go on until somebody says so.
+void wait_until_released(wait_for what);
+
+// Who asks again and again may find something new.
+void note_progress();
+
+// ---- cooperative.cc ----
+
+known_clock join_clocks(const known_clock &a, const known_clock &b);
+
+// What a thread knows and did, for others.
+known_clock what_it_tells(const struct fiber *fiber);
+
+// Threads meet at a barrier, whole warps in order.
+void meet(struct fiber *const *fibers, unsigned count);
+
+void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier,
+                     unsigned arrivals);
+
+// Ends a copy of the current thread's block.
+void end_slot_copy(const struct slot_copy &copy);
+
+// __threadfence and atomicInc.
+void fence_cooperative();
+unsigned increment_cooperative(unsigned *counter, unsigned limit);
+
+// Whether an access, of somebody else, is ordered before what the owner of the clock does now.
+static inline bool is_known(const known_clock &clock, unsigned block, unsigned who, uint32_t time) {
+    if (!clock || who >= UNDER_WAY)
+        return false;
+    const uint32_t *times = clock->times[block];
+    if (who >= COPIED)
+        return time < times[COPIES_TOLD + who - COPIED];
+    if (who >= OF_WARP)
+        return time < times[who - OF_WARP];
+    return time < times[who / LANES] ||
+           (who % LANES == 0 && time < times[FIRST_LANES + who / LANES]);
+}
+
 // ---- memory.cc ----
 
 // Where a slot's shared memory ends (it starts where the launch's size says).
@@ -108,8 +227,23 @@ char *shared_memory_end(unsigned slot);
 // Forgets what was accessed there.
 void forget_shared(unsigned slot);
 
+// The end of a copy that the barrier of this index tells.
+void land_slot(const struct slot_copy &copy, unsigned index);
+
+// Accesses to barriers and counters.
+void write_barrier(unsigned long long *barrier);
+void touch_counter(const unsigned *counter, const void *code);
+
+// A cooperative launch has ended.
+void forget_readers();
+
 // Whether the current thread has copies under way.
 bool copies_under_way();
+
+// 16 k of 64 columns of activations, as a descriptor with the 128-byte swizzle has them, at `b` in
+// shared memory. Returns a digest of who wrote them last; `check`: it is a fault if this thread may
+// not read it.
+uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check);
 
 // A block starts: its number among all.
 uint32_t new_instance(const struct grid *grid);

@@ -7,7 +7,8 @@
 //
 // A thread's accesses are ordered among themselves; those of a warp by __syncwarp, but not by
 // shuffles and products; those of a block by __syncthreads. Copies to shared memory write from when
-// they are started to when their thread has waited for them.
+// they are started to when their thread has waited for them. In cooperative launches the clocks of
+// cooperative.cc say what is ordered, and all readers of a place are kept.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,27 +20,17 @@
 
 enum : size_t {
     PAGE = 4096,
-    SLOT_BYTES = 256 << 10,               // of address space for a block's shared memory
-    SHARED_BYTES = RESIDENT * SLOT_BYTES, // shared memory lies first
-    DEVICE_BYTES = (size_t)4 << 30,       // then device memory
+    SLOT_BYTES = 256 << 10,                    // of address space for a block's shared memory
+    SHARED_BYTES = MOST_RESIDENT * SLOT_BYTES, // shared memory lies first
+    DEVICE_BYTES = (size_t)4 << 30,            // then device memory
     ARENA_BYTES = SHARED_BYTES + DEVICE_BYTES,
     SHARED_GRAIN = 4, // bytes that have one record
     DEVICE_GRAIN = 2,
 };
 
-// A record of an access, in shared memory: thread << 20 | the block's time; 0: none. Times go on
-// from one block to the next in the same slot. In device memory the block's instance << 32 is
-// added. Instead of a thread: several of a warp, of a block, of a launch; a copy under way.
-enum : unsigned {
-    THREADS = 1024,
-    OF_WARP = THREADS, // + warp
-    OF_BLOCK = OF_WARP + MOST_WARPS,
-    OF_LAUNCH,
-    UNDER_WAY = 2048, // + thread
-    TIME_BITS = 20,
-    MOST_TIME = 1 << TIME_BITS,
-};
-
+// A record of an access, in shared memory: who << 20 | the block's time; 0: none. Times go on from
+// one block to the next in the same slot. In device memory the block's instance << 32 is added.
+// With OF_SET, instead of the time: which one.
 struct shared_cell {
     uint32_t written, read;
 };
@@ -119,10 +110,72 @@ static uint64_t device_record(unsigned who) {
     return (uint64_t)current->block->instance << 32 | shared_record(who);
 }
 
+// Readers of a place, in a cooperative launch: of each block and warp one record.
+struct reader_set {
+    uint32_t readers[MOST_RESIDENT][CLOCK_WARPS];
+};
+
+static std::vector<struct reader_set> sets;
+static std::vector<unsigned> unused_sets;
+
+void forget_readers() {
+    sets.clear();
+    unused_sets.clear();
+}
+
+static bool is_set(uint32_t access) {
+    return access >> TIME_BITS == OF_SET;
+}
+
+static unsigned index_of(uint32_t instance) {
+    return instance - current->block->grid->first_instance;
+}
+
+// Whether an access of a block of this cooperative launch is ordered before what the current thread
+// does now.
+static bool is_ordered_in(unsigned block, uint32_t access) {
+    unsigned who = access >> TIME_BITS, time = access % MOST_TIME;
+    return (who == current->thread && block == current->block->index) ||
+           is_known(current->clock, block, who, time);
+}
+
+static bool is_ordered_set(unsigned index) {
+    for (unsigned block = 0; block < MOST_RESIDENT; block++)
+        for (uint32_t reader : sets[index].readers[block])
+            if (reader && !is_ordered_in(block, reader))
+                return false;
+    return true;
+}
+
+// The record of who read: `access` of a block of this launch, which is not known to be ordered, and
+// the current thread.
+static uint32_t add_reader(unsigned block, uint32_t access) {
+    unsigned who = access >> TIME_BITS, warp = current->thread / LANES, index = access % MOST_TIME;
+    uint32_t mine = shared_record(current->thread), several = shared_record(OF_WARP + warp);
+    if (who != OF_SET) {
+        unsigned its_warp = who < THREADS ? who / LANES : who - OF_WARP;
+        if (block == current->block->index && its_warp == warp)
+            return several;
+        if (unused_sets.empty()) {
+            unused_sets.push_back((unsigned)sets.size());
+            sets.push_back({});
+        }
+        index = unused_sets.back();
+        unused_sets.pop_back();
+        sets[index] = {};
+        sets[index].readers[block][its_warp] = access;
+    }
+    uint32_t *reader = &sets[index].readers[current->block->index][warp];
+    *reader = !*reader || is_ordered_in(current->block->index, *reader) ? mine : several;
+    return (uint32_t)OF_SET << TIME_BITS | index;
+}
+
 // Whether an access of the current block is ordered before what the current thread does now.
 static inline bool ordered_here(uint32_t access) {
     const struct block *block = current->block;
     unsigned who = access >> TIME_BITS, time = access % MOST_TIME, thread = current->thread;
+    if (block->cooperative)
+        return is_ordered_in(block->index, access);
     if (who >= UNDER_WAY)
         return false;
     unsigned warp = who < THREADS ? who / LANES : who - OF_WARP;
@@ -156,6 +209,9 @@ static bool ordered(uint64_t access) {
         return launch < block->grid->floor || (waited && (launch < block->grid->waited_floor ||
                                                           launch + 1 == block->grid->number));
     }
+    if (block->cooperative)
+        return is_set((uint32_t)access) ? is_ordered_set(time)
+                                        : is_ordered_in(index_of(instance), (uint32_t)access);
     if (who == OF_LAUNCH)
         return false;
     if (instance == block->instance)
@@ -187,6 +243,8 @@ static unsigned long code_offset(const void *code) {
     char whom[64], when[40] = "";
     if (who >= UNDER_WAY)
         snprintf(whom, sizeof whom, "a copy under way, of thread %u,", who - UNDER_WAY);
+    else if (who >= COPIED)
+        snprintf(whom, sizeof whom, "a copy");
     else if (who < THREADS)
         snprintf(whom, sizeof whom, "thread %u", who);
     else
@@ -203,7 +261,8 @@ static unsigned long code_offset(const void *code) {
 static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes, bool write,
                          uint32_t mine, const void *code) {
     const struct shared_cell *end = cells + (offset + bytes + SHARED_GRAIN - 1) / SHARED_GRAIN;
-    const uint32_t start = current->block->start_time;
+    const struct block *block = current->block;
+    const uint32_t start = block->start_time;
     for (struct shared_cell *c = cells + offset / SHARED_GRAIN; c < end; c++) {
         if (c->written % MOST_TIME < start) { // by an earlier block
             if (!write)
@@ -213,14 +272,23 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
             tell_race(write ? "writes" : "reads", "shared", offset, "writes",
                       c->written >> TIME_BITS, false, 0, code);
         }
-        bool free = c->read % MOST_TIME < start || ordered_here(c->read);
-        if (!write) {
-            c->read = free ? mine : shared_record(with_reader(c->read >> TIME_BITS));
-            continue;
+        bool set = is_set(c->read);
+        bool free = set ? write && is_ordered_set(c->read % MOST_TIME)
+                        : c->read % MOST_TIME < start || ordered_here(c->read);
+        if (write) {
+            if (!free)
+                tell_race("writes", "shared", offset, "reads", c->read >> TIME_BITS, false, 0,
+                          code);
+            if (set)
+                unused_sets.push_back(c->read % MOST_TIME);
+            *c = {mine, 0};
+        } else if (free) {
+            c->read = mine;
+        } else if (block->cooperative) {
+            c->read = add_reader(block->index, c->read);
+        } else {
+            c->read = shared_record(with_reader(c->read >> TIME_BITS));
         }
-        if (!free)
-            tell_race("writes", "shared", offset, "reads", c->read >> TIME_BITS, false, 0, code);
-        *c = {mine, 0};
     }
 }
 
@@ -236,6 +304,7 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
 static void touch_device(struct device_cell *cells, size_t offset, size_t bytes, bool write,
                          const void *code) {
     const uint64_t mine = device_record(current->thread);
+    const struct block *block = current->block;
     const struct device_cell *end = cells + (offset + bytes + DEVICE_GRAIN - 1) / DEVICE_GRAIN;
     uint64_t good = 0; // known to be ordered
     for (struct device_cell *c = cells + offset / DEVICE_GRAIN; c < end; c++) {
@@ -244,13 +313,19 @@ static void touch_device(struct device_cell *cells, size_t offset, size_t bytes,
         good = c->written;
         if (c->read == mine && !write)
             continue;
-        bool free = ordered(c->read);
+        bool set = is_set((uint32_t)c->read) && launch_of[c->read >> 32] == block->grid->number;
+        bool free = (write || !set) && ordered(c->read);
         if (write && !free)
             tell_device_race(write, offset, "reads", c->read, code);
+        if (write && set)
+            unused_sets.push_back((unsigned)c->read % MOST_TIME);
         if (write)
             *c = {mine, 0};
         else if (free)
             c->read = mine;
+        else if (block->cooperative)
+            c->read = (uint64_t)block->instance << 32 |
+                      add_reader(index_of((uint32_t)(c->read >> 32)), (uint32_t)c->read);
         else if (c->read >> 32 == mine >> 32 && (uint32_t)c->read >> TIME_BITS != OF_LAUNCH)
             c->read = device_record(with_reader((uint32_t)c->read >> TIME_BITS));
         else
@@ -333,6 +408,36 @@ static void land(const struct copy &copy) {
         shared_cells[i].written = shared_record(current->thread);
 }
 
+uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check) {
+    uint64_t digest = 14695981039346656037u;
+    size_t start = (size_t)(b - arena);
+    if (start % 1024 % 32 || start % 1024 >= 128)
+        emulate_fault("a product's columns are not aligned");
+    for (unsigned n = 0; n < 64; n++) {
+        for (unsigned chunk = 0; chunk < 2; chunk++) {
+            size_t at = start + n / 8 * 1024 + n % 8 * 128 + chunk * 16;
+            at ^= at / 128 % 8 * 16;
+            if (check)
+                access_shared(at, 16, false, shared_record(current->thread), NULL);
+            for (unsigned grain = 0; grain < 16 / SHARED_GRAIN; grain++) {
+                uint32_t written = shared_cells[at / SHARED_GRAIN + grain].written;
+                const struct fiber *writer =
+                    current->block->fibers[(written >> TIME_BITS) % current->block->fibers.size()];
+                if (check && written % MOST_TIME >= writer->shown)
+                    emulate_fault("a product reads shared memory at %#zx, which thread %u has not "
+                                  "shown to products",
+                                  at, writer->thread);
+                digest = (digest ^ written) * 1099511628211u;
+            }
+            unsigned short words[8];
+            memcpy(words, arena + at, sizeof words);
+            for (unsigned k = 0; k < 8; k++)
+                columns[chunk * 8 + k][n] = __uint_as_float((unsigned)words[k] << 16);
+        }
+    }
+    return digest;
+}
+
 void emulate_commit() {
     push_copy({});
     current->copies.groups++;
@@ -357,6 +462,58 @@ bool copies_under_way() {
     return false;
 }
 
+// ---- Copies whose end a barrier tells ----
+
+static void copy_piece(char *shared, const char *global, int bytes, unsigned long long *barrier,
+                       unsigned arrivals, const void *code) {
+    if ((size_t)shared % 16 || (size_t)global % 16 || bytes % 16 || bytes <= 0)
+        emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
+    size_t at = (size_t)(shared - arena);
+    for (size_t i = at / SHARED_GRAIN; i < (at + (size_t)bytes) / SHARED_GRAIN; i++)
+        if (shared_cells[i].written % MOST_TIME >= current->block->start_time &&
+            shared_cells[i].written >> TIME_BITS < COPIED)
+            emulate_fault("a copy to %#zx, where threads wrote, needs a fence between the two "
+                          "(code %#lx)",
+                          at, code_offset(code));
+    access_shared(at, (size_t)bytes, true, shared_record(UNDER_WAY + current->thread), code);
+    access(global, (size_t)bytes, false, code);
+    start_slot_copy(shared, global, (size_t)bytes, barrier, arrivals);
+}
+
+void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier) {
+    if (current->thread % LANES == 0)
+        copy_piece((char *)shared, (const char *)global, bytes, barrier, LANES,
+                   __builtin_return_address(0));
+}
+
+// The arrivals of a copy are divided among its pieces.
+void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,
+                         int pieces, unsigned long long *barrier) {
+    if (current->thread % LANES)
+        return;
+    for (int i = 0; i < pieces; i++)
+        copy_piece(shared + i * apart, global + i * stride, bytes, barrier,
+                   LANES / pieces + (i < LANES % pieces), __builtin_return_address(0));
+}
+
+void land_slot(const struct slot_copy &copy, unsigned index) {
+    size_t at = (size_t)(copy.to - arena);
+    memcpy(copy.to, copy.from, copy.bytes);
+    for (size_t i = at / SHARED_GRAIN; i < (at + copy.bytes) / SHARED_GRAIN; i++)
+        shared_cells[i].written = shared_record(COPIED + index);
+}
+
+// ---- Barriers and counters ----
+
+void write_barrier(unsigned long long *barrier) {
+    access(barrier, sizeof *barrier, true, __builtin_return_address(0));
+    *barrier = 0;
+}
+
+void touch_counter(const unsigned *counter, const void *code) {
+    access(counter, sizeof *counter, false, code);
+}
+
 // ---- Fences and atomic operations ----
 //
 // As PTX's memory model has it: what a thread knows at a fence, an atomic operation behind it
@@ -367,6 +524,10 @@ static std::map<unsigned *, std::vector<struct knowledge>> *told;
 void __threadfence() {
     struct fiber *f = current;
     struct block *block = f->block;
+    if (block->cooperative) {
+        fence_cooperative();
+        return;
+    }
     f->known.insert(f->known.end(), f->observed.begin(), f->observed.end());
     f->observed.clear();
     f->fenced = f->known;
@@ -382,6 +543,8 @@ unsigned atomicInc(unsigned *counter, unsigned limit) {
     const struct allocation *allocation = at < ARENA_BYTES ? pages[at / PAGE] : NULL;
     if (!allocation || at < allocation->start || at + sizeof *counter > allocation->end)
         emulate_fault("an atomic operation out of range");
+    if (f->block->cooperative)
+        return increment_cooperative(counter, limit);
     if (!told)
         told = new std::map<unsigned *, std::vector<struct knowledge>>;
     std::vector<struct knowledge> &all = (*told)[counter];

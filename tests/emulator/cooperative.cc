@@ -1,0 +1,247 @@
+// What threads of a cooperative launch know of each other, and their barriers. A thread's vector
+// clock says which accesses are ordered before what it does now; whoever tells others something, by
+// a barrier or a counter, passes it on. What it did itself since its warp's last barrier is passed
+// on only by the first lane of a warp: others are taken to have told nothing of it.
+#include <algorithm>
+#include "device.h"
+#include "machine.h"
+
+// ---- Clocks ----
+
+// The block's time, of which all accesses so far are before.
+static uint32_t next_time(struct block *block) {
+    if (++block->time == MOST_TIME)
+        emulate_fault("runs too long for the emulator");
+    return block->time;
+}
+
+static void raise(struct vector_clock *clock, const struct vector_clock &other) {
+    for (unsigned b = 0; b < MOST_RESIDENT; b++)
+        for (unsigned i = 0; i < CLOCK_TIMES; i++)
+            clock->times[b][i] = std::max(clock->times[b][i], other.times[b][i]);
+}
+
+known_clock join_clocks(const known_clock &a, const known_clock &b) {
+    static known_clock last[3]; // lanes of a warp want the same, one after another
+    if (a == b || !b)
+        return a;
+    if (!a)
+        return b;
+    if (last[0] != a || last[1] != b) {
+        auto both = std::make_shared<struct vector_clock>(*a);
+        raise(both.get(), *b);
+        last[0] = a;
+        last[1] = b;
+        last[2] = both;
+    }
+    return last[2];
+}
+
+static known_clock with_time(const known_clock &clock, struct block *block, unsigned which) {
+    auto own = clock ? std::make_shared<struct vector_clock>(*clock)
+                     : std::make_shared<struct vector_clock>();
+    own->times[block->index][which] = next_time(block);
+    return own;
+}
+
+known_clock what_it_tells(const struct fiber *fiber) {
+    if (fiber->thread % LANES)
+        return fiber->clock;
+    return with_time(fiber->clock, fiber->block, FIRST_LANES + fiber->thread / LANES);
+}
+
+void meet(struct fiber *const *fibers, unsigned count) {
+    struct block *block = fibers[0]->block;
+    auto all = std::make_shared<struct vector_clock>();
+    const struct vector_clock *last = NULL;
+    for (unsigned i = 0; i < count; i++) {
+        const struct vector_clock *clock = fibers[i]->clock.get();
+        if (clock && clock != last)
+            raise(all.get(), *clock);
+        last = clock;
+    }
+    uint32_t time = next_time(block);
+    for (unsigned i = 0; i < count; i += LANES)
+        all->times[block->index][fibers[i]->thread / LANES] = time;
+    for (unsigned i = 0; i < count; i++)
+        fibers[i]->clock = all;
+}
+
+static void want_cooperative() {
+    if (!current->block->cooperative)
+        emulate_fault("does what only cooperative launches may do here");
+}
+
+// ---- Barriers of a part of the block ----
+
+void emulate_barrier(int id, int threads) {
+    struct block *block = current->block;
+    want_cooperative();
+    if (id <= 0 || id >= MOST_BARRIERS || threads <= 0 || threads % LANES)
+        emulate_fault("a barrier %d of %d threads", id, threads);
+    current->part = (unsigned)id;
+    if (++block->part_arrived[id] < (unsigned)threads) {
+        wait_until_released(wait_for::part_barrier);
+        return;
+    }
+    block->part_arrived[id] = 0;
+    std::vector<struct fiber *> all;
+    for (struct fiber *fiber : block->fibers)
+        if (fiber == current ||
+            (fiber->waits == wait_for::part_barrier && fiber->part == (unsigned)id))
+            all.push_back(fiber);
+    for (unsigned i = 0; i < all.size(); i += LANES)
+        if (all[i]->thread % LANES || all[i + LANES - 1]->thread != all[i]->thread + LANES - 1)
+            emulate_fault("a barrier of parts of warps");
+    meet(all.data(), (unsigned)all.size());
+    for (struct fiber *fiber : all)
+        fiber->waits = wait_for::nothing;
+}
+
+// ---- Barriers in shared memory ----
+
+void emulate_init_barrier(unsigned long long *barrier, int arrivals) {
+    struct block *block = current->block;
+    want_cooperative();
+    write_barrier(barrier);
+    struct phase_barrier made = {};
+    made.arrivals = made.pending = (unsigned)arrivals;
+    made.index = (unsigned)block->phase_barriers.size();
+    made.maker = current->thread;
+    made.time = block->time;
+    if (made.index == CLOCK_COPIES || !block->phase_barriers.insert({barrier, made}).second)
+        emulate_fault("more than %d barriers in shared memory, or one twice", CLOCK_COPIES);
+}
+
+void emulate_publish_barriers() {
+    for (auto &[address, barrier] : current->block->phase_barriers)
+        barrier.published |= barrier.maker == current->thread;
+}
+
+static struct phase_barrier *find_barrier(unsigned long long *barrier) {
+    auto found = current->block->phase_barriers.find(barrier);
+    if (found == current->block->phase_barriers.end())
+        emulate_fault("a barrier in shared memory that is not initialised");
+    struct phase_barrier *b = &found->second;
+    if (b->maker != current->thread &&
+        !is_known(current->clock, current->block->index, b->maker, b->time))
+        emulate_fault("a barrier in shared memory of which thread %u, which initialises it, has "
+                      "not told",
+                      b->maker);
+    return b;
+}
+
+static void arrive_at(struct phase_barrier *b, unsigned long long *barrier, unsigned arrivals,
+                      const known_clock &told) {
+    struct block *block = current->block;
+    if (arrivals > b->pending)
+        emulate_fault("more arrivals at a barrier than it was initialised with");
+    b->pending -= arrivals;
+    b->coming = join_clocks(b->coming, told);
+    note_progress();
+    if (b->pending)
+        return;
+    b->pending = b->arrivals;
+    b->phase++;
+    b->told = b->coming;
+    b->coming = NULL;
+    for (struct fiber *fiber : block->fibers)
+        if (fiber->waits == wait_for::phase && fiber->awaited == barrier)
+            fiber->waits = wait_for::nothing;
+}
+
+void emulate_arrive(unsigned long long *barrier) {
+    arrive_at(find_barrier(barrier), barrier, 1, what_it_tells(current));
+}
+
+void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
+    const struct phase_barrier *b = find_barrier(barrier);
+    while ((b->phase & 1) == parity) {
+        current->awaited = barrier;
+        wait_until_released(wait_for::phase);
+    }
+    current->clock = join_clocks(current->clock, b->told);
+}
+
+// ---- Copies whose end a barrier tells ----
+
+void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier,
+                     unsigned arrivals) {
+    if (!find_barrier(barrier)->published)
+        emulate_fault("a copy to a barrier that is not published");
+    current->block->slot_copies.push_back(
+        {to, from, bytes, barrier, arrivals, what_it_tells(current)});
+}
+
+void end_slot_copy(const struct slot_copy &copy) {
+    struct block *block = current->block;
+    struct phase_barrier *b = &block->phase_barriers.at(copy.barrier);
+    land_slot(copy, b->index);
+    arrive_at(b, copy.barrier, copy.arrivals, with_time(copy.told, block, COPIES_TOLD + b->index));
+}
+
+// ---- Counters of a grid ----
+
+// All values of a counter in this launch and what those who made them told; which of them a thread
+// may find next. An addition keeps what was told before it: a release sequence.
+struct counter {
+    uint32_t launch;
+    struct value {
+        unsigned value;
+        known_clock told;
+    };
+    std::vector<struct value> values;
+    std::map<const struct fiber *, size_t> next;
+};
+
+static struct counter *find_counter(const unsigned *counter) {
+    static std::map<const unsigned *, struct counter> counters;
+    struct counter *c = &counters[counter];
+    uint32_t launch = current->block->grid->number;
+    want_cooperative();
+    if (c->launch != launch)
+        *c = {launch, {{*counter, NULL}}, {}};
+    return c;
+}
+
+// The value before.
+static unsigned set_counter(unsigned *counter, struct counter *c, unsigned value,
+                            const known_clock &told) {
+    unsigned before = *counter;
+    c->next[current] = c->values.size();
+    c->values.push_back({value, join_clocks(c->values.back().told, told)});
+    *counter = value;
+    note_progress();
+    return before;
+}
+
+void emulate_arrive_grid(unsigned *counter) {
+    touch_counter(counter, __builtin_return_address(0));
+    struct counter *c = find_counter(counter);
+    set_counter(counter, c, *counter + 1, what_it_tells(current));
+}
+
+// The oldest value that the thread may find, so that who waits for too few arrivals does not know
+// of the last ones; each time a newer one.
+unsigned emulate_load_acquire(const unsigned *counter) {
+    touch_counter(counter, __builtin_return_address(0));
+    struct counter *c = find_counter(counter);
+    size_t *next = &c->next[current], found = *next;
+    if (found + 1 < c->values.size())
+        ++*next;
+    current->clock = join_clocks(current->clock, c->values[found].told);
+    return c->values[found].value;
+}
+
+void fence_cooperative() {
+    current->clock = join_clocks(current->clock, current->told);
+    current->told = NULL;
+    current->tells = what_it_tells(current);
+}
+
+unsigned increment_cooperative(unsigned *counter, unsigned limit) {
+    struct counter *c = find_counter(counter);
+    unsigned before = set_counter(counter, c, *counter >= limit ? 0 : *counter + 1, current->tells);
+    current->told = join_clocks(current->told, c->values.back().told);
+    return before;
+}
