@@ -346,8 +346,10 @@ static __device__ __forceinline__ void finish_attention(const struct gpu_task &t
 // positions but the newest were stored in earlier steps: those need not wait.
 static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
                                                         struct step &step) {
-    // As registers allow: values are loaded with their keys; both before the wait.
-    const bool LOADED = HEAD_TILES <= 6, EARLY = HEAD_TILES <= 8;
+    // As registers allow: values are loaded with their keys; both before the wait. Where lanes
+    // copy, below sm_90, there are too few.
+    const bool BULK = COPY_ARRIVALS == 1;
+    const bool LOADED = BULK && HEAD_TILES <= 6, EARLY = BULK && HEAD_TILES <= 8;
     const int positions = task.state->position + 1;
     const int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
     int splits = (tiles + WARPS * SPLIT_TILES - 1) / (WARPS * SPLIT_TILES);
