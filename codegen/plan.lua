@@ -414,7 +414,7 @@ local function gpu_plan(spec, p)
         { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "stream_weights", 2 * P * 4, "[2, P]" },
         { "logits", 2 * V * 4, "[2, vocab]" },
-        { "best", MOST_BLOCKS * 8, "[blocks]" },
+        { "best", 2 * MOST_BLOCKS * 8, "[2, blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
     local int8 = spec.cache_dtype == "int8"

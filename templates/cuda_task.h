@@ -43,7 +43,7 @@ struct gpu_task {
     char *head_input;        // one column, high and low parts: [hidden]
     float *stream_weights;   // [2, streams]; this and the next two by odd and even positions, so
     float *logits;           // [2, vocab]    that a step can start before the last one is read
-    struct gpu_best *best;   // [blocks]
+    struct gpu_best *best;   // [2, blocks]
     const struct gpu_sampling *sampling;
     struct gpu_state *chosen; // [2]: state, in the host's memory
     unsigned *sums;           // read_memory: [blocks, WARPS]
