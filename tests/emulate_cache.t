@@ -1,8 +1,8 @@
 #!/usr/bin/env lua5.4
 -- A KV cache in int8 on the emulated GPU: a golden model against what was published, through
--- prefills that end and begin within a row of 16 positions; other shapes against the plain CPU path,
--- which keeps the same integers: more query heads than columns of a product, heads of many tiles and
--- of none whole, layer 0 that all streams share.
+-- prefills that end and begin within a row of 16 positions; other shapes against the plain CPU
+-- path, which keeps the same integers: more query heads than columns of a product, heads of many
+-- tiles and of none whole, layer 0 that all streams share.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
