@@ -236,7 +236,6 @@ function emit.gpu_dims(p)
         { "GPU_WARPGROUP_SHARED", g.warpgroup_shared, "the same of warpgroups" },
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
-        { "GPU_QUERIES", g.prefill_queries, "of a block of prefill attention" },
         { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
         { "GPU_CACHE_KERNELS", g.cache_kernels, "that store keys and values of a prefill" },

@@ -136,8 +136,6 @@ end
 local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
     generated["cuda_cache.cu"] = ('#include "cuda_cache_%s.cu"\n'):format(p.spec.cache_dtype)
-    generated["cuda_prefill_attention.cu"] = ('#include "cuda_prefill_attention_%s.cu"\n'):format(
-        p.spec.cache_dtype)
     generated["cuda_weights.cu"] = ('#include "cuda_weights_%s.cu"\n'):format(format_of(p))
     local kernels = emit.cuda(root, p, generated)
     write_kernels(folder, kernels)

@@ -378,18 +378,6 @@ local function buffer_tables(spec, p)
     return shared, scratch
 end
 
--- Queries of a block of prefill attention, and its shared memory: some steps of keys and values, and
--- queries of large heads. With an int8 cache it takes none.
-local function prefill_attention(int8, head_tiles, planes)
-    local large = head_tiles > 8
-    if int8 then return large and 32 or 64, 0 end
-    local step_bytes = 2 * head_tiles * planes * TILE_BYTES
-        * (head_tiles * planes <= 8 and 2 or 1)
-    local kept_queries = head_tiles <= 6 and 0 or 4 * (large and 1 or 2) * head_tiles
-    return large and 64 or 128, math.max(2, math.min(4, (48 << 10) // step_bytes)) * step_bytes
-        + kept_queries * TILE_BYTES
-end
-
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
@@ -426,7 +414,7 @@ local function gpu_plan(spec, p)
         { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
         { "stream_weights", 2 * P * 4, "[2, P]" },
         { "logits", 2 * V * 4, "[2, vocab]" },
-        { "best", MOST_BLOCKS * 8, "[blocks]" },
+        { "best", 2 * MOST_BLOCKS * 8, "[2, blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
     local int8 = spec.cache_dtype == "int8"
@@ -434,11 +422,18 @@ local function gpu_plan(spec, p)
         table.insert(list, { "new_cache", C * G * 2 * d * 4,
                              "[columns, kv_heads, key and value, head_dim]" })
     end
-    local queries, attention_shared = prefill_attention(int8, tiles(d), p.planes)
+    -- Prefill attention keeps some steps of keys and values, and queries of large heads.
+    local head_tiles = tiles(d)
+    local step_rows = head_tiles * p.planes <= 8 and 2 or 1
+    local step_bytes = step_rows * 2 * head_tiles * p.planes * TILE_BYTES
+    local stages = math.max(2, math.min(4, (48 << 10) // step_bytes))
+    local scale_bytes = int8 and step_rows * 2 * TILE * SCALE_BYTES or 0
+    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
                   cache_kernels = int8 and 1 or 0,
                   prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
-                  prefill_queries = queries, prefill_attention_shared = attention_shared,
+                  prefill_attention_shared = stages * (step_bytes + scale_bytes)
+                      + kept_queries * TILE_BYTES,
                   sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }

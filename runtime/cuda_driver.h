@@ -26,15 +26,14 @@ enum { // CUdevice_attribute
 };
 
 enum {
-    CUDA_FUNCTION_SHARED_BYTES = 8,   // CUfunction_attribute
-    CUDA_FUNCTION_SHARED_PERCENT = 9, // preferred part of the L1 cache that is shared memory
-    CUDA_CAPTURE_THREAD_LOCAL = 1,    // CUstreamCaptureMode
-    CUDA_STREAM_NON_BLOCKING = 1,     // CUstream_flags
-    CUDA_EVENT_NO_TIMING = 2,         // CUevent_flags
-    CUDA_REGISTER_DEVICE_MAP = 2,     // CU_MEMHOSTREGISTER_*
-    CUDA_REGISTER_READ_ONLY = 8,      //
-    CUDA_LAUNCH_COOPERATIVE = 2,      // CUlaunchAttributeID: all blocks run at once, or none
-    CUDA_LAUNCH_PROGRAMMATIC = 6,     // the same: programmatic stream serialization
+    CUDA_FUNCTION_SHARED_BYTES = 8, // CUfunction_attribute
+    CUDA_CAPTURE_THREAD_LOCAL = 1,  // CUstreamCaptureMode
+    CUDA_STREAM_NON_BLOCKING = 1,   // CUstream_flags
+    CUDA_EVENT_NO_TIMING = 2,       // CUevent_flags
+    CUDA_REGISTER_DEVICE_MAP = 2,   // CU_MEMHOSTREGISTER_*
+    CUDA_REGISTER_READ_ONLY = 8,    //
+    CUDA_LAUNCH_COOPERATIVE = 2,    // CUlaunchAttributeID: all blocks run at once, or none
+    CUDA_LAUNCH_PROGRAMMATIC = 6,   // the same: programmatic stream serialization
 };
 
 struct cuda_launch_attribute {

@@ -196,9 +196,9 @@ static __device__ __forceinline__ void
 attend_span(struct attention<GROUPS> &a, struct span &s, struct tile (&keys)[HEAD_TILES],
             struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
     const bool quantized = cache_row::QUANTIZED && s.causal;
-    float score[GROUPS][4] = {}, low_score[GROUPS][4] = {}; // two sums: shorter chains
     if (quantized)
         s.row.widen_keys(keys);
+    float score[GROUPS][4] = {}, low_score[GROUPS][4] = {}; // two sums: shorter chains
     add_scores(score, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_keys(keys, s, 1);

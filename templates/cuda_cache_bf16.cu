@@ -26,7 +26,7 @@ static __device__ inline void store_key(const struct gpu_task &task, int stream,
 
 // A row of tiles: 16 positions. It has nothing but its tiles, which are multiplied as they are.
 struct cache_row {
-    enum { QUANTIZED = 0 };
+    enum { QUANTIZED = 0, SCALE_BYTES = 0 };
 
     // This lane's part of the row's tiles.
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
@@ -41,6 +41,15 @@ struct cache_row {
     __device__ __forceinline__ void load_scales(const struct tile *) {
     }
     __device__ __forceinline__ void load(struct tile (&)[HEAD_TILES], const struct tile *) const {
+    }
+    static __device__ __forceinline__ void copy(char *, const struct tile *, int, bool) {
+    }
+    static __device__ __forceinline__ void copy_scales(char *, const struct tile *, bool) {
+    }
+    static __device__ __forceinline__ struct tile read(const char *) {
+        return {};
+    }
+    static __device__ __forceinline__ void scale_columns(float (&)[2][4], const char *, int) {
     }
     __device__ __forceinline__ void add_newest(const struct gpu_task &, int, int, int) {
     }

@@ -139,7 +139,7 @@ static __device__ __forceinline__ unsigned insert_byte(unsigned word, unsigned b
 
 // A row of 16 positions, as a lane 4g + i attends it.
 struct cache_row {
-    enum { QUANTIZED = 1 };
+    enum { QUANTIZED = 1, SCALE_BYTES = 2 * TILE * 4 };
 
     float key_scale[2], value_scale[2]; // of positions g and g + 8
     int newest;                         // a position that the cache has not yet; -1: it has all
@@ -174,6 +174,35 @@ struct cache_row {
             tiles[d].x = bytes.x;
             tiles[d].y = bytes.y;
         }
+    }
+
+    // Prefill: starts copying tile d of a row's keys, or values, to shared memory, or zeros.
+    static __device__ __forceinline__ void copy(char *shared, const struct tile *from, int d,
+                                                bool wanted) {
+        if (lane_id() < BYTE_TILE / 16)
+            copy_async(shared + lane_id() * 16, (const char *)from + d * BYTE_TILE + lane_id() * 16,
+                       wanted);
+    }
+    static __device__ __forceinline__ void copy_scales(char *shared, const struct tile *keys,
+                                                       bool wanted) {
+        if (lane_id() < SCALE_BYTES / 16)
+            copy_async(shared + lane_id() * 16, (const char *)keys + ROW_SCALES + lane_id() * 16,
+                       wanted);
+    }
+
+    // A tile, and the scales of keys (0) or values (1), of what was copied.
+    static __device__ __forceinline__ struct tile read(const char *shared) {
+        struct columns bytes = ((const struct columns *)shared)[lane_id()];
+        struct tile t = {bytes.x, bytes.y, 0, 0};
+        return widen(t);
+    }
+    // Multiplies scores of positions 8 h + 2 i + j of a row: x [h] [.] [j].
+    static __device__ __forceinline__ void scale_columns(float (&x)[2][4], const char *shared,
+                                                         int values) {
+        const float *scales = (const float *)shared + lane_id() % 4 * 8 + values * 2;
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+            x[n / 4][n % 4] *= scales[n % 2 * 4 + n / 4];
     }
 
     // Decode: `position` is the newest. stream: one that differs from the others.
@@ -243,17 +272,18 @@ struct cache_row {
 };
 
 // Stores those positions of row `row` of 16 that share value word `word` and are first <= r < end,
-// by one warp. column: of position 0 of the row.
+// by one warp; with COUNT 1 there is one of them. column: of position 0 of the row.
+template <int COUNT>
 static __device__ __forceinline__ void store_positions(const struct gpu_task &task, int stream,
                                                        int kv_head, int row, int word, int column,
                                                        int first, int end) {
-    struct cache_entry entries[4];
-    bool present[4];
+    struct cache_entry entries[COUNT];
+    bool present[COUNT];
     char *place = cache_place(task, stream, kv_head, row);
     float *scales = (float *)(place + ROW_SCALES);
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
-        int r = value_position(word, n);
+    for (int n = 0; n < COUNT; n++) {
+        int r = COUNT == 1 ? first : value_position(word, n);
         present[n] = r >= first && r < end;
         if (!present[n])
             continue;
@@ -278,9 +308,10 @@ static __device__ __forceinline__ void store_positions(const struct gpu_task &ta
             continue;
         unsigned bytes = words[at];
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-            bytes =
-                present[n] ? insert_byte(bytes, entries[n].value[k / 4] >> k % 4 * 8, n) : bytes;
+        for (int n = 0; n < COUNT; n++)
+            if (present[n])
+                bytes = insert_byte(bytes, entries[n].value[k / 4] >> k % 4 * 8,
+                                    COUNT == 1 ? value_byte(first) : n);
         words[at] = bytes;
     }
 }
@@ -291,8 +322,8 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task)
     int position = task.state->position, r = position % TILE;
     int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
     for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x)
-        store_positions(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r),
-                        n / KV_HEADS - r, r, r + 1);
+        store_positions<1>(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r),
+                           n / KV_HEADS - r, r, r + 1);
 }
 
 #if MODULES & 4
@@ -306,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct
         return;
 #pragma unroll 1
     for (int word = 0; word < 4; word++)
-        store_positions(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
-                        end);
+        store_positions<4>(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
+                           end);
 }
 #endif

@@ -182,7 +182,7 @@ static __device__ __forceinline__ void outer_part(struct step &step, float *out,
 static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, struct step &step) {
     float *added = task.added + (long long)blockIdx.x * STREAMS * HIDDEN_SIZE;
     const struct share share;
-    store_newest(task); // attention is over: all blocks met before o
+    store_newest(task); // attention is over: all blocks met since
     step.meeting.wait();
     struct column_scales norm;
     norm.begin(task);
@@ -347,7 +347,9 @@ static __device__ __forceinline__ void finish_attention(const struct gpu_task &t
 // positions but the newest were stored in earlier steps: those need not wait.
 static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
                                                         struct step &step) {
-    const bool LOADED = HEAD_TILES <= 10; // registers allow to load values with their keys
+    // As registers allow: values are loaded with their keys; both before the wait. Where lanes
+    // copy, below sm_90, there are too few.
+    const bool LOADED = BULK_COPIES && HEAD_TILES <= 6, EARLY = BULK_COPIES && HEAD_TILES <= 8;
     const int positions = task.state->position + 1;
     const int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
     int splits = (tiles + WARPS * SPLIT_TILES - 1) / (WARPS * SPLIT_TILES);
@@ -362,7 +364,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
         struct tile keys[HEAD_TILES], values[HEAD_TILES];
         struct span s = find_span(task, valid ? part.stream : 0, part.kv_head % KV_HEADS,
                                   t < tiles ? t : tiles - 1);
-        bool early = t < tiles - 1;
+        bool early = EARLY && t < tiles - 1;
         if (early) {
             load_keys(keys, s, 0);
             if (LOADED)

@@ -122,6 +122,11 @@ static __device__ inline struct gpu_best best_of_warps(const struct gpu_best *fo
     return best;
 }
 
+// Each block's best, by odd and even positions.
+static __device__ inline struct gpu_best *blocks_best(const struct gpu_task &task) {
+    return task.best + newest_position(task) % 2 * task.blocks;
+}
+
 // logits [vocab] and the best of each block. Threads 8 j + g finish rows g and g + 8 of row of
 // tiles j of a batch.
 static __device__ __forceinline__ void decode_head(const struct gpu_task &task, struct step &step) {
@@ -159,7 +164,7 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
         found[warp_id()] = best;
     consumers_barrier();
     if (threadIdx.x == 0) {
-        task.best[blockIdx.x] = best_of_warps(found);
+        blocks_best(task)[blockIdx.x] = best_of_warps(found);
         if (STREAMS == 1 && blockIdx.x == 0)
             task.stream_weights[newest_position(task) % 2] = 1.0f;
     }
@@ -170,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) choose(const struct gpu_ta
     wait_for_previous_kernel();
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE};
     for (int i = threadIdx.x; i < task.blocks; i += THREADS)
-        best = better(best, task.best[i]);
+        best = better(best, blocks_best(task)[i]);
     best = warp_best(best);
     struct gpu_best *found = (struct gpu_best *)shared_memory(); // [WARPS]
     if (lane_id() == 0)

@@ -96,7 +96,8 @@ static __device__ inline const char *layer_weights(const struct gpu_task &task) 
     return task.weights + LAYERS_OFFSET + task.layer * LAYER_STRIDE;
 }
 
-// Which block of the cache is that of a (layer, stream, kv head). Layer 0 is the same in all streams.
+// Which block of the cache is that of a (layer, stream, kv head). Layer 0 is the same in all
+// streams.
 static __device__ inline long long cache_number(const struct gpu_task &task, int stream,
                                                 int kv_head) {
     int slot = task.layer == 0 ? 0 : 1 + (task.layer - 1) * STREAMS + stream;

@@ -34,7 +34,6 @@ struct gpu_task {
     char *normed;            // decode: [2 parts, hidden, streams], see store_normed
     float *squares;          // decode: [hidden / 8, 16]
     float *query;            // [columns, heads, head_dim]
-    float *new_cache;        // int8 cache: [columns, kv_heads, key and value, head_dim]
     float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
     unsigned *arrivals;      // counters, 0 between kernels
     float *added;            // decode: [blocks, streams, hidden], what parts of the MLP add
@@ -43,7 +42,7 @@ struct gpu_task {
     char *head_input;        // one column, high and low parts: [hidden]
     float *stream_weights;   // [2, streams]; this and the next two by odd and even positions, so
     float *logits;           // [2, vocab]    that a step can start before the last one is read
-    struct gpu_best *best;   // [blocks]
+    struct gpu_best *best;   // [2, blocks]
     const struct gpu_sampling *sampling;
     struct gpu_state *chosen; // [2]: state, in the host's memory
     unsigned *sums;           // read_memory: [blocks, WARPS]
@@ -52,6 +51,7 @@ struct gpu_task {
     int position;             // of the first token; a decode step takes state->position
     int token;                // whose logits are wanted
     int blocks;               // of a decode step: the multiprocessors
+    float *new_cache;         // int8 cache: [columns, kv_heads, key and value, head_dim]
 };
 
 #endif

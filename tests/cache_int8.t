@@ -15,13 +15,13 @@ local tap = require("tap")
 -- ---- against the computation in double precision -----------------------------------------------
 
 -- fp32 paths round nothing else. But a number between two integers may go to the other one than in
--- double precision: by a hundredth of its head's largest, one of many. With AVX-512 VNNI queries and
--- probabilities have 16 bits; avx512bf16 rounds inputs of other products, as with a bf16 cache.
+-- double precision: by a hundredth of its head's largest, one of many. With AVX-512 VNNI queries
+-- and probabilities have 16 bits; avx512bf16 rounds inputs of other products, as with a bf16 cache.
 local KL = { plain = 1e-7, avx2 = 1e-7, neon = 1e-7, avx512 = 3e-6, avx512bf16 = 3e-4 }
 local LOGITS = 5e-3 -- of the plain path
 
--- hidden, ffn, layers, heads, kv heads, head_dim, vocab, P, prefix tokens, tokens: heads that end in
--- the middle of a tile, more than a chunk of positions, more columns than a pass takes.
+-- hidden, ffn, layers, heads, kv heads, head_dim, vocab, P, prefix tokens, tokens: heads that end
+-- in the middle of a tile, more than a chunk of positions, more columns than a pass takes.
 local SHAPES = {
     { 16, 3, 2, 3, 1, 16, 40, 16, 5, 40 },
     { 48, 17, 2, 2, 2, 22, 100, 5, 17, 40 },
@@ -128,7 +128,8 @@ for _, isa in ipairs({ "", "--isa plain" }) do
     tap.is(info.kv_bytes_position, position, "info: bytes of a position " .. isa)
     tap.is(info.cache_bytes, 112 * position, "info: bytes of the cache " .. isa)
     local reported = build.read(folder .. "/report.md"):match("KV cache, int8 | ([%d,]+)")
-    tap.is((reported:gsub(",", "")), ("%d"):format(info.cache_bytes), "report.md: the cache " .. isa)
+    tap.is((reported:gsub(",", "")), ("%d"):format(info.cache_bytes),
+        "report.md: the cache " .. isa)
 end
 for threads = 1, 3 do
     local out = build.must("'%s' generate --device cpu --ids '1 2 3' -n 40 --temp 1 -s 5 "

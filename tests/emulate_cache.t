@@ -1,8 +1,8 @@
 #!/usr/bin/env lua5.4
--- A KV cache in int8 on the emulated GPU: a golden model against what was published, through prefills
--- that end and begin within a row of 16 positions; other shapes against the plain CPU path, which
--- keeps the same integers: more query heads than columns of a product, heads of many tiles and of
--- none whole, layer 0 that all streams share.
+-- A KV cache in int8 on the emulated GPU: a golden model against what was published, through
+-- prefills that end and begin within a row of 16 positions; other shapes against the plain CPU
+-- path, which keeps the same integers: more query heads than columns of a product, heads of many
+-- tiles and of none whole, layer 0 that all streams share.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -12,8 +12,8 @@ local emulated = require("emulated")
 local golden = require("golden")
 local tap = require("tap")
 
--- Mean KL in nats to what was published, half of it from rounding keys and values (cache_int8.t). To
--- the plain path: mean KL, and the logits' error over their deviation; of the golden model as in
+-- Mean KL in nats to what was published, half of it from rounding keys and values (cache_int8.t).
+-- To the plain path: mean KL, and the logits' error over their deviation; of the golden model as in
 -- emulate_quantized.t, of random weights, whose logits differ less.
 local PUBLISHED_KL = 1e-3
 local GOLDEN = { kl = 3e-4, error = 15e-3 }
@@ -33,7 +33,8 @@ local function add(model, program, arguments, check)
 end
 
 local function compare(model, label, tokens, bar)
-    local arguments = ("compare '%s/model.psc' %d %d plain"):format(model.out, model.streams, tokens)
+    local arguments = ("compare '%s/model.psc' %d %d plain"):format(model.out, model.streams,
+        tokens)
     add(model, "gpu_harness", arguments, function(result)
         for _, how in ipairs({ "prefill", "decode" }) do
             local kl = tonumber(result.text:match("kl_" .. how .. "=(%S+)"))

@@ -34,24 +34,32 @@ end
 -- in two parts, more steps of a product than are copied ahead, more rows of tiles in a block than
 -- it keeps sums of, runs of several ids to sample from.
 local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwen2_parscale",
-    hidden_size = 144, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 8,
+    hidden_size = 144, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 10,
     num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 2,
     parscale_n_tokens = 160, rms_norm_eps = 1e-6, rope_theta = 10000.0, parscale_attn_smooth = 0.1,
     weight_dtype = "bf16", tie_word_embeddings = true, max_position_embeddings = 64 }]]
 local STREAMS = 2
 
--- What runs, on how many multiprocessors: a prefill and decode steps, on many and on one, which has
--- all work; the kernels that sample and measure.
+-- Two machines: little shared memory, so that less is copied ahead; warpgroups.
+local SMALL = { defines = "-DSHARED_BYTES=101376", environment = "EMULATOR_SHARED=101376" }
+local WARPGROUPS = { defines = "-DEMULATOR_WARPGROUPS", environment = "" }
+
+-- What runs, where, on how many multiprocessors: a prefill and decode steps, on many and on one,
+-- which has all work; the kernels that sample and measure.
+local COMPARE = { harness = "gpu_harness", arguments = "compare '%s/model.psc' 2 3" }
+local CHAIN = { harness = "gpu_chain_harness", arguments = "'%s/model.psc' 36" }
 local RUNS = {
-    { harness = "gpu_harness", arguments = "compare '%s/model.psc' 2 3", multiprocessors = 8 },
-    { harness = "gpu_harness", arguments = "compare '%s/model.psc' 2 3", multiprocessors = 1 },
-    { harness = "gpu_chain_harness", arguments = "'%s/model.psc' 36", multiprocessors = 8 },
+    { what = COMPARE, machine = SMALL, multiprocessors = 8 },
+    { what = COMPARE, machine = SMALL, multiprocessors = 1 },
+    { what = CHAIN, machine = SMALL, multiprocessors = 8 },
+    { what = COMPARE, machine = WARPGROUPS, multiprocessors = 8 },
 }
 
 local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syncwarp%(%)",
     "__threadfence%(%)", "wait_copies<[^;]*>%(%)", "commit_copies%(%)", "consumers_barrier%(%)",
     "barrier_sync<[^;]*>%(%)", "publish_barriers%(%)", "arrive%([^;]*%)", "arrive_grid%([^;]*%)",
-    "wait_barrier%([^;]*%)", "step%.meeting%.arrive%(%)", "step%.meeting%.wait%(%)" }
+    "wait_barrier%([^;]*%)", "step%.meeting%.arrive%(%)", "step%.meeting%.wait%(%)",
+    "show_copies%(%)", "fence_products%(%)", "wait_products<[^;]*>%(%)", "commit_products%(%)" }
 
 -- What is left out without harm, and why.
 local HARMLESS = {
@@ -61,14 +69,15 @@ local HARMLESS = {
         "keeps few copies under way: who reads them waits too",
 }
 
--- engine.cu with each of these statements behind a question to the emulator. Returns it and the
--- statements: their text and line.
+-- engine.cu with each of these statements behind a question to the emulator, but for those that
+-- only an architecture has. Returns it and the statements: their text and line.
 local function with_questions(text)
-    local lines, found = {}, {}
+    local lines, found, compiled = {}, {}, true
     for line in text:gmatch("([^\n]*)\n") do
+        if line:find("^#") then compiled = not line:find("^#elif defined%(__CUDA_ARCH__%)") end
         for _, pattern in ipairs(STATEMENTS) do
             local indent, statement = line:match("^(%s+)(" .. pattern .. ");$")
-            if statement then
+            if statement and compiled then
                 found[#found + 1] = { text = statement, line = #lines + 1 }
                 line = ("%sif (emulate_kept(%d)) %s;"):format(indent, #found, statement)
             end
@@ -85,15 +94,14 @@ local function prepare()
         .. "'%s/engine.c' -lm -pthread", build.cc, folder, build.here, folder)
     build.must("mv '%s' '%s'", build.harness(folder, "gpu_chain_harness", "-std=c11 -O1"), folder)
     local text, statements = with_questions(build.read(folder .. "/engine.cu"))
-    emulated.emulator(folder, STREAMS, "-DSHARED_BYTES=101376", build.write("asking.cu", text))
-    return folder, statements
+    return folder, statements, build.write("asking.cu", text)
 end
 
 -- The command of a run.
 local function command(folder, run, environment)
     return ("%s '%s/%s' %s"):format(emulated.environment({ out = folder },
-        ("EMULATOR_MULTIPROCESSORS=%d EMULATOR_SHARED=101376 %s"):format(run.multiprocessors,
-            environment)), folder, run.harness, run.arguments:format(folder))
+        ("EMULATOR_MULTIPROCESSORS=%d %s %s"):format(run.multiprocessors, run.machine.environment,
+            environment)), folder, run.what.harness, run.what.arguments:format(folder))
 end
 
 -- The statements of kernels that a run meets, of which no run before has complained.
@@ -115,9 +123,13 @@ local function met_in(folder, run, statements, cases)
 end
 
 local function engine_kernels()
-    local folder, statements = prepare()
-    local cases = {}
+    local folder, statements, asking = prepare()
+    local cases, machine = {}, nil
     for _, run in ipairs(RUNS) do
+        if run.machine ~= machine then
+            machine = run.machine
+            emulated.emulator(folder, STREAMS, machine.defines, asking)
+        end
         local met, commands = met_in(folder, run, statements, cases), {}
         for i, case in ipairs(met) do
             commands[i] = command(folder, run, ("EMULATOR_SKIP='%s'"):format(case.key))

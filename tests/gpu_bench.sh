@@ -86,10 +86,10 @@ for reason in long_scoreboard short_scoreboard barrier membar wait math_pipe_thr
     metrics=$metrics,${stall}_${reason}_per_issue_active.ratio
 done
 
-# Every kernel alone, with cold caches. Kernels of the prompt before the step do not match.
+# Every kernel alone, with cold caches. The first two launches are the prompt's: logits and choice.
 profile() { # FOLDER STREAMS
     ncu --csv --page raw --print-units base --clock-control none --graph-profiling node \
-        --kernel-name 'regex:^(decode_|final_norm|mix_streams|weigh_streams|head|choose)' \
+        --kernel-name 'regex:^(decode_step|choose)$' --launch-skip 2 \
         --metrics "$metrics" "$1/harness" step "$1/model.psc" "$2" "${PROFILE_CONTEXT:-512}"
 }
 

@@ -105,9 +105,9 @@ cat <<ROWS
 )"smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",$(
 )"smsp__average_warps_issue_stalled_wait_per_issue_active.ratio"
 "","","","ns","byte","%","%","inst","inst"
-"0","1","decode_qkv(gpu_task)","2,000","4,000,000","40.5","20","1.5","2"
-"1","1","decode_qkv(gpu_task)","4,000","4,000,000","20.5","20","2.5","2.5"
-"2","1","head","9,000","36,000,000","99","30","0","7"
+"0","1","decode_step(gpu_task)","2,000","4,000,000","40.5","20","1.5","2"
+"1","1","decode_step(gpu_task)","4,000","4,000,000","20.5","20","2.5","2.5"
+"2","1","choose","9,000","36,000,000","99","30","0","7"
 ROWS
 ]])
 
@@ -144,8 +144,8 @@ tap.is(build.read(folder .. "/results/profile.md"), [[
 
 | kernel | launches | us each | us in all | GB/s read | % of DRAM | % warps active | stalls |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |
-| decode_qkv | 2 | 3.00 | 6.0 | 1333 | 30.5 | 20.0 | wait 2.2, barrier 2.0 |
-| head | 1 | 9.00 | 9.0 | 4000 | 99.0 | 30.0 | wait 7.0 |
+| decode_step | 2 | 3.00 | 6.0 | 1333 | 30.5 | 20.0 | wait 2.2, barrier 2.0 |
+| choose | 1 | 9.00 | 9.0 | 4000 | 99.0 | 30.0 | wait 7.0 |
 | all | | | 15.0 | | | | |
 
 ]], "the profile is a table of means")

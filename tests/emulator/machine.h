@@ -129,7 +129,7 @@ struct slot_copy {
     size_t bytes;
     unsigned long long *barrier;
     unsigned arrivals; // of those that the barrier expects
-    known_clock told; // by the thread that started it
+    known_clock told;  // by the thread that started it
 };
 
 // One launch. Launches have consecutive numbers.

@@ -35,6 +35,21 @@ static __device__ __forceinline__ struct tile *stage_tile(char *stage, int row, 
            lane_id();
 }
 
+// Where a stage has the scales of a row of an int8 cache.
+static __device__ __forceinline__ char *stage_scales(char *stage, int row) {
+    return stage + ATTENTION_STEP_TILES * TILE_BYTES + row * cache_row::SCALE_BYTES;
+}
+
+// Row t of tiles, of the prefix or of the cache: tile `n` of a plane, which an int8 cache has one
+// of.
+static __device__ __forceinline__ struct tile read_tile(char *stage, int row, int plane, int n,
+                                                        int t) {
+    if (!cache_row::QUANTIZED || t < PREFIX_TILES)
+        return *stage_tile(stage, row, plane, n);
+    struct tile none = {0, 0, 0, 0};
+    return plane ? none : cache_row::read((char *)(stage_tile(stage, row, 0, n) - lane_id()));
+}
+
 // Starts copying rows t, t + 1, ... of `tiles` rows of keys and values; zeros behind the last. Half
 // of the warps copy keys, the others values.
 static __device__ __forceinline__ void copy_rows(const struct gpu_task &task, int stream,
@@ -47,6 +62,15 @@ static __device__ __forceinline__ void copy_rows(const struct gpu_task &task, in
         struct span s = find_span(task, stream, kv_head, wanted ? t + row : tiles - 1);
         const struct tile *from = copies_values ? s.values : s.keys;
         int stride = copies_values ? s.value_stride * WARP : WARP;
+        if (cache_row::QUANTIZED && s.causal) {
+            for (int d = warp_id() % COPIERS; d < HEAD_TILES; d += COPIERS)
+                cache_row::copy(
+                    (char *)(stage_tile(stage, row, 0, copies_values * HEAD_TILES + d) - lane_id()),
+                    from, d, wanted);
+            if (warp_id() == 0)
+                cache_row::copy_scales(stage_scales(stage, row), s.keys, wanted);
+            continue;
+        }
 #pragma unroll
         for (int d = warp_id() % COPIERS; d < HEAD_TILES; d += COPIERS) {
 #pragma unroll
@@ -122,7 +146,8 @@ static __device__ __forceinline__ void multiply_rows(float (&sum)[2][4], const s
 typedef float attention_scores[ATTENTION_ROWS][2][4]; // of a tile of queries
 
 static __device__ __forceinline__ void score_keys(attention_scores (&score)[QUERY_TILES],
-                                                  const struct prefill_queries &q, char *stage) {
+                                                  const struct prefill_queries &q, char *stage,
+                                                  int t) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
         struct tile query[QUERY_TILES];
@@ -133,7 +158,7 @@ static __device__ __forceinline__ void score_keys(attention_scores (&score)[QUER
         for (int row = 0; row < ATTENTION_ROWS; row++) {
 #pragma unroll
             for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
-                struct tile keys = *stage_tile(stage, row, plane, d);
+                struct tile keys = read_tile(stage, row, plane, d, t + row);
 #pragma unroll
                 for (int n = 0; n < QUERY_TILES; n++)
                     multiply_rows(score[n][row], query[n], keys);
@@ -199,8 +224,9 @@ static __device__ __forceinline__ void soften_scores(attention_scores (&score)[Q
     }
 }
 
-static __device__ __forceinline__ void
-add_values(struct prefill_queries &q, const attention_scores (&score)[QUERY_TILES], char *stage) {
+static __device__ __forceinline__ void add_values(struct prefill_queries &q,
+                                                  const attention_scores (&score)[QUERY_TILES],
+                                                  char *stage, int t) {
 #pragma unroll
     for (int row = 0; row < ATTENTION_ROWS; row++) {
         struct tile probabilities[QUERY_TILES];
@@ -214,12 +240,23 @@ add_values(struct prefill_queries &q, const attention_scores (&score)[QUERY_TILE
         for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
             for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
-                struct tile values = *stage_tile(stage, row, plane, HEAD_TILES + d);
+                struct tile values = read_tile(stage, row, plane, HEAD_TILES + d, t + row);
 #pragma unroll
                 for (int n = 0; n < QUERY_TILES; n++)
                     multiply_rows(q.sum[n][d], probabilities[n], values);
             }
         }
+    }
+}
+
+// The scores of an int8 cache's rows times the scales of their keys (0), or values (1).
+static __device__ __forceinline__ void apply_scales(attention_scores (&score)[QUERY_TILES],
+                                                    char *stage, int t, int values) {
+#pragma unroll
+    for (int row = 0; row < ATTENTION_ROWS; row++) {
+#pragma unroll
+        for (int n = 0; n < QUERY_TILES && t + row >= PREFIX_TILES; n++)
+            cache_row::scale_columns(score[n][row], stage_scales(stage, row), values);
     }
 }
 
@@ -258,7 +295,8 @@ static __device__ __forceinline__ void store_attention(const struct gpu_task &ta
 // the other way round for every second kv head, as both may run at once.
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     prefill_attention(const struct gpu_task task) {
-    const int STAGE_BYTES = ATTENTION_STEP_TILES * TILE_BYTES;
+    const int STAGE_BYTES =
+        ATTENTION_STEP_TILES * TILE_BYTES + ATTENTION_ROWS * cache_row::SCALE_BYTES;
     wait_for_previous_kernel();
     int kv_head = blockIdx.y, stream = blockIdx.z;
     bool ascending = (gridDim.y * gridDim.z - 1 - (blockIdx.z * gridDim.y + blockIdx.y)) % 2;
@@ -283,11 +321,15 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
                   shared_memory() + next * STAGE_BYTES);
         char *place = shared_memory() + stage * STAGE_BYTES;
         attention_scores score[QUERY_TILES] = {};
-        score_keys(score, q, place);
+        score_keys(score, q, place, t);
+        if (cache_row::QUANTIZED)
+            apply_scales(score, place, t, 0);
         if (t < PREFIX_TILES || t + ATTENTION_ROWS > sure)
             hide_scores(score, q, t);
         soften_scores(score, q);
-        add_values(q, score, place);
+        if (cache_row::QUANTIZED)
+            apply_scales(score, place, t, 1);
+        add_values(q, score, place, t);
         stage = stage + 1 < ATTENTION_STAGES ? stage + 1 : 0;
     }
     store_attention(task, q, stream, kv_head, first);
