@@ -1,5 +1,6 @@
 // The KV cache in bf16 tiles, or in fp32 ones on the plain path.
 #include "cache.h"
+#include "round_bf16.h"
 
 // Cache of one (layer, stream, kv head): for every tile of positions, its keys [16, head_dim] and
 // its values [head_dim, 16], so that a token's entry is written to one place.

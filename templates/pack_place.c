@@ -1,4 +1,5 @@
 // Where weights go: what a placement says, and the move of one tensor into the pack.
+#include "round_bf16.h"
 
 // Tiles hold [rows, columns], of bf16 or of quants; a transposed tensor is stored [columns, rows];
 // a vector as fp32.

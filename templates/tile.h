@@ -16,7 +16,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 
 enum {
     TILE = 16,                      // rows, and columns
@@ -29,15 +28,6 @@ enum {
 static inline size_t tile_index(size_t row, size_t column) {
     size_t pair = column / 2, chunk = pair % 4 * 8 + row % 8, word = row / 8 * 2 + pair / 4;
     return (chunk * 4 + word) * 2 + column % 2;
-}
-
-// Rounds to nearest, ties to even; a NaN stays a NaN.
-static inline uint16_t float_to_bf16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 #endif
