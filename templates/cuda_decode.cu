@@ -348,8 +348,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
                                                         struct step &step) {
     // As registers allow: values are loaded with their keys; both before the wait. Where lanes
     // copy, below sm_90, there are too few.
-    const bool BULK = COPY_ARRIVALS == 1;
-    const bool LOADED = BULK && HEAD_TILES <= 6, EARLY = BULK && HEAD_TILES <= 8;
+    const bool LOADED = BULK_COPIES && HEAD_TILES <= 6, EARLY = BULK_COPIES && HEAD_TILES <= 8;
     const int positions = task.state->position + 1;
     const int tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
     int splits = (tiles + WARPS * SPLIT_TILES - 1) / (WARPS * SPLIT_TILES);

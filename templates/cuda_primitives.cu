@@ -389,10 +389,13 @@ static __device__ inline void wait_barrier(unsigned long long *barrier, unsigned
 #endif
 }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-enum { COPY_ARRIVALS = 1 };
+// BULK_COPIES: copies are made by one instruction, which takes no registers.
+#if defined(EMULATOR)
+enum { COPY_ARRIVALS = WARP, BULK_COPIES = 1 };
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+enum { COPY_ARRIVALS = 1, BULK_COPIES = 1 };
 #else
-enum { COPY_ARRIVALS = WARP };
+enum { COPY_ARRIVALS = WARP, BULK_COPIES = 0 };
 #endif
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

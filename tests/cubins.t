@@ -59,7 +59,7 @@ for _, dtype in ipairs({ "int8", "int4" }) do
     compiled("1.8B-" .. dtype, [[model_type = "qwen2_parscale", hidden_size = 1536,
         intermediate_size = 8320, num_hidden_layers = 36, num_attention_heads = 16,
         num_key_value_heads = 2, vocab_size = 151936, parscale_n = 8, weight_dtype = "]] .. dtype
-        .. '"', "80 90", 8)
+        .. '"', "80 90", 24)
 end
 compiled("SmolLM2", [[model_type = "llama", hidden_size = 576, intermediate_size = 1536,
     num_hidden_layers = 30, num_attention_heads = 9, num_key_value_heads = 3, head_dim = 64,
