@@ -11,7 +11,6 @@ struct step {
 
 // What a thread finishes of a batch of rows of tiles, gridDim.x apart from `first` on: two rows of
 // one column.
-
 struct finish {
     int row_tile, thread; // thread: of finish_split
     struct place at;
@@ -36,6 +35,7 @@ typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 1, H
     gate_up_product;
 typedef struct row_product<layer_tiles, O_COLUMN_TILES, WEIGHT_PLANES, 1, HEADS_TILES, STREAMS>
     o_product;
+
 // normed -> query, cache. In layer 0 all streams have one input.
 static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, struct step &step) {
     const int columns = task.layer == 0 ? 1 : STREAMS, position = task.state->position;

@@ -94,8 +94,10 @@ build.must("%s -std=c11 -D_GNU_SOURCE -O1 -o '%s' '%scodegen/cubin.c' -ldl", bui
 local nvrtc = build.must("'%scodegen/find_nvrtc.sh' '%sout/nvrtc'", build.root, build.root)
     :match("^[^\n]+")
 
--- For one architecture; cubins.t has all of them, for one of these models. With heads of 128 and
--- 160, attention in decode takes a few registers more than there are: 168, see cubins.t.
+-- For one architecture; cubins.t has all of them, for one of these models. The 288 threads of a
+-- decode step leave each 168 registers: heads of 128 and 160 take some more, and so does one
+-- stream of the 1.8B.
+local SPILLED = { ["3B"] = 96, ["4.7B"] = 96, ["1.8B-P1"] = 16 } -- bytes, at most; else none
 local function test_nvrtc(name, P, folder)
     local code, out, err = build.shell("'%s' '%s' '%s/engine.cu' 90 %d 232448 '%s'", cubin, nvrtc,
         folder, P, build.path("kernels"))
@@ -103,8 +105,8 @@ local function test_nvrtc(name, P, folder)
     for bytes in out:gmatch("(%d+)\n") do
         most = math.max(most, tonumber(bytes))
     end
-    local allowed = (name:find("3B", 1, true) or name:find("4.7B", 1, true))
-        and not name:find("1.3B", 1, true) and 72 or 0
+    local size = name:match("^ParScale%-([%d.]+B)%-")
+    local allowed = SPILLED[size] or SPILLED[size .. "-P" .. P] or 0
     tap.ok(code == 0 and out:find("decode_step") and most <= allowed,
         ("%s: NVRTC compiles engine.cu, at most %d bytes are spilled"):format(name, allowed),
         out .. err)
