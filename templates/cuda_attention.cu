@@ -1,9 +1,8 @@
 // Attention. Keys are tiles [positions, dimensions], values tiles [dimensions, positions]; queries
 // are columns: scores = keys x queries, result = values x probabilities, both [16, 8] products. The
 // query heads of a kv head are columns of one product, so keys and values are read once for all of
-// them. Queries keep their low parts, and probabilities do where a warp has one group of queries:
-// rounding these to bf16 costs more accuracy than anything else. The softmax runs along (Milakov &
-// Gimelshein 2018), in powers of two.
+// them. Queries and probabilities keep their low parts: rounding these to bf16 costs more accuracy
+// than anything else. The softmax runs along (Milakov & Gimelshein 2018), in powers of two.
 
 enum {
     HEAD_GROUPS = (GROUP_HEADS + 7) / 8,              // a warp's queries are 8 columns
@@ -13,19 +12,17 @@ enum {
     ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and each column's maximum and total
 };
 
-// GROUPS x 8 queries of a warp. Lane 4g + i: sum[d][.][0..1] are dimension 16 d + g of queries 2i,
-// 2i+1, sum[d][.][2..3] dimension 16 d + g + 8.
-template <int GROUPS> struct attention {
-    struct columns high[HEAD_TILES][GROUPS], low[HEAD_TILES][GROUPS]; // queries
-    float sum[HEAD_TILES][GROUPS][4];
-    float max[GROUPS][2], total[GROUPS][2]; // total: of this lane's rows only
+// 8 queries of a warp. Lane 4g + i: sum[d][0..1] are dimension 16 d + g of queries 2i, 2i+1,
+// sum[d][2..3] dimension 16 d + g + 8.
+struct attention {
+    struct columns high[HEAD_TILES], low[HEAD_TILES]; // queries
+    float sum[HEAD_TILES][4];
+    float max[2], total[2]; // total: of this lane's rows only
 };
 
-// Loads query `column` of a group, scaled for powers of two: query [head_dim] of this lane's column
-// 4g + i -> g, or NULL.
-template <int GROUPS>
-static __device__ __forceinline__ void load_query(struct attention<GROUPS> &a, int group,
-                                                  const float *query) {
+// Loads a query, scaled for powers of two: query [head_dim] of this lane's column 4g + i -> g, or
+// NULL.
+static __device__ __forceinline__ void load_query(struct attention &a, const float *query) {
     const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
@@ -39,26 +36,22 @@ static __device__ __forceinline__ void load_query(struct attention<GROUPS> &a, i
         v = make_float2(v.x * scale, v.y * scale);
         struct columns high = {to_bf16(u.x, u.y), to_bf16(v.x, v.y)};
         struct columns low = {low_parts(high.x, u.x, u.y), low_parts(high.y, v.x, v.y)};
-        a.high[d][group] = high;
-        a.low[d][group] = low;
+        a.high[d] = high;
+        a.low[d] = low;
     }
 }
 
-template <int GROUPS>
-static __device__ __forceinline__ void start_attention(struct attention<GROUPS> &a) {
+static __device__ __forceinline__ void start_attention(struct attention &a) {
 #pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
+    for (int i = 0; i < 2; i++) {
+        a.max[i] = negative_infinity();
+        a.total[i] = 0;
+    }
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            a.max[group][i] = negative_infinity();
-            a.total[group][i] = 0;
-        }
+    for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                a.sum[d][group][i] = 0;
-        }
+        for (int i = 0; i < 4; i++)
+            a.sum[d][i] = 0;
     }
 }
 
@@ -77,18 +70,16 @@ static __device__ inline float column_sum(float x) {
 
 // Scores of 16 positions to probabilities, relative to the running maximum; the sums so far are
 // scaled to it. At least one position must be visible to each column by now.
-template <int GROUPS>
-static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float (&score)[4],
-                                              int group) {
+static __device__ __forceinline__ void soften(struct attention &a, float (&score)[4]) {
     float factors[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        float max = fmaxf(a.max[group][i], column_max(fmaxf(score[i], score[i + 2])));
-        float factor = power_of_two(a.max[group][i] - max);
-        a.max[group][i] = max;
+        float max = fmaxf(a.max[i], column_max(fmaxf(score[i], score[i + 2])));
+        float factor = power_of_two(a.max[i] - max);
+        a.max[i] = max;
         score[i] = power_of_two(score[i] - max);
         score[i + 2] = power_of_two(score[i + 2] - max);
-        a.total[group][i] = a.total[group][i] * factor + score[i] + score[i + 2];
+        a.total[i] = a.total[i] * factor + score[i] + score[i + 2];
         factors[i] = factor;
     }
     if (__any_sync(0xffffffff, factors[0] != 1.0f || factors[1] != 1.0f)) {
@@ -96,7 +87,7 @@ static __device__ __forceinline__ void soften(struct attention<GROUPS> &a, float
         for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                a.sum[d][group][i] *= factors[i % 2];
+                a.sum[d][i] *= factors[i % 2];
         }
     }
 }
@@ -160,75 +151,56 @@ static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TI
         values[d] = load_tile(s.values + (plane * PREFIX_BLOCK_TILES + d * s.value_stride) * WARP);
 }
 
-template <int GROUPS>
-static __device__ __forceinline__ void
-add_scores(float (&score)[GROUPS][4], float (&low_score)[GROUPS][4],
-           const struct attention<GROUPS> &a, const struct tile (&keys)[HEAD_TILES]) {
+static __device__ __forceinline__ void add_scores(float (&score)[4], float (&low_score)[4],
+                                                  const struct attention &a,
+                                                  const struct tile (&keys)[HEAD_TILES]) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-            multiply(score[group], keys[d], a.high[d][group]);
-            multiply(low_score[group], keys[d], a.low[d][group]);
-        }
+        multiply(score, keys[d], a.high[d]);
+        multiply(low_score, keys[d], a.low[d]);
     }
 }
 
-template <int GROUPS>
-static __device__ __forceinline__ void
-add_values(struct attention<GROUPS> &a, const struct columns (&high)[GROUPS],
-           const struct columns (&low)[GROUPS], const struct tile (&values)[HEAD_TILES]) {
+static __device__ __forceinline__ void add_values(struct attention &a, const struct columns &high,
+                                                  const struct columns &low,
+                                                  const struct tile (&values)[HEAD_TILES]) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-            multiply(a.sum[d][group], values[d], high[group]);
-            if (GROUPS == 1)
-                multiply(a.sum[d][group], values[d], low[group]);
-        }
+        multiply(a.sum[d], values[d], high);
+        multiply(a.sum[d], values[d], low);
     }
 }
 
-// Attends a span whose keys are loaded, and its values too if LOADED. positions [.][i]: how many of
-// the cache column 2i, 2i+1 of this lane sees.
-template <int GROUPS, bool LOADED>
+// Attends a span whose keys are loaded, and its values too if LOADED. positions: how many of the
+// cache are seen.
+template <bool LOADED>
 static __device__ __forceinline__ void
-attend_span(struct attention<GROUPS> &a, struct span &s, struct tile (&keys)[HEAD_TILES],
-            struct tile (&values)[HEAD_TILES], const int (&positions)[GROUPS][2]) {
+attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES],
+            struct tile (&values)[HEAD_TILES], int positions) {
     const bool quantized = cache_row::QUANTIZED && s.causal;
     if (quantized)
         s.row.widen_keys(keys);
-    float score[GROUPS][4] = {}, low_score[GROUPS][4] = {}; // two sums: shorter chains
-    add_scores(score, low_score, a, keys);
+    float p[4] = {}, low_score[4] = {}; // two sums: shorter chains
+    add_scores(p, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_keys(keys, s, 1);
-        add_scores(score, low_score, a, keys);
+        add_scores(p, low_score, a, keys);
     }
-    struct columns high[GROUPS], low[GROUPS];
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
-        float(&p)[4] = score[group];
-        if (quantized) {
-            s.row.scale_scores(p);
-            s.row.scale_scores(low_score[group]);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int visible = (s.causal ? positions[group][i % 2] : PREFIX_TOKENS) - s.positions;
-            p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] + low_score[group][i]
-                                                       : negative_infinity();
-        }
-        soften(a, p, group);
-        if (quantized)
-            s.row.scale_chances(p);
-        unsigned upper = to_bf16(p[0], p[1]), lower = to_bf16(p[2], p[3]);
-        high[group].x = transpose(upper);
-        high[group].y = transpose(lower);
-        if (GROUPS == 1) {
-            low[group].x = transpose(low_parts(upper, p[0], p[1]));
-            low[group].y = transpose(low_parts(lower, p[2], p[3]));
-        }
+    if (quantized) {
+        s.row.scale_scores(p);
+        s.row.scale_scores(low_score);
     }
+    int visible = (s.causal ? positions : PREFIX_TOKENS) - s.positions;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        p[i] = lane_id() / 4 + i / 2 * 8 < visible ? p[i] + low_score[i] : negative_infinity();
+    soften(a, p);
+    if (quantized)
+        s.row.scale_chances(p);
+    unsigned upper = to_bf16(p[0], p[1]), lower = to_bf16(p[2], p[3]);
+    const struct columns high = {transpose(upper), transpose(lower)};
+    const struct columns low = {transpose(low_parts(upper, p[0], p[1])),
+                                transpose(low_parts(lower, p[2], p[3]))};
     if (!LOADED)
         load_values(values, s, 0);
     if (quantized)
@@ -295,14 +267,14 @@ static __device__ __forceinline__ struct merged merge_results(const float *parts
 }
 
 // Leaves a warp's result where merge_results finds it.
-static __device__ __forceinline__ void store_result(const struct attention<1> &a, float *out) {
+static __device__ __forceinline__ void store_result(const struct attention &a, float *out) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++)
         *(float4 *)(out + (d * WARP + lane_id()) * 4) =
-            make_float4(a.sum[d][0][0], a.sum[d][0][1], a.sum[d][0][2], a.sum[d][0][3]);
-    float2 total = make_float2(column_sum(a.total[0][0]), column_sum(a.total[0][1]));
+            make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]);
+    float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
     if (lane_id() < 4) {
-        *(float2 *)(out + RESULT_FLOATS + lane_id() * 2) = make_float2(a.max[0][0], a.max[0][1]);
+        *(float2 *)(out + RESULT_FLOATS + lane_id() * 2) = make_float2(a.max[0], a.max[1]);
         *(float2 *)(out + RESULT_FLOATS + 8 + lane_id() * 2) = total;
     }
 }

@@ -6,6 +6,12 @@ static __device__ inline char *cache_block(const struct gpu_task &task, int stre
     return task.cache + cache_number(task, stream, kv_head) * CACHE_BLOCK_TILES * TILE_BYTES;
 }
 
+// Element (row, column) of a tile of the cache: lane by lane.
+static __device__ inline int fragment_index(int row, int column) {
+    int pair = column / 2, lane = row % 8 * 4 + pair % 4, word = row / 8 * 2 + pair / 4;
+    return (lane * 4 + word) * 2 + column % 2;
+}
+
 static __device__ inline void store_value(const struct gpu_task &task, int stream, int, int kv_head,
                                           int position, int dim, float value) {
     unsigned short *values = (unsigned short *)cache_block(task, stream, kv_head);

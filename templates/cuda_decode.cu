@@ -375,14 +375,13 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
         if (!valid)
             break;
 
-        struct attention<1> a;
+        struct attention a;
         int column = part.group * 8 + lane_id() / 4; // among the kv head's query heads
         int source = task.layer == 0 ? 0 : part.stream;
         const float *query =
             task.query + (source * HEADS + part.kv_head * GROUP_HEADS + column) * HEAD_DIM;
-        load_query(a, 0, column < GROUP_HEADS ? query : (const float *)0);
+        load_query(a, column < GROUP_HEADS ? query : (const float *)0);
         start_attention(a);
-        const int seen[1][2] = {{positions, positions}};
         for (; t < tiles; t += splits * WARPS) {
             if (!early) {
                 s = find_span(task, part.stream, part.kv_head, t);
@@ -393,7 +392,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
             if (cache_row::QUANTIZED && t == tiles - 1)
                 s.row.add_newest(task, source, part.kv_head, positions - 1);
             early = false;
-            attend_span<1, LOADED>(a, s, keys, values, seen);
+            attend_span<LOADED>(a, s, keys, values, positions);
         }
         store_result(a, work_floats() + warp_id() * ATTENTION_PARTIAL);
         finish_attention(task, part, n / splits, splits);

@@ -30,18 +30,6 @@ static __device__ inline int chunk_id() {
     return lane_id() % 4 * 8 + lane_id() / 4;
 }
 
-// Where chunk c of a tile of the pack lies in shared memory, in chunks. Lanes copy chunk by chunk,
-// as the memory likes it, and each reads its own: in this order neither meets a bank twice.
-static __device__ inline int chunk_place(int c) {
-    return c ^ c / 8 * 2;
-}
-
-// Element (row, column) of a tile of the kernels' own, activations and cache: lane by lane.
-static __device__ inline int fragment_index(int row, int column) {
-    int pair = column / 2, lane = row % 8 * 4 + pair % 4, word = row / 8 * 2 + pair / 4;
-    return (lane * 4 + word) * 2 + column % 2;
-}
-
 // Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k,
 // column).
 static __device__ inline int column_index(int groups, int k, int column) {

@@ -232,18 +232,6 @@ static __device__ inline void copy_async(void *shared, const void *global, bool 
 #endif
 }
 
-// The same for 8 bytes, through the L1 cache: other warps want them too.
-static __device__ inline void copy_columns(void *shared, const void *global, bool wanted) {
-#ifdef EMULATOR
-    emulate_copy(shared, global, 8, wanted);
-#else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(
-                     (unsigned)__cvta_generic_to_shared(shared)),
-                 "l"(global), "r"(wanted ? 8 : 0)
-                 : "memory");
-#endif
-}
-
 // Ends a group of copies.
 static __device__ inline void commit_copies() {
 #ifdef EMULATOR

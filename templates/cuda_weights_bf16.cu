@@ -26,6 +26,12 @@ static __device__ inline float embedding_weight(const struct gpu_task &task, int
 
 enum { ROW_STEP_BYTES = STEP_TILES * TILE_BYTES }; // of a row of tiles
 
+// Where chunk c of a tile of the pack lies in shared memory, in chunks. Lanes copy chunk by chunk,
+// as the memory likes it, and each reads its own: in this order neither meets a bank twice.
+static __device__ inline int chunk_place(int c) {
+    return c ^ c / 8 * 2;
+}
+
 // Starts copying a step of all rows of tiles of a block of results; zeros behind the end of K.
 static __device__ __forceinline__ void copy_weights(const struct product &p,
                                                     const struct product_step &step, int first_tile,
