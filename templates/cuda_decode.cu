@@ -142,14 +142,14 @@ static __device__ __forceinline__ void inner_part(const struct gpu_task &task, s
 // there. Each warp has rows of its own.
 static __device__ __forceinline__ void outer_part(struct step &step, float *out, int tiles,
                                                   bool more) {
-    struct workplace *w = workplace();
+    const struct columns *inner = workplace()->inner;
     struct columns x[MLP_TILES][layer_tiles::INPUTS * COLUMN_GROUPS];
 #pragma unroll
     for (int i = 0; i < MLP_CHANNELS / TILE * COLUMN_GROUPS; i++)
         x[i / (layer_tiles::INPUTS * COLUMN_GROUPS)][i % (layer_tiles::INPUTS * COLUMN_GROUPS)] =
-            w->inner[i * WARP + lane_id()];
+            inner[i * WARP + lane_id()];
     for (int first = 0; first < HIDDEN_TILES; first += SLOT_PIECES) {
-        wait_barrier(&w->full[step.ring.slot], step.ring.parity);
+        step.ring.wait();
         const char *slot = ring_slot(step.ring.slot);
 #pragma unroll
         for (int i = 0; i < SLOT_PIECES / WARPS; i++) {
@@ -170,10 +170,7 @@ static __device__ __forceinline__ void outer_part(struct step &step, float *out,
                     *to = more ? *to + sum[n / 4][n % 4] : sum[n / 4][n % 4];
             }
         }
-        __syncwarp();
-        if (lane_id() == 0)
-            arrive(&w->empty[step.ring.slot]);
-        step.ring.next();
+        step.ring.leave();
     }
 }
 

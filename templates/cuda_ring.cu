@@ -131,6 +131,18 @@ struct ring {
             parity ^= 1;
         }
     }
+
+    // A consumer's: until the slot is full; and then to the next one, this is the producer's again.
+    __device__ __forceinline__ void wait() const {
+        wait_barrier(&workplace()->full[slot], parity);
+    }
+
+    __device__ __forceinline__ void leave() {
+        __syncwarp();
+        if (lane_id() == 0)
+            arrive(&workplace()->empty[slot]);
+        next();
+    }
 };
 
 // The producer's place, and that of the oldest copy under way.
@@ -269,13 +281,12 @@ struct row_product {
     static __device__ __forceinline__ void multiply_chunk(float (&sum)[2][GROUPS][4],
                                                           struct ring &ring,
                                                           const struct inputs &in, int chunk) {
-        struct workplace *w = workplace();
 #pragma unroll
         for (int s = 0; s < CHUNK; s++) {
             int first = (chunk * CHUNK + s) * SLOT_TILES;
             if (CHUNKS > 1 && first >= ALL_TILES)
                 return;
-            wait_barrier(&w->full[ring.slot], ring.parity);
+            ring.wait();
             const char *slot = ring_slot(ring.slot) + warp_id() * FORMAT::BYTES;
 #pragma unroll
             for (int i = 0; i < WARP_TILES; i++) {
@@ -284,10 +295,7 @@ struct row_product {
                     FORMAT::multiply_tile(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
                                           in.x[s * WARP_TILES + i]);
             }
-            __syncwarp();
-            if (lane_id() == 0)
-                arrive(&w->empty[ring.slot]);
-            ring.next();
+            ring.leave();
         }
     }
 
