@@ -45,6 +45,17 @@ function M.shell(command, ...)
     return how == "exit" and code or 1000 + code, M.read(M.path("out")), M.read(M.path("err"))
 end
 
+-- Checks that an engine chooses the same ids with one, two and three threads.
+function M.same_for_threads(engine)
+    local first
+    for threads = 1, 3 do
+        local out = M.must("'%s' generate --device cpu --ids '1 2 3' -n 40 --temp 1 -s 5 "
+            .. "--print-ids -t %d --ignore-eos", engine, threads)
+        first = first or out
+        tap.ok(out == first and #out > 100, ("%d threads: the same ids"):format(threads), out)
+    end
+end
+
 function M.done()
     os.execute("rm -rf " .. M.quote(M.scratch))
     tap.done()

@@ -120,7 +120,6 @@ end
 -- Of the last golden model, head_dim 16: a position is a key and a value of 16 bytes and a scale of
 -- 4 each; the cache is whole rows of 16 positions.
 local engine = build.engine(folder, "-std=c11 -O1")
-local first
 for _, isa in ipairs({ "", "--isa plain" }) do
     local info = cjson.decode((build.must("'%s' info --device cpu --json %s", engine, isa)))
     local slots = 1 + (info.num_hidden_layers - 1) * info.parscale_n
@@ -131,10 +130,5 @@ for _, isa in ipairs({ "", "--isa plain" }) do
     tap.is((reported:gsub(",", "")), ("%d"):format(info.cache_bytes),
         "report.md: the cache " .. isa)
 end
-for threads = 1, 3 do
-    local out = build.must("'%s' generate --device cpu --ids '1 2 3' -n 40 --temp 1 -s 5 "
-        .. "--print-ids -t %d --ignore-eos", engine, threads)
-    first = first or out
-    tap.ok(out == first and #out > 100, ("%d threads: the same ids"):format(threads), out)
-end
+build.same_for_threads(engine)
 build.done()

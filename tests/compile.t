@@ -76,32 +76,23 @@ for _, path in ipairs({ "plain", "neon" }) do
 end
 local native = build.read(model .. "/model.psc")
 
--- An engine with an int8 cache, and its products: see cache_harness.c.
-local products = build.path("products")
-local int8 = build.generate(("--from %s --name int8 --spec '%s'"):format(golden.folder(name),
-    build.write("int8.lua", "return { cache_dtype = 'int8' }\n")))
-compiles("gcc", "-O3 -fno-trapping-math", int8)
-compiles("clang", "-O3 -fno-trapping-math", int8)
-build.must("%s %s -O1 -static -Wall -Wextra -Werror -DENGINE='\"%s/engine.c\"' -o '%s' "
-    .. "'%scache_harness.c' -lm -pthread", CROSS, build.flags, int8, products, here)
-for line in build.must("qemu-aarch64 '%s'", products):gmatch("[^\n]+") do
-    local found = build.values(line)
-    tap.ok(found.cases == 216 and found.error <= 1 and found.wrong == 0,
-        "aarch64, int8 cache, " .. line)
+-- An engine of that model with another `key` = `value`, and the products that it then has.
+local function compiles_products(key, value, source, cases, what)
+    local engine = build.generate(("--from %s --name %s --spec '%s'"):format(golden.folder(name),
+        key, build.write(key .. ".lua", ("return { %s = '%s' }\n"):format(key, value))))
+    compiles("gcc", "-O3 -fno-trapping-math", engine)
+    compiles("clang", "-O3 -fno-trapping-math", engine)
+    local products = build.path("products")
+    build.must("%s %s -O1 -static -Wall -Wextra -Werror -DENGINE='\"%s/engine.c\"' -o '%s' "
+        .. "'%s%s' -lm -pthread", CROSS, build.flags, engine, products, here, source)
+    for line in build.must("qemu-aarch64 '%s'", products):gmatch("[^\n]+") do
+        local found = build.values(line)
+        tap.ok(found.cases == cases and found.error <= 1 and found.wrong == 0,
+            ("aarch64, %s, %s"):format(what, line))
+    end
 end
-
--- An engine with quantised weights, and its products: see quantized_harness.c.
-local int4 = build.generate(("--from %s --name int4 --spec '%s'"):format(golden.folder(name),
-    build.write("int4.lua", "return { weight_dtype = 'int4' }\n")))
-compiles("gcc", "-O3 -fno-trapping-math", int4)
-compiles("clang", "-O3 -fno-trapping-math", int4)
-build.must("%s %s -O1 -static -Wall -Wextra -Werror -DENGINE='\"%s/engine.c\"' -o '%s' "
-    .. "'%squantized_harness.c' -lm -pthread", CROSS, build.flags, int4, products, here)
-for line in build.must("qemu-aarch64 '%s'", products):gmatch("[^\n]+") do
-    local found = build.values(line)
-    tap.ok(found.cases == 160 and found.error <= 1 and found.wrong == 0,
-        "aarch64, products, " .. line)
-end
+compiles_products("cache_dtype", "int8", "cache_harness.c", 216, "int8 cache")
+compiles_products("weight_dtype", "int4", "quantized_harness.c", 160, "products")
 
 build.must("%s %s -static -o '%s/pack' '%s/pack.c' -lm -pthread", CROSS, build.flags, model, model)
 build.must("qemu-aarch64 '%s/pack' '%s/pack.job' '%s'", model, model, build.path("cross.psc"))

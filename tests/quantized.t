@@ -358,13 +358,7 @@ end
 
 -- ---- threads -----------------------------------------------------------------------------------
 
-local engine, first = build.engine(random_folder, "-std=c11 -O1")
-for threads = 1, 3 do
-    local out = build.must("'%s' generate --ids '1 2 3' -n 40 --temp 1 -s 5 --print-ids -t %d "
-        .. "--ignore-eos", engine, threads)
-    first = first or out
-    tap.ok(out == first and #out > 100, ("%d threads: the same ids"):format(threads), out)
-end
+build.same_for_threads(build.engine(random_folder, "-std=c11 -O1"))
 
 -- ---- SmolLM2 -----------------------------------------------------------------------------------
 
