@@ -153,7 +153,8 @@ lint-shell:
 
 # What a machine with a GPU, CUDA and gcc needs for its tests: one folder.
 GPU_FOLDER = out/gpu
-GPU_SPECS = ParScale-1.8B-P8 ParScale-1.8B-P8:int8 ParScale-1.8B-P8:int4
+GPU_SPECS = ParScale-1.8B-P8 ParScale-1.8B-P8:int8 ParScale-1.8B-P8:int4 \
+    ParScale-1.8B-P8:bf16:int8
 .PHONY: test-gpu-folder test-gpu
 test-gpu-folder: demo-model
 	@rm -rf $(GPU_FOLDER)

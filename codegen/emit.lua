@@ -126,6 +126,9 @@ local ENGINE_DIMS = [[
 #include "dims.h"
 #include "sample.h"
 
+static const char WEIGHT_DTYPE[] = "%s";
+static const char CACHE_DTYPE[] = "%s";
+
 static const float RMS_NORM_EPS = %s;
 static const float ROPE_THETA = %s;
 static const float STREAM_SMOOTHING = %s; // parscale_attn_smooth
@@ -188,7 +191,7 @@ end
 
 function emit.engine_dims(p)
     local s = p.spec
-    return ENGINE_DIMS:format(c_float(s.rms_norm_eps), c_float(s.rope_theta),
+    return ENGINE_DIMS:format(s.weight_dtype, s.cache_dtype, c_float(s.rms_norm_eps), c_float(s.rope_theta),
         c_float(s.parscale_attn_smooth), adapter_table(p), buffer_struct("buffers", p.buffers),
         buffer_struct("scratch", p.scratch))
 end

@@ -96,6 +96,8 @@ static int info_command(struct session *session) {
         {"parscale_n", INFO_COUNT, NULL, (size_t)info->streams},
         {"parscale_n_tokens", INFO_COUNT, NULL, (size_t)info->prefix_tokens},
         {"context", INFO_COUNT, NULL, (size_t)info->context},
+        {"weight_dtype", INFO_TEXT, info->weight_dtype, 0},
+        {"cache_dtype", INFO_TEXT, info->cache_dtype, 0},
         {"tokenizer", INFO_BOOL, NULL, info->has_tokenizer},
         {"chat_template", INFO_TEXT, chat_template ? chat_template : "none", 0},
         {"device", INFO_TEXT, info->device, 0},

@@ -37,10 +37,11 @@ struct parscale_start {
 
 // What the engine was generated for, and what it runs with. All sizes in elements, memory in bytes.
 struct parscale_info {
-    const char *name;        // spec.name
-    const char *plan_digest; // 16 hex digits; equal in the engine and in its pack
-    const char *isa;         // the path in use
-    const char *device;      // cpu, or the GPU's name
+    const char *name;                       // spec.name
+    const char *plan_digest;                // 16 hex digits; equal in the engine and in its pack
+    const char *weight_dtype, *cache_dtype; // as in the spec
+    const char *isa;                        // the path in use
+    const char *device;                     // cpu, or the GPU's name
     const char *device_note; // why not the GPU, or how it was started; "" if there was no choice
     const char *gpu_kernels; // none; by NVRTC at the first start; or the architectures embedded
     int hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, vocab_size;

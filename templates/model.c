@@ -82,6 +82,8 @@ static void fill_info(struct parscale *model, int threads) {
     struct parscale_info *info = &model->info;
     info->name = SPEC_NAME;
     info->plan_digest = PLAN_DIGEST;
+    info->weight_dtype = WEIGHT_DTYPE;
+    info->cache_dtype = CACHE_DTYPE;
     info->isa = model->bulk->name;
     info->hidden_size = HIDDEN_SIZE;
     info->intermediate_size = INTERMEDIATE_SIZE;

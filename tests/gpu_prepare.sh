@@ -1,9 +1,9 @@
 #!/bin/sh
 # Prepares what tests/gpu.sh needs on a machine that has a GPU, CUDA and gcc, but no Lua:
-#     tests/gpu_prepare.sh FOLDER REAL [SPEC[:WEIGHT_DTYPE]...]
+#     tests/gpu_prepare.sh FOLDER REAL [SPEC[:WEIGHT_DTYPE[:CACHE_DTYPE]]...]
 # Engines and packs of the golden folders; of the real model, whose engine is in the folder REAL
 # (`make demo-model`; "" for none), the engine and what its pack is made from, 120 MB; an engine and its
-# packer for each spec, for random weights, bf16 or as WEIGHT_DTYPE says.
+# packer for each spec, for random weights, bf16 or as WEIGHT_DTYPE and CACHE_DTYPE say.
 set -eu
 folder=$1
 real=$2
@@ -20,14 +20,20 @@ for golden in tests/data/golden/*/; do
     rm -f "$out/pack" "$out/pack.c" "$out/pack.job" "$out/report.md"
 done
 for argument in "$@"; do
-    spec=${argument%:*}
+    spec=${argument%%:*}
     name=$(basename "$spec" .lua)
     dtype=bf16
+    cache=bf16
     if [ "$spec" != "$argument" ]; then
-        dtype=${argument##*:}
+        dtypes=${argument#*:}
+        dtype=${dtypes%:*}
         name=$name-$dtype
+        if [ "$dtype" != "$dtypes" ]; then
+            cache=${dtypes#*:}
+            name=$name-cache-$cache
+        fi
     fi
-    echo "return { weight_dtype = \"$dtype\" }" >"$folder/dtype.lua"
+    echo "return { weight_dtype = \"$dtype\", cache_dtype = \"$cache\" }" >"$folder/dtype.lua"
     lua5.4 codegen/main.lua --from random --spec "$spec" --spec tests/gpu_streams.lua \
         --spec "$folder/dtype.lua" --name "$name" --out "$folder/random" >/dev/null
 done
