@@ -431,7 +431,7 @@ local function gpu_plan(spec, p)
     local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
                   cache_kernels = int8 and 1 or 0,
-                  prefill_shared = 64 << 10, warpgroup_shared = 224 << 10, small_shared = 256,
+                  prefill_shared = 64 << 10, warpgroup_shared = 225 << 10, small_shared = 256,
                   prefill_attention_shared = stages * (step_bytes + scale_bytes)
                       + kept_queries * TILE_BYTES,
                   sample_shared = 28 << 10 }

@@ -1,14 +1,14 @@
 // The products of prefill: rows of weights times columns of activations, whatever the format of the
 // weights is. column = stream * tokens + token. Both stream through shared memory in asynchronous
-// copies, a step of K at a time. A block of threads computes BLOCK_TILES rows of tiles by COLUMNS
+// copies, a step of K at a time. A block of threads computes BLOCK_TILES rows of tiles by some
 // columns, then the same elsewhere. Results are slices: 16 rows by 64 columns, each of one warp.
 
 enum {
-    BLOCK_TILES = 8,                 // rows of tiles of weights of a block
-    STEP_TILES = WARPGROUPS ? 4 : 2, // 16s of K at a time
-    PRODUCT_WARPS = WARPGROUPS ? 8 : 4,
-    PRODUCT_THREADS = PRODUCT_WARPS * WARP,
-    PRODUCT_BLOCKS = WARPGROUPS ? 1 : 2, // that a multiprocessor runs
+    BLOCK_TILES = 8,                    // rows of tiles of weights of a block
+    STEP_TILES = WARPGROUPS ? 4 : 2,    // 16s of K at a time
+    PRODUCT_WARPS = WARPGROUPS ? 8 : 4, // that multiply
+    PRODUCT_THREADS = (PRODUCT_WARPS + 4 * WARPGROUPS) * WARP, // a warpgroup more copies
+    PRODUCT_BLOCKS = WARPGROUPS ? 1 : 2,                       // that a multiprocessor runs
     SLICE_COLUMNS = 64,
     INPUT_K = 64, // k of a block of activations
     INPUT_BLOCK_BYTES = 8 * INPUT_K * 2,
@@ -42,13 +42,6 @@ static __device__ inline int input_chunk(int column, int chunk) {
 static __device__ inline unsigned *input_word(char *input, int column, int k) {
     char *row = input + (long long)(k / INPUT_K) * INPUT_ROW_BYTES;
     return (unsigned *)(row + input_chunk(column, k % INPUT_K / CHUNK_K) * 16 + k % CHUNK_K * 2);
-}
-
-// The same for a step's chunks in shared memory, which may be half a block.
-static __device__ inline int stage_chunk(int column, int chunk) {
-    if (STEP_CHUNKS * CHUNK_K == INPUT_K)
-        return input_chunk(column, chunk);
-    return column * STEP_CHUNKS + (chunk ^ column / 2 % STEP_CHUNKS);
 }
 
 // A step: which 16s of K. Every pass over K starts one.
@@ -102,28 +95,6 @@ static __device__ __forceinline__ int block_tile(const struct product &p, int co
 static __device__ __forceinline__ int block_column(const struct product &p, int columns,
                                                    int block) {
     return block % blocks_of_row(p, columns) * columns;
-}
-
-// Starts copying the activations of a step, COLUMNS from `first` on; zeros behind the last column
-// and the end of K.
-template <int COLUMNS>
-static __device__ __forceinline__ void
-copy_input(const struct product &p, const struct product_step &step, int first, char *stage) {
-    const int APART = PRODUCT_THREADS / STEP_CHUNKS; // columns of one thread
-    int chunk = threadIdx.x % STEP_CHUNKS, column = threadIdx.x / STEP_CHUNKS;
-    const char *from = step.input + input_chunk(first + column, step.input_chunk + chunk) * 16;
-    char *to = stage + stage_chunk(column, chunk) * 16;
-#pragma unroll
-    for (int i = 0; i < COLUMNS / APART; i++)
-        copy_async(to + i * APART * STEP_CHUNKS * 16, from + i * APART * (INPUT_K / CHUNK_K) * 16,
-                   first + column + i * APART < p.columns && chunk * CHUNK_K / TILE < step.tiles);
-}
-
-// 16 columns j of the 64 of a warp, 16 k of a step: operands for its own products, x, y of the
-// first 8 columns, z, w of the others.
-static __device__ __forceinline__ struct tile load_input(const char *stage, int j, int k) {
-    int column = warp_id() % 2 * SLICE_COLUMNS + j * TILE + lane_id() / 16 * 8 + lane_id() % 8;
-    return load_matrices(stage + stage_chunk(column, k * 2 + lane_id() / 8 % 2) * 16);
 }
 
 // What a thread holds of a block of results are slices: sums of 16 rows by 64 columns of its warp,

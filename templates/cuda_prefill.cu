@@ -1,12 +1,13 @@
 // A block of tokens x streams: the layers' kernels. See cuda_block.cu for the products and for
 // where activations lie.
 
-// Calls finish(slice, sum) for every slice of weights x input that this block of threads has.
-template <int ROW_TILES, typename FINISH>
+// Calls finish(slice, sum) for every slice of weights x input that this block of threads has. SPARE:
+// it uses spare_floats.
+template <int ROW_TILES, bool SPARE = false, typename FINISH>
 static __device__ __forceinline__ void multiply_all(const struct product &p, const FINISH &finish) {
     wait_for_previous_kernel();
     if constexpr (WARPGROUPS)
-        multiply_by_warpgroups<block_columns(ROW_TILES)>(p, finish);
+        multiply_by_warpgroups<block_columns(ROW_TILES), SPARE>(p, finish);
     else
         multiply_by_warps(p, finish);
 }
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
                         HIDDEN_INPUT_TILES,
                         2,
                         distinct_columns(task)};
-    multiply_all<QKV_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
+    multiply_all<QKV_ROW_TILES, true>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
         if (slice.row_tile >= p.row_tiles)
             return;
         // Through shared memory, each thread its own: what follows is long, so it is a loop; some
@@ -108,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
         float *mine = spare_floats() + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < SLICE_FLOATS; i++)
-            mine[i * PRODUCT_THREADS] = sum[i / 4][i % 4];
+            mine[i * PRODUCT_WARPS * WARP] = sum[i / 4][i % 4];
 #pragma unroll 1
         for (int n = 0; n < SLICE_FLOATS / 2; n += AT_ONCE) {
             struct qkv_terms terms[AT_ONCE];
@@ -125,9 +126,9 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
                 int column = first + i / 2 * 8 + i % 2;
                 if (column < p.columns) {
                     int token = column % task.tokens, stream = column / task.tokens;
-                    const float *y = mine + (n / 2 * 4 + i / 2 * 4 + i % 2) * PRODUCT_THREADS;
+                    const float *y = mine + (n / 2 * 4 + i / 2 * 4 + i % 2) * PRODUCT_WARPS * WARP;
                     store_qkv(task, slice.row_tile, lane_id() / 4, token, stream,
-                              task.position + token, terms[i], y[0], y[2 * PRODUCT_THREADS]);
+                              task.position + token, terms[i], y[0], y[2 * PRODUCT_WARPS * WARP]);
                 }
             }
         }

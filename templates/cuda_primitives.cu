@@ -153,6 +153,20 @@ template <int PENDING> static __device__ inline void wait_products() {
 #endif
 }
 
+// All threads of a warpgroup give registers back, or take some that another one gave back: then
+// each thread has COUNT, a multiple of 8.
+template <int COUNT> static __device__ inline void give_registers() {
+#ifndef EMULATOR
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
+template <int COUNT> static __device__ inline void take_registers() {
+#ifndef EMULATOR
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+#endif
+}
+
 // Keeps the compiler from using a sum before it is complete.
 static __device__ inline void keep(float (&sum)[8][4]) {
 #ifndef EMULATOR
@@ -394,8 +408,16 @@ static __device__ inline void expect_bytes(unsigned long long *barrier, int byte
                  : "memory");
 }
 
+template <bool ONCE>
 static __device__ inline void copy_bulk(void *shared, const void *global, int bytes,
                                         unsigned long long *barrier) {
+    if (!ONCE) {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                     " [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+                     "l"(global), "r"(bytes), "r"(shared_address(barrier))
+                     : "memory");
+        return;
+    }
     unsigned long long policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -405,9 +427,10 @@ static __device__ inline void copy_bulk(void *shared, const void *global, int by
 }
 #endif
 
-// Copies to shared memory, behind the warp's back, what is read once: its lanes all call this with
-// the same arguments, and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s
-// arrivals are those of one copy when it is there.
+// Copies to shared memory, behind the warp's back: its lanes all call this with the same arguments,
+// and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s arrivals are those of
+// one copy when it is there. ONCE: what is read once, and need not stay in the L2 cache.
+template <bool ONCE = true>
 static __device__ inline void copy_slot(void *shared, const void *global, int bytes,
                                         unsigned long long *barrier) {
 #ifdef EMULATOR
@@ -415,7 +438,7 @@ static __device__ inline void copy_slot(void *shared, const void *global, int by
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (threadIdx.x % WARP == 0) {
         expect_bytes(barrier, bytes);
-        copy_bulk(shared, global, bytes, barrier);
+        copy_bulk<ONCE>(shared, global, bytes, barrier);
     }
 #else
     for (int i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16)
@@ -427,6 +450,7 @@ static __device__ inline void copy_slot(void *shared, const void *global, int by
 
 // The same for `pieces` pieces of `bytes` bytes, at most WARP: `stride` apart in global, `apart` in
 // shared memory.
+template <bool ONCE = true>
 static __device__ inline void copy_pieces(char *shared, int apart, const char *global,
                                           long long stride, int bytes, int pieces,
                                           unsigned long long *barrier) {
@@ -438,7 +462,7 @@ static __device__ inline void copy_pieces(char *shared, int apart, const char *g
         expect_bytes(barrier, pieces * bytes);
     __syncwarp();
     if (lane < pieces)
-        copy_bulk(shared + lane * apart, global + lane * stride, bytes, barrier);
+        copy_bulk<ONCE>(shared + lane * apart, global + lane * stride, bytes, barrier);
 #else
     int chunks = bytes / 16;
     for (int i = threadIdx.x % WARP; i < pieces * chunks; i += WARP)

@@ -1,93 +1,165 @@
 // Blocks of products where warpgroups multiply (wgmma): two of them, each 64 rows by all columns of
-// the block. Weights are copied to shared memory in the pack's order and go through registers,
-// whatever their format is; activations are read where they lie.
+// the block. A warp of its own copies ahead, one stage after the other, also from one block of
+// results to the next: bulk copies, whose end barriers tell. Weights lie in shared memory in the
+// pack's order and go through registers, whatever their format is; activations are read where they
+// lie. The warpgroups wait for stages, not for each other: one ends a block of results while the
+// other still multiplies.
 
 enum {
     COLUMN_COST = 16, // what a block of results costs beside its columns, in columns
-    SPARE_BYTES = PRODUCT_THREADS * SLICE_FLOATS * 4, // for what follows a product: a slice each
-    WARPGROUP_SHARED = 224 << 10,
+    MOST_STAGES = 6,
+    BARRIER_BYTES = 1024,
+    SPARE_BYTES = PRODUCT_WARPS * WARP * SLICE_FLOATS * 4, // a slice of each thread that multiplies
+    WARPGROUP_SHARED = 225 << 10,
     // Weights of a step, in front of its activations.
     ROWS_STEP_BYTES = (BLOCK_TILES * ROW_STEP_BYTES + 1023) / 1024 * 1024,
 };
 
-// What is copied ahead: steps of this block of threads, to one stage after the other, also from one
-// block of results to the next.
-template <int COLUMNS> struct feed {
+// Of the stages, at the end of the shared memory.
+struct stage_barriers {
+    unsigned long long full[MOST_STAGES], empty[MOST_STAGES];
+};
+
+static __device__ inline struct stage_barriers *stage_barriers() {
+    return (struct stage_barriers *)(shared_memory() + WARPGROUP_SHARED - BARRIER_BYTES);
+}
+
+// Shared memory for what follows a product: SLICE_FLOATS for each thread that multiplies.
+static __device__ inline float *spare_floats() {
+    return (float *)(shared_memory() +
+                     (WARPGROUPS ? WARPGROUP_SHARED - BARRIER_BYTES - SPARE_BYTES : 0));
+}
+
+// A place in the ring of stages, the producer's or a consumer's. SPARE: spare_floats are wanted.
+template <int COLUMNS, bool SPARE> struct stage_ring {
     enum {
-        STAGE_BYTES = ROWS_STEP_BYTES + COLUMNS * INPUT_K * 2,
-        FIT = (WARPGROUP_SHARED - SPARE_BYTES) / STAGE_BYTES,
-        STAGES = FIT < 6 ? FIT : 6,
-        AHEAD = STAGES - 2, // steps: two more are multiplied
+        INPUT_BYTES = COLUMNS * INPUT_K * 2,
+        STAGE_BYTES = ROWS_STEP_BYTES + INPUT_BYTES,
+        FIT = (WARPGROUP_SHARED - BARRIER_BYTES - SPARE * SPARE_BYTES) / STAGE_BYTES,
+        STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES,
     };
 
-    int block, step, stage;
-    int row_tile, column; // of the block: found once, divisions take long
+    int stage;
+    unsigned parity; // of the phase in which it becomes full
 
-    __device__ __forceinline__ void find_block(const struct product &p) {
-        row_tile = block_tile(p, COLUMNS, block);
-        column = block_column(p, COLUMNS, block);
-    }
-
-    __device__ __forceinline__ char *place(int stage) const {
+    __device__ __forceinline__ char *place() const {
         return shared_memory() + stage * STAGE_BYTES;
     }
 
-    __device__ __forceinline__ void copy(const struct product &p, int steps) {
-        if (block < count_blocks(p, COLUMNS)) {
-            struct product_step s = find_step(p, step);
-            copy_weights(p, s, row_tile, place(stage));
-            copy_input<COLUMNS>(p, s, column, place(stage) + ROWS_STEP_BYTES);
+    __device__ __forceinline__ void next() {
+        stage++;
+        if (stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
         }
-        commit_copies();
-        stage = stage + 1 < STAGES ? stage + 1 : 0;
-        if (++step == steps) {
-            step = 0;
-            block += gridDim.x;
-            find_block(p);
+    }
+
+    static __device__ __forceinline__ void init() {
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; i++) {
+                init_barrier(&stage_barriers()->full[i], 2 * COPY_ARRIVALS);
+                init_barrier(&stage_barriers()->empty[i], PRODUCT_WARPS);
+            }
+            publish_barriers();
         }
+        __syncthreads();
+    }
+
+    // The producer's: a step of a block of results, which starts at this row of tiles and column.
+    // All columns are copied; nobody looks at what those behind the last give.
+    __device__ __forceinline__ void copy(const struct product &p, const struct product_step &step,
+                                         int row_tile, int column) {
+        const int bytes = layer_tiles::BYTES, all = WEIGHT_PLANES * p.column_tiles / INPUT_TILES;
+        unsigned long long *full = &stage_barriers()->full[stage];
+        int tiles = step.tiles < STEP_TILES ? step.tiles : STEP_TILES;
+        int rows = p.row_tiles - row_tile;
+        wait_barrier(&stage_barriers()->empty[stage], parity ^ 1);
+        copy_pieces<false>(place(), ROW_STEP_BYTES,
+                           p.weights + ((long long)row_tile * all + step.weight_tile / INPUT_TILES) *
+                                           bytes,
+                           all * bytes, tiles / INPUT_TILES * bytes,
+                           rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
+        copy_slot<false>(place() + ROWS_STEP_BYTES,
+                         step.input + column / 8 * INPUT_BLOCK_BYTES, INPUT_BYTES, full);
+        next();
+    }
+
+    // A consumer's: the stage before this one is the producer's again.
+    __device__ __forceinline__ void leave_last() {
+        __syncwarp();
+        if (lane_id() == 0)
+            arrive(&stage_barriers()->empty[stage > 0 ? stage - 1 : STAGES - 1]);
+    }
+
+    // Starts sum += what the stage has, when it is full. rows: of tiles in the block.
+    template <int SLICES>
+    __device__ __forceinline__ void
+    multiply(float (&sum)[SLICES][8][4], struct tile (&weights)[STEP_TILES],
+             const struct product &p, const struct product_step &step, int rows) {
+        const bool whole = p.column_tiles % STEP_TILES == 0;
+        int row = warp_id() < rows ? warp_id() : rows - 1;
+        wait_barrier(&stage_barriers()->full[stage], parity);
+#pragma unroll
+        for (int k = 0; k < STEP_TILES; k++)
+            if (whole || k < step.tiles)
+                weights[k] = load_weight(place(), row, k, step.low);
+        fence_products();
+#pragma unroll
+        for (int k = 0; k < STEP_TILES; k++)
+            if (whole || k < step.tiles)
+                multiply_warpgroup(sum, weights[k], place() + ROWS_STEP_BYTES + k * TILE * 2);
+        commit_products();
     }
 };
 
+template <int COLUMNS, bool SPARE>
+static __device__ __forceinline__ void copy_blocks(const struct product &p, int steps) {
+    struct stage_ring<COLUMNS, SPARE> ring = {0, 0};
+    for (int block = blockIdx.x; block < count_blocks(p, COLUMNS); block += gridDim.x) {
+        int row_tile = block_tile(p, COLUMNS, block), column = block_column(p, COLUMNS, block);
+        for (int step = 0; step < steps; step++)
+            ring.copy(p, find_step(p, step), row_tile, column);
+    }
+}
+
 // Multiplies and calls finish(slice, sum) for every slice of the results of this block of threads.
-template <int COLUMNS, typename FINISH>
+template <int COLUMNS, bool SPARE, typename FINISH>
 static __device__ __forceinline__ void multiply_by_warpgroups(const struct product &p,
                                                               const FINISH &finish) {
-    typedef struct feed<COLUMNS> feed_type;
-    const int SLICES = COLUMNS / SLICE_COLUMNS, STAGES = feed_type::STAGES;
-    const int steps = (count_steps(p) + 1) / 2 * 2; // two sets of registers take turns
-    feed_type feed = {(int)blockIdx.x, 0, 0, 0, 0};
-    feed.find_block(p);
-    for (int i = 0; i < feed_type::AHEAD; i++)
-        feed.copy(p, steps);
-    int stage = 0;
+    const int SLICES = COLUMNS / SLICE_COLUMNS, steps = count_steps(p);
+    struct stage_ring<COLUMNS, SPARE> ring = {0, 0};
+    ring.init();
+    if (warp_id() >= PRODUCT_WARPS) {
+        give_registers<24>();
+        if (warp_id() == PRODUCT_WARPS)
+            copy_blocks<COLUMNS, SPARE>(p, steps);
+        return;
+    }
+    take_registers<240>();
     for (int block = blockIdx.x; block < count_blocks(p, COLUMNS); block += gridDim.x) {
+        int row_tile = block_tile(p, COLUMNS, block), column = block_column(p, COLUMNS, block);
         float sum[SLICES][8][4] = {};
-        struct tile weights[2][STEP_TILES];
+        struct tile weights[2][STEP_TILES]; // of two steps under way
         for (int step = 0; step < steps; step += 2) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const char *place = feed.place(stage);
-                wait_copies<feed_type::AHEAD - 1>();
-                show_copies();
-                __syncthreads();
-                load_weights(weights[half], place, warp_id(), find_step(p, step + half).low);
-                fence_products();
-#pragma unroll
-                for (int k = 0; k < STEP_TILES; k++)
-                    multiply_warpgroup(sum, weights[half][k],
-                                       place + ROWS_STEP_BYTES + k * TILE * 2);
-                commit_products();
-                feed.copy(p, steps);
-                wait_products<1>();
-                stage = stage + 1 < STAGES ? stage + 1 : 0;
+                if (steps % 2 && step + half == steps)
+                    break;
+                ring.multiply(sum, weights[half], p, find_step(p, step + half),
+                              p.row_tiles - row_tile);
+                if (step + half > 0) {
+                    wait_products<1>();
+                    ring.leave_last();
+                }
+                ring.next();
             }
         }
         wait_products<0>();
+        ring.leave_last();
 #pragma unroll
         for (int i = 0; i < SLICES; i++) {
             keep(sum[i]);
-            struct slice slice = {block_tile(p, COLUMNS, block) + warp_id(),
-                                  block_column(p, COLUMNS, block) + i * SLICE_COLUMNS};
+            struct slice slice = {row_tile + warp_id(), column + i * SLICE_COLUMNS};
             finish(slice, sum[i]);
         }
     }
@@ -107,9 +179,4 @@ static __device__ inline constexpr int block_columns(int row_tiles) {
         }
     }
     return best;
-}
-
-// Shared memory for what follows a product: SLICE_FLOATS for each thread.
-static __device__ inline float *spare_floats() {
-    return (float *)(shared_memory() + (WARPGROUPS ? WARPGROUP_SHARED - SPARE_BYTES : 0));
 }

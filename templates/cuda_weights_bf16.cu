@@ -50,11 +50,8 @@ static __device__ __forceinline__ void copy_weights(const struct product &p,
     }
 }
 
-// This lane's part of a step of row `row` of the block. Weights have no low parts here.
-static __device__ __forceinline__ void load_weights(struct tile (&weights)[STEP_TILES],
-                                                    const char *stage, int row, bool) {
-#pragma unroll
-    for (int k = 0; k < STEP_TILES; k++)
-        weights[k] = ((const struct tile *)(stage + row * ROW_STEP_BYTES +
-                                            k * TILE_BYTES))[chunk_place(chunk_id())];
+// This lane's part of 16s `k` of row `row` of the block. Weights have no low parts here.
+static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k, bool) {
+    const struct tile *tile = (const struct tile *)(stage + row * ROW_STEP_BYTES + k * TILE_BYTES);
+    return WARPGROUPS ? load_fragment(tile) : tile[chunk_place(chunk_id())];
 }

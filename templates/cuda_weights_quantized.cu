@@ -190,17 +190,14 @@ static __device__ __forceinline__ unsigned scaled_pair(unsigned q, float scale, 
     return low ? low_parts(word, even, odd) : word;
 }
 
-// This lane's part of a step of row `row` of the block; low: the weights' low parts.
-static __device__ __forceinline__ void load_weights(struct tile (&weights)[STEP_TILES],
-                                                    const char *stage, int row, bool low) {
-#pragma unroll
-    for (int k = 0; k < STEP_TILES; k++) {
-        struct quants q = quantized<LAYER_TILE_BYTES>::template unpack<true>(
-            stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES);
-        const struct tile &half = q.halves[k % INPUT_TILES];
-        weights[k].x = scaled_pair(half.x, q.scale[0], q.offset[0], low);
-        weights[k].y = scaled_pair(half.y, q.scale[0], q.offset[0], low);
-        weights[k].z = scaled_pair(half.z, q.scale[1], q.offset[1], low);
-        weights[k].w = scaled_pair(half.w, q.scale[1], q.offset[1], low);
-    }
+// This lane's part of 16s `k` of row `row` of the block; low: the weights' low parts.
+static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k,
+                                                          bool low) {
+    struct quants q = quantized<LAYER_TILE_BYTES>::template unpack<!WARPGROUPS>(
+        stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES);
+    const struct tile &half = q.halves[k % INPUT_TILES];
+    return {scaled_pair(half.x, q.scale[0], q.offset[0], low),
+            scaled_pair(half.y, q.scale[0], q.offset[0], low),
+            scaled_pair(half.z, q.scale[1], q.offset[1], low),
+            scaled_pair(half.w, q.scale[1], q.offset[1], low)};
 }

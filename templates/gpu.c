@@ -67,7 +67,7 @@ enum {
     GPU_THREADS = 32 * GPU_WARPS,
     GPU_STEP_THREADS = GPU_THREADS + 32, // of a decode step: with the producer's warp
     GPU_PREFILL_THREADS = 128,
-    GPU_WARPGROUP_THREADS = 256,
+    GPU_WARPGROUP_THREADS = 384,
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
     GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //

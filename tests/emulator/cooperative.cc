@@ -1,4 +1,4 @@
-// What threads of a cooperative launch know of each other, and their barriers. A thread's vector
+// What threads of a clocked block know of each other, and their barriers. A thread's vector
 // clock says which accesses are ordered before what it does now; whoever tells others something, by
 // a barrier or a counter, passes it on. What it did itself since its warp's last barrier is passed
 // on only by the first lane of a warp: others are taken to have told nothing of it.
@@ -67,6 +67,21 @@ void meet(struct fiber *const *fibers, unsigned count) {
         fibers[i]->clock = all;
 }
 
+static unsigned clocked_blocks;
+
+void use_clocks(struct block *block) {
+    clocked_blocks += !block->clocked;
+    block->clocked = true;
+}
+
+void end_clocks(struct block *block) {
+    if (!block->clocked)
+        return;
+    block->clocked = false;
+    if (--clocked_blocks == 0)
+        forget_readers();
+}
+
 static void want_cooperative() {
     if (!current->block->cooperative)
         emulate_fault("does what only cooperative launches may do here");
@@ -102,7 +117,7 @@ void emulate_barrier(int id, int threads) {
 
 void emulate_init_barrier(unsigned long long *barrier, int arrivals) {
     struct block *block = current->block;
-    want_cooperative();
+    use_clocks(block);
     write_barrier(barrier);
     struct phase_barrier made = {};
     made.arrivals = made.pending = (unsigned)arrivals;

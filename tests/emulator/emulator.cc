@@ -190,7 +190,7 @@ void __syncthreads() {
     block->arrived = 0;
     block->barrier_time = ++block->time;
     block->all_waited |= block->waited;
-    if (block->cooperative)
+    if (block->clocked)
         meet(block->fibers.data(), threads);
     else
         share_knowledge(block, 0, threads, &block->known);
@@ -225,7 +225,7 @@ static void compute_product(struct warp *w) {
 
 // Of all that a warp does together, only its barrier orders accesses to memory.
 static void order_warp(struct block *block, unsigned warp) {
-    if (block->cooperative) {
+    if (block->clocked) {
         meet(&block->fibers[warp * LANES], LANES);
         return;
     }
@@ -519,7 +519,10 @@ static void start_block(struct block *block, struct grid *grid) {
     if (grid->next == 1)
         grid->first_instance = block->instance;
     block->cooperative = grid->launch.cooperative;
-    block->index = block->instance - grid->first_instance;
+    block->index = block->cooperative ? block->instance - grid->first_instance
+                                      : (unsigned)(block - blocks);
+    if (block->cooperative)
+        use_clocks(block);
     block->place = {index % extent[0], index / extent[0] % extent[1],
                     index / extent[0] / extent[1]};
     block->arrived = block->ended = 0;
@@ -574,13 +577,12 @@ static void end_block(struct block *block) {
     }
     block->active = false;
     trigger(block);
-    if (block->cooperative)
+    if (block->clocked)
         forget_shared((unsigned)(block - blocks));
+    end_clocks(block);
     if (++grid->ended < grid->order.size())
         return;
     grid->complete = true;
-    if (block->cooperative)
-        forget_readers();
     for (struct block &other : blocks)
         if (other.active && other.grid->number == grid->number + 1)
             release(&other, 0, other.grid->launch.threads, wait_for::kernel);

@@ -31,7 +31,7 @@ enum : unsigned {
     UNDER_WAY = 2048, // + thread
 };
 
-// What a thread of a cooperative launch relies on: of each block, what its warps, their first lanes
+// What a thread of a clocked block relies on: of each block, what its warps, their first lanes
 // and copies did before these times.
 enum {
     CLOCK_WARPS = MOST_COOPERATIVE / LANES,
@@ -86,7 +86,7 @@ struct fiber {
     std::vector<struct knowledge> fenced;   // what a later atomic operation tells others
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
     std::vector<struct knowledge> known;    //
-    known_clock clock;                      // in a cooperative launch
+    known_clock clock;                      // in a clocked block
     known_clock tells, told;                // by atomic operations: as fenced, observed
 };
 
@@ -148,7 +148,8 @@ struct grid {
 struct block {
     bool active;
     bool cooperative;
-    unsigned index; // in a cooperative launch
+    bool clocked;   // its threads have clocks: a cooperative launch, or barriers in shared memory
+    unsigned index; // in a cooperative launch, else the block's slot
     struct grid *grid;
     uint32_t instance; // 1, 2, ...: of all blocks that ever ran
     struct {
@@ -193,6 +194,12 @@ known_clock join_clocks(const known_clock &a, const known_clock &b);
 // What a thread knows and did, for others.
 known_clock what_it_tells(const struct fiber *fiber);
 
+// From now on the threads of the current block have clocks.
+void use_clocks(struct block *block);
+
+// The block ends.
+void end_clocks(struct block *block);
+
 // Threads meet at a barrier, whole warps in order.
 void meet(struct fiber *const *fibers, unsigned count);
 
@@ -234,7 +241,7 @@ void land_slot(const struct slot_copy &copy, unsigned index);
 void write_barrier(unsigned long long *barrier);
 void touch_counter(const unsigned *counter, const void *code);
 
-// A cooperative launch has ended.
+// No clocked block runs any more.
 void forget_readers();
 
 // Whether the current thread has copies under way.

@@ -7,8 +7,9 @@
 //
 // A thread's accesses are ordered among themselves; those of a warp by __syncwarp, but not by
 // shuffles and products; those of a block by __syncthreads. Copies to shared memory write from when
-// they are started to when their thread has waited for them. In cooperative launches the clocks of
-// cooperative.cc say what is ordered, and all readers of a place are kept.
+// they are started to when their thread has waited for them. In cooperative launches, and in blocks
+// with barriers in shared memory, the clocks of cooperative.cc say what is ordered, and all readers
+// of a place are kept; in device memory only of a cooperative launch.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -110,7 +111,7 @@ static uint64_t device_record(unsigned who) {
     return (uint64_t)current->block->instance << 32 | shared_record(who);
 }
 
-// Readers of a place, in a cooperative launch: of each block and warp one record.
+// Readers of a place: of each block and warp one record.
 struct reader_set {
     uint32_t readers[MOST_RESIDENT][CLOCK_WARPS];
 };
@@ -131,7 +132,7 @@ static unsigned index_of(uint32_t instance) {
     return instance - current->block->grid->first_instance;
 }
 
-// Whether an access of a block of this cooperative launch is ordered before what the current thread
+// Whether an access of a clocked block of this launch is ordered before what the current thread
 // does now.
 static bool is_ordered_in(unsigned block, uint32_t access) {
     unsigned who = access >> TIME_BITS, time = access % MOST_TIME;
@@ -174,7 +175,7 @@ static uint32_t add_reader(unsigned block, uint32_t access) {
 static inline bool ordered_here(uint32_t access) {
     const struct block *block = current->block;
     unsigned who = access >> TIME_BITS, time = access % MOST_TIME, thread = current->thread;
-    if (block->cooperative)
+    if (block->clocked)
         return is_ordered_in(block->index, access);
     if (who >= UNDER_WAY)
         return false;
@@ -284,7 +285,7 @@ static void touch_shared(struct shared_cell *cells, size_t offset, size_t bytes,
             *c = {mine, 0};
         } else if (free) {
             c->read = mine;
-        } else if (block->cooperative) {
+        } else if (block->clocked) {
             c->read = add_reader(block->index, c->read);
         } else {
             c->read = shared_record(with_reader(c->read >> TIME_BITS));
@@ -326,7 +327,8 @@ static void touch_device(struct device_cell *cells, size_t offset, size_t bytes,
         else if (block->cooperative)
             c->read = (uint64_t)block->instance << 32 |
                       add_reader(index_of((uint32_t)(c->read >> 32)), (uint32_t)c->read);
-        else if (c->read >> 32 == mine >> 32 && (uint32_t)c->read >> TIME_BITS != OF_LAUNCH)
+        else if (c->read >> 32 == mine >> 32 && !block->clocked &&
+                 (uint32_t)c->read >> TIME_BITS != OF_LAUNCH)
             c->read = device_record(with_reader((uint32_t)c->read >> TIME_BITS));
         else
             c->read = device_record(OF_LAUNCH);
@@ -421,12 +423,12 @@ uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check) {
                 access_shared(at, 16, false, shared_record(current->thread), NULL);
             for (unsigned grain = 0; grain < 16 / SHARED_GRAIN; grain++) {
                 uint32_t written = shared_cells[at / SHARED_GRAIN + grain].written;
-                const struct fiber *writer =
-                    current->block->fibers[(written >> TIME_BITS) % current->block->fibers.size()];
-                if (check && written % MOST_TIME >= writer->shown)
+                unsigned who = written >> TIME_BITS; // COPIED: products see what bulk copies bring
+                if (check && who < THREADS &&
+                    written % MOST_TIME >= current->block->fibers[who]->shown)
                     emulate_fault("a product reads shared memory at %#zx, which thread %u has not "
                                   "shown to products",
-                                  at, writer->thread);
+                                  at, who);
                 digest = (digest ^ written) * 1099511628211u;
             }
             unsigned short words[8];
