@@ -391,6 +391,7 @@ local function gpu_plan(spec, p)
     local function prefill_inputs(n) -- whole blocks of 64
         return align(tiles(n) * TILE, 64) * 2
     end
+    local BEHIND = 256 * 64 * 2 -- a copy of a block of columns may go beyond the last column
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
     local list = {
@@ -399,9 +400,9 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)),
+        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)) + BEHIND,
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
-        { "activation", C * prefill_inputs(spec.intermediate_size),
+        { "activation", C * prefill_inputs(spec.intermediate_size) + BEHIND,
           "[columns, intermediate] bf16" },
         { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
         { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },

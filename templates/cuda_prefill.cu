@@ -142,25 +142,16 @@ template <int ROW_TILES>
 static __device__ __forceinline__ void prefill_residual(const struct gpu_task &task,
                                                         const struct product &p) {
     multiply_all<ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
-        if (slice.row_tile >= p.row_tiles)
-            return;
-        float *rows = task.residual + slice.row_tile * TILE + lane_id() / 4;
         int first = slice.column + lane_id() % 4 * 2;
-        float before[16][2]; // all loads first, so that they overlap
+        int columns = slice.row_tile < p.row_tiles ? p.columns - first : 0;
+        float *rows = task.residual + (long long)first * HIDDEN_SIZE + slice.row_tile * TILE +
+                      lane_id() / 4;
 #pragma unroll
         for (int j = 0; j < 16; j++) {
-            int column = first + j / 2 * 8 + j % 2;
-            const float *from = rows + (long long)column * HIDDEN_SIZE;
-            before[j][0] = column < p.columns ? from[0] : 0.0f;
-            before[j][1] = column < p.columns ? from[8] : 0.0f;
-        }
-#pragma unroll
-        for (int j = 0; j < 16; j++) {
-            int column = first + j / 2 * 8 + j % 2;
-            float *to = rows + (long long)column * HIDDEN_SIZE;
-            if (column < p.columns) {
-                to[0] = before[j][0] + sum[j / 2][j % 2];
-                to[8] = before[j][1] + sum[j / 2][j % 2 + 2];
+            int column = j / 2 * 8 + j % 2;
+            if (column < columns) {
+                add_float(rows + column * HIDDEN_SIZE, sum[j / 2][j % 2]);
+                add_float(rows + column * HIDDEN_SIZE + 8, sum[j / 2][j % 2 + 2]);
             }
         }
     });
@@ -194,13 +185,16 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
                         1,
                         task.tokens * STREAMS};
     multiply_all<GATE_UP_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
+        int first = slice.column + lane_id() / 4;
+        int columns = slice.row_tile < p.row_tiles ? p.columns - first : 0;
+        unsigned *to =
+            input_word(task.activation, first, slice.row_tile * 8 + lane_id() % 4 * 2);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const float(&s)[4] = sum[j];
             unsigned word = transpose(to_bf16(swiglu(s[0], s[2]), swiglu(s[1], s[3])));
-            int column = slice.column + j * 8 + lane_id() / 4;
-            if (slice.row_tile < p.row_tiles && column < p.columns)
-                *input_word(task.activation, column, slice.row_tile * 8 + lane_id() % 4 * 2) = word;
+            if (j * 8 < columns)
+                to[j * INPUT_BLOCK_BYTES / 4] = word;
         }
     });
 }

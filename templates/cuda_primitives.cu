@@ -208,6 +208,15 @@ static __device__ inline float fast_quotient(float a, float b) {
 #endif
 }
 
+// *to += value, which no other thread changes now. Behind the thread's back.
+static __device__ inline void add_float(float *to, float value) {
+#ifdef EMULATOR
+    *to += value;
+#else
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
+#endif
+}
+
 // Transposes 8 x 8 bf16 over the warp: lane 4g + i gives elements 2i, 2i+1 of row g and gets those
 // of column g.
 static __device__ inline unsigned transpose(unsigned word) {
