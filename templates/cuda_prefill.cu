@@ -1,13 +1,12 @@
 // A block of tokens x streams: the layers' kernels. See cuda_block.cu for the products and for
 // where activations lie.
 
-// Calls finish(slice, sum) for every slice of weights x input that this block of threads has. SPARE:
-// it uses spare_floats.
-template <int ROW_TILES, bool SPARE = false, typename FINISH>
+// Calls finish(slice, sum) for every slice of weights x input that this block of threads has.
+template <int ROW_TILES, typename FINISH>
 static __device__ __forceinline__ void multiply_all(const struct product &p, const FINISH &finish) {
     wait_for_previous_kernel();
     if constexpr (WARPGROUPS)
-        multiply_by_warpgroups<block_columns(ROW_TILES), SPARE>(p, finish);
+        multiply_by_warpgroups<block_columns(ROW_TILES)>(p, finish);
     else
         multiply_by_warps(p, finish);
 }
@@ -91,6 +90,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_norm(task, POST_NORM_OFFSET, task.tokens * STREAMS, 1);
 }
 
+// A column: token and stream.
+struct token_place {
+    int token, stream;
+};
+
+// Some columns further; without a division.
+static __device__ __forceinline__ struct token_place go_on(const struct gpu_task &task,
+                                                           struct token_place place, int columns) {
+    place.token += columns;
+    while (place.token >= task.tokens) {
+        place.token -= task.tokens;
+        place.stream++;
+    }
+    return place;
+}
+
 // input -> query, cache. Grid of all products: see prefill_product in gpu.c.
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     prefill_qkv(const struct gpu_task task) {
@@ -100,37 +115,37 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
                         HIDDEN_INPUT_TILES,
                         2,
                         distinct_columns(task)};
-    multiply_all<QKV_ROW_TILES, true>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
+    multiply_all<QKV_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
         if (slice.row_tile >= p.row_tiles)
             return;
-        // Through shared memory, each thread its own: what follows is long, so it is a loop; some
-        // columns at a time, so that their loads overlap.
+        // What follows is long, so it is a loop: some columns at a time, so that their loads
+        // overlap; then those behind them move to their place.
         const int AT_ONCE = 4;
-        float *mine = spare_floats() + threadIdx.x;
+        float rest[8][4];
 #pragma unroll
         for (int i = 0; i < SLICE_FLOATS; i++)
-            mine[i * PRODUCT_WARPS * WARP] = sum[i / 4][i % 4];
+            rest[i / 4][i % 4] = sum[i / 4][i % 4];
+        int first = slice.column + lane_id() % 4 * 2;
+        struct token_place at = {first % task.tokens, first / task.tokens};
 #pragma unroll 1
-        for (int n = 0; n < SLICE_FLOATS / 2; n += AT_ONCE) {
-            struct qkv_terms terms[AT_ONCE];
-            int first = slice.column + n / 2 * 8 + lane_id() % 4 * 2;
+        for (int n = 0; n < 8; n += AT_ONCE) {
+            struct qkv_terms terms[2 * AT_ONCE];
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                int column = first + i / 2 * 8 + i % 2, last = p.columns - 1;
-                terms[i] =
-                    find_terms(task, slice.row_tile, lane_id() / 4,
-                               task.position + (column < last ? column : last) % task.tokens);
-            }
+            for (int i = 0; i < 2 * AT_ONCE; i++)
+                terms[i] = find_terms(task, slice.row_tile, lane_id() / 4,
+                                      task.position + go_on(task, at, i / 2 * 8 + i % 2).token);
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                int column = first + i / 2 * 8 + i % 2;
-                if (column < p.columns) {
-                    int token = column % task.tokens, stream = column / task.tokens;
-                    const float *y = mine + (n / 2 * 4 + i / 2 * 4 + i % 2) * PRODUCT_WARPS * WARP;
-                    store_qkv(task, slice.row_tile, lane_id() / 4, token, stream,
-                              task.position + token, terms[i], y[0], y[2 * PRODUCT_WARPS * WARP]);
-                }
+            for (int i = 0; i < 2 * AT_ONCE; i++) {
+                struct token_place place = go_on(task, at, i / 2 * 8 + i % 2);
+                if (first + (n + i / 2) * 8 + i % 2 < p.columns)
+                    store_qkv(task, slice.row_tile, lane_id() / 4, place.token, place.stream,
+                              task.position + place.token, terms[i], rest[i / 2][i % 2],
+                              rest[i / 2][i % 2 + 2]);
             }
+            at = go_on(task, at, AT_ONCE * 8);
+#pragma unroll
+            for (int i = 0; i < (8 - AT_ONCE) * 4; i++)
+                rest[i / 4][i % 4] = rest[i / 4 + AT_ONCE][i % 4];
         }
     });
 }

@@ -9,7 +9,6 @@ enum {
     COLUMN_COST = 16, // what a block of results costs beside its columns, in columns
     MOST_STAGES = 6,
     BARRIER_BYTES = 1024,
-    SPARE_BYTES = PRODUCT_WARPS * WARP * SLICE_FLOATS * 4, // a slice of each thread that multiplies
     WARPGROUP_SHARED = 225 << 10,
     // Weights of a step, in front of its activations.
     ROWS_STEP_BYTES = (BLOCK_TILES * ROW_STEP_BYTES + 1023) / 1024 * 1024,
@@ -24,18 +23,12 @@ static __device__ inline struct stage_barriers *stage_barriers() {
     return (struct stage_barriers *)(shared_memory() + WARPGROUP_SHARED - BARRIER_BYTES);
 }
 
-// Shared memory for what follows a product: SLICE_FLOATS for each thread that multiplies.
-static __device__ inline float *spare_floats() {
-    return (float *)(shared_memory() +
-                     (WARPGROUPS ? WARPGROUP_SHARED - BARRIER_BYTES - SPARE_BYTES : 0));
-}
-
-// A place in the ring of stages, the producer's or a consumer's. SPARE: spare_floats are wanted.
-template <int COLUMNS, bool SPARE> struct stage_ring {
+// A place in the ring of stages, the producer's or a consumer's.
+template <int COLUMNS> struct stage_ring {
     enum {
         INPUT_BYTES = COLUMNS * INPUT_K * 2,
         STAGE_BYTES = ROWS_STEP_BYTES + INPUT_BYTES,
-        FIT = (WARPGROUP_SHARED - BARRIER_BYTES - SPARE * SPARE_BYTES) / STAGE_BYTES,
+        FIT = (WARPGROUP_SHARED - BARRIER_BYTES) / STAGE_BYTES,
         STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES,
     };
 
@@ -112,9 +105,9 @@ template <int COLUMNS, bool SPARE> struct stage_ring {
     }
 };
 
-template <int COLUMNS, bool SPARE>
+template <int COLUMNS>
 static __device__ __forceinline__ void copy_blocks(const struct product &p, int steps) {
-    struct stage_ring<COLUMNS, SPARE> ring = {0, 0};
+    struct stage_ring<COLUMNS> ring = {0, 0};
     for (int block = blockIdx.x; block < count_blocks(p, COLUMNS); block += gridDim.x) {
         int row_tile = block_tile(p, COLUMNS, block), column = block_column(p, COLUMNS, block);
         for (int step = 0; step < steps; step++)
@@ -123,16 +116,16 @@ static __device__ __forceinline__ void copy_blocks(const struct product &p, int 
 }
 
 // Multiplies and calls finish(slice, sum) for every slice of the results of this block of threads.
-template <int COLUMNS, bool SPARE, typename FINISH>
+template <int COLUMNS, typename FINISH>
 static __device__ __forceinline__ void multiply_by_warpgroups(const struct product &p,
                                                               const FINISH &finish) {
     const int SLICES = COLUMNS / SLICE_COLUMNS, steps = count_steps(p);
-    struct stage_ring<COLUMNS, SPARE> ring = {0, 0};
+    struct stage_ring<COLUMNS> ring = {0, 0};
     ring.init();
     if (warp_id() >= PRODUCT_WARPS) {
         give_registers<24>();
         if (warp_id() == PRODUCT_WARPS)
-            copy_blocks<COLUMNS, SPARE>(p, steps);
+            copy_blocks<COLUMNS>(p, steps);
         return;
     }
     take_registers<240>();
