@@ -432,7 +432,7 @@ local function gpu_plan(spec, p)
     local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
                   cache_kernels = int8 and 1 or 0,
-                  prefill_shared = 64 << 10, warpgroup_shared = 225 << 10, small_shared = 256,
+                  prefill_shared = 64 << 10, small_shared = 256,
                   prefill_attention_shared = stages * (step_bytes + scale_bytes)
                       + kept_queries * TILE_BYTES,
                   sample_shared = 28 << 10 }
@@ -442,7 +442,7 @@ local function gpu_plan(spec, p)
     end
     -- Shared memory of a block, taken at the launch, on an architecture; most: what it may have.
     function gpu.shared_bytes(kernel, sm, most)
-        local product = sm == 90 and gpu.warpgroup_shared or gpu.prefill_shared
+        local product = sm == 90 and most or gpu.prefill_shared
         local bytes = { decode_step = most, choose = gpu.small_shared,
                         sample_token = gpu.sample_shared, prefill_qkv = product,
                         prefill_attention = gpu.prefill_attention_shared,

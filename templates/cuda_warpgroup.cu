@@ -9,7 +9,6 @@ enum {
     COLUMN_COST = 16, // what a block of results costs beside its columns, in columns
     MOST_STAGES = 6,
     BARRIER_BYTES = 1024,
-    WARPGROUP_SHARED = 225 << 10,
     // Weights of a step, in front of its activations.
     ROWS_STEP_BYTES = (BLOCK_TILES * ROW_STEP_BYTES + 1023) / 1024 * 1024,
 };
@@ -20,7 +19,7 @@ struct stage_barriers {
 };
 
 static __device__ inline struct stage_barriers *stage_barriers() {
-    return (struct stage_barriers *)(shared_memory() + WARPGROUP_SHARED - BARRIER_BYTES);
+    return (struct stage_barriers *)(shared_memory() + SHARED_BYTES - BARRIER_BYTES);
 }
 
 // A place in the ring of stages, the producer's or a consumer's.
@@ -28,7 +27,7 @@ template <int COLUMNS> struct stage_ring {
     enum {
         INPUT_BYTES = COLUMNS * INPUT_K * 2,
         STAGE_BYTES = ROWS_STEP_BYTES + INPUT_BYTES,
-        FIT = (WARPGROUP_SHARED - BARRIER_BYTES) / STAGE_BYTES,
+        FIT = (SHARED_BYTES - BARRIER_BYTES) / STAGE_BYTES,
         STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES,
     };
 

@@ -182,7 +182,7 @@ static bool has_warpgroups(const struct gpu *gpu) {
 }
 
 static size_t prefill_shared(const struct gpu *gpu) {
-    return has_warpgroups(gpu) ? GPU_WARPGROUP_SHARED : GPU_PREFILL_SHARED;
+    return has_warpgroups(gpu) ? gpu->shared_bytes : GPU_PREFILL_SHARED;
 }
 
 // A block of threads for each block of results; those of warpgroups take one after the other.

@@ -42,7 +42,8 @@ local STREAMS = 2
 
 -- Two machines: little shared memory, so that less is copied ahead; warpgroups.
 local SMALL = { defines = "-DSHARED_BYTES=101376", environment = "EMULATOR_SHARED=101376" }
-local WARPGROUPS = { defines = "-DEMULATOR_WARPGROUPS", environment = "" }
+local WARPGROUPS = { defines = "-DEMULATOR_WARPGROUPS " .. SMALL.defines,
+                     environment = SMALL.environment }
 
 -- What runs, where, on how many multiprocessors: a prefill and decode steps, on many and on one,
 -- which has all work; the kernels that sample and measure.
@@ -52,7 +53,7 @@ local RUNS = {
     { what = COMPARE, machine = SMALL, multiprocessors = 8 },
     { what = COMPARE, machine = SMALL, multiprocessors = 1 },
     { what = CHAIN, machine = SMALL, multiprocessors = 8 },
-    { what = COMPARE, machine = WARPGROUPS, multiprocessors = 8 },
+    { what = COMPARE, machine = WARPGROUPS, multiprocessors = 1 },
 }
 
 local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syncwarp%(%)",
