@@ -159,8 +159,8 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
     multiply_all<ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
         int first = slice.column + lane_id() % 4 * 2;
         int columns = slice.row_tile < p.row_tiles ? p.columns - first : 0;
-        float *rows = task.residual + (long long)first * HIDDEN_SIZE + slice.row_tile * TILE +
-                      lane_id() / 4;
+        float *rows =
+            task.residual + (long long)first * HIDDEN_SIZE + slice.row_tile * TILE + lane_id() / 4;
 #pragma unroll
         for (int j = 0; j < 16; j++) {
             int column = j / 2 * 8 + j % 2;
@@ -202,8 +202,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     multiply_all<GATE_UP_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
         int first = slice.column + lane_id() / 4;
         int columns = slice.row_tile < p.row_tiles ? p.columns - first : 0;
-        unsigned *to =
-            input_word(task.activation, first, slice.row_tile * 8 + lane_id() % 4 * 2);
+        unsigned *to = input_word(task.activation, first, slice.row_tile * 8 + lane_id() % 4 * 2);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const float(&s)[4] = sum[j];

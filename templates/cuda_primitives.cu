@@ -178,16 +178,6 @@ static __device__ inline void keep(float (&sum)[8][4]) {
 #endif
 }
 
-// Behind the wait for this thread's copies, before the barrier: lets products read what they
-// brought.
-static __device__ inline void show_copies() {
-#ifdef EMULATOR
-    emulate_show_copies();
-#else
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 // 2^x to a few units in the last place; 0 for minus infinity.
 static __device__ inline float power_of_two(float x) {
 #ifdef EMULATOR
@@ -437,8 +427,8 @@ static __device__ inline void copy_bulk(void *shared, const void *global, int by
 #endif
 
 // Copies to shared memory, behind the warp's back: its lanes all call this with the same arguments,
-// and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s arrivals are those of
-// one copy when it is there. ONCE: what is read once, and need not stay in the L2 cache.
+// and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s arrivals are those
+// of one copy when it is there. ONCE: what is read once, and need not stay in the L2 cache.
 template <bool ONCE = true>
 static __device__ inline void copy_slot(void *shared, const void *global, int bytes,
                                         unsigned long long *barrier) {

@@ -31,8 +31,8 @@ template <int COLUMNS> struct stage_ring {
         STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES,
     };
 
-    int stage;
-    unsigned parity; // of the phase in which it becomes full
+    int stage = 0;
+    unsigned parity = 0; // of the phase in which it becomes full
 
     __device__ __forceinline__ char *place() const {
         return shared_memory() + stage * STAGE_BYTES;
@@ -67,12 +67,12 @@ template <int COLUMNS> struct stage_ring {
         int rows = p.row_tiles - row_tile;
         wait_barrier(&stage_barriers()->empty[stage], parity ^ 1);
         copy_pieces<false>(place(), ROW_STEP_BYTES,
-                           p.weights + ((long long)row_tile * all + step.weight_tile / INPUT_TILES) *
-                                           bytes,
+                           p.weights +
+                               ((long long)row_tile * all + step.weight_tile / INPUT_TILES) * bytes,
                            all * bytes, tiles / INPUT_TILES * bytes,
                            rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
-        copy_slot<false>(place() + ROWS_STEP_BYTES,
-                         step.input + column / 8 * INPUT_BLOCK_BYTES, INPUT_BYTES, full);
+        copy_slot<false>(place() + ROWS_STEP_BYTES, step.input + column / 8 * INPUT_BLOCK_BYTES,
+                         INPUT_BYTES, full);
         next();
     }
 
@@ -106,7 +106,7 @@ template <int COLUMNS> struct stage_ring {
 
 template <int COLUMNS>
 static __device__ __forceinline__ void copy_blocks(const struct product &p, int steps) {
-    struct stage_ring<COLUMNS> ring = {0, 0};
+    struct stage_ring<COLUMNS> ring;
     for (int block = blockIdx.x; block < count_blocks(p, COLUMNS); block += gridDim.x) {
         int row_tile = block_tile(p, COLUMNS, block), column = block_column(p, COLUMNS, block);
         for (int step = 0; step < steps; step++)
@@ -119,7 +119,7 @@ template <int COLUMNS, typename FINISH>
 static __device__ __forceinline__ void multiply_by_warpgroups(const struct product &p,
                                                               const FINISH &finish) {
     const int SLICES = COLUMNS / SLICE_COLUMNS, steps = count_steps(p);
-    struct stage_ring<COLUMNS> ring = {0, 0};
+    struct stage_ring<COLUMNS> ring;
     ring.init();
     if (warp_id() >= PRODUCT_WARPS) {
         give_registers<24>();

@@ -398,10 +398,6 @@ void emulate_wait_products(int pending) {
     with_warp(WAIT_PRODUCTS, &word, 1);
 }
 
-void emulate_show_copies() {
-    current->shown = current->block->time + 1;
-}
-
 // ---- Kernels ----
 
 // How this thread may rely on the kernel before: it is complete, and so are those that a block of
@@ -519,8 +515,8 @@ static void start_block(struct block *block, struct grid *grid) {
     if (grid->next == 1)
         grid->first_instance = block->instance;
     block->cooperative = grid->launch.cooperative;
-    block->index = block->cooperative ? block->instance - grid->first_instance
-                                      : (unsigned)(block - blocks);
+    block->index =
+        block->cooperative ? block->instance - grid->first_instance : (unsigned)(block - blocks);
     if (block->cooperative)
         use_clocks(block);
     block->place = {index % extent[0], index / extent[0] % extent[1],
@@ -548,7 +544,6 @@ static void start_block(struct block *block, struct grid *grid) {
         fiber->thread = t;
         fiber->waits = wait_for::nothing;
         fiber->waited = fiber->products_fenced = false;
-        fiber->shown = 0;
         fiber->fenced.clear();
         fiber->observed.clear();
         fiber->known.clear();

@@ -81,7 +81,6 @@ struct fiber {
     unsigned long long *awaited; // the barrier whose phase it waits for
     bool waited;                 // for the kernel before
     bool products_fenced;
-    uint32_t shown; // what it wrote to shared memory before, products may read
     struct copy_queue copies;
     std::vector<struct knowledge> fenced;   // what a later atomic operation tells others
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
