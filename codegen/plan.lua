@@ -429,7 +429,7 @@ local function gpu_plan(spec, p)
     local step_bytes = step_rows * 2 * head_tiles * p.planes * TILE_BYTES
     local stages = math.max(2, math.min(4, (48 << 10) // step_bytes))
     local scale_bytes = int8 and step_rows * 2 * TILE * SCALE_BYTES or 0
-    local kept_queries = head_tiles <= 6 and 0 or 4 * (head_tiles <= 8 and 2 or 1) * head_tiles
+    local kept_queries = head_tiles <= 6 and 0 or 4 * head_tiles
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
                   cache_kernels = int8 and 1 or 0,
                   prefill_shared = 64 << 10, small_shared = 256,

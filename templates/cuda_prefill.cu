@@ -205,8 +205,8 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
         unsigned *to = input_word(task.activation, first, slice.row_tile * 8 + lane_id() % 4 * 2);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            const float(&s)[4] = sum[j];
-            unsigned word = transpose(to_bf16(swiglu(s[0], s[2]), swiglu(s[1], s[3])));
+            const float gate[] = {sum[j][0], sum[j][1]}, up[] = {sum[j][2], sum[j][3]};
+            unsigned word = transpose(swiglu_pair(gate, up));
             if (j * 8 < columns)
                 to[j * INPUT_BLOCK_BYTES / 4] = word;
         }

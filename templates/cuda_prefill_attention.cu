@@ -7,10 +7,10 @@
 enum {
     ATTENTION_WARPS = 4,
     ATTENTION_THREADS = ATTENTION_WARPS * WARP,
-    QUERY_TILES = HEAD_TILES <= 8 ? 2 : 1,         // 16s of queries of a warp: as registers allow
+    // Blocks of a multiprocessor: as registers allow.
+    ATTENTION_BLOCKS = HEAD_TILES <= 8 ? 3 : 2,
     HELD_TILES = HEAD_TILES <= 6 ? HEAD_TILES : 0, // of queries in registers, else in shared memory
-    ATTENTION_QUERIES =
-        ATTENTION_WARPS * QUERY_TILES * TILE, // of a block; one is a token and a head
+    ATTENTION_QUERIES = ATTENTION_WARPS * TILE,    // of a block; one is a token and a head
     ATTENTION_ROWS = HEAD_TILES * WEIGHT_PLANES <= 8 ? 2 : 1, // rows of tiles of a step
     KEY_VALUE_TILES = 2 * HEAD_TILES,                         // keys, then values, of a plane
     ATTENTION_STEP_TILES = ATTENTION_ROWS * WEIGHT_PLANES * KEY_VALUE_TILES,
@@ -20,13 +20,13 @@ enum {
                                            : 4,
 };
 
-// 16 x QUERY_TILES queries of a warp. Lane 4g + i has those of rows g and g + 8, as multiply.
+// 16 queries of a warp. Lane 4g + i has those of rows g and g + 8, as multiply.
 struct prefill_queries {
-    struct tile held[QUERY_TILES][HELD_TILES ? HELD_TILES : 1];
-    struct tile *kept;                        // this lane's part of what is not held
-    int seen[QUERY_TILES][2];                 // positions of the cache that rows g, g + 8 see
-    float sum[QUERY_TILES][HEAD_TILES][2][4]; // 8 dimensions each
-    float max[QUERY_TILES][2], total[QUERY_TILES][2]; // total: of this lane's positions only
+    struct tile held[HELD_TILES ? HELD_TILES : 1];
+    struct tile *kept;           // this lane's part of what is not held
+    int seen[2];                 // positions of the cache that rows g, g + 8 see
+    float sum[HEAD_TILES][2][4]; // 8 dimensions each
+    float max[2], total[2];      // total: of this lane's positions only
 };
 
 // Tile `n` of keys and values of a row of tiles in a stage.
@@ -107,31 +107,28 @@ static __device__ __forceinline__ void start_queries(struct prefill_queries &q,
                                                      const struct gpu_task &task, int stream,
                                                      int kv_head, int first, struct tile *kept) {
     q.kept = kept;
+    const float *rows[2];
 #pragma unroll
-    for (int n = 0; n < QUERY_TILES; n++) {
-        const float *rows[2];
+    for (int half = 0; half < 2; half++) {
+        int query = first + half * 8 + lane_id() / 4;
+        rows[half] = find_query(task, stream, kv_head, query);
+        int last = task.tokens - 1, token = query / GROUP_HEADS;
+        q.seen[half] = task.position + (token < last ? token : last) + 1;
+        q.max[half] = negative_infinity();
+        q.total[half] = 0;
+    }
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int query = first + n * TILE + half * 8 + lane_id() / 4;
-            rows[half] = find_query(task, stream, kv_head, query);
-            int last = task.tokens - 1, token = query / GROUP_HEADS;
-            q.seen[n][half] = task.position + (token < last ? token : last) + 1;
-            q.max[n][half] = negative_infinity();
-            q.total[n][half] = 0;
-        }
+    for (int d = 0; d < HEAD_TILES; d++) {
+        int dim = d * TILE + lane_id() % 4 * 2;
+        struct tile t = {query_pair(rows[0], dim), query_pair(rows[0], dim + 8),
+                         query_pair(rows[1], dim), query_pair(rows[1], dim + 8)};
+        if (d < HELD_TILES)
+            q.held[d] = t;
+        else
+            kept[d * WARP] = t;
 #pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++) {
-            int dim = d * TILE + lane_id() % 4 * 2;
-            struct tile t = {query_pair(rows[0], dim), query_pair(rows[0], dim + 8),
-                             query_pair(rows[1], dim), query_pair(rows[1], dim + 8)};
-            if (d < HELD_TILES)
-                q.held[n][d] = t;
-            else
-                kept[(n * HEAD_TILES + d) * WARP] = t;
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                q.sum[n][d][i / 4][i % 4] = 0;
-        }
+        for (int i = 0; i < 8; i++)
+            q.sum[d][i / 4][i % 4] = 0;
     }
 }
 
@@ -143,121 +140,95 @@ static __device__ __forceinline__ void multiply_rows(float (&sum)[2][4], const s
     multiply(sum[1], a, odd);
 }
 
-typedef float attention_scores[ATTENTION_ROWS][2][4]; // of a tile of queries
+typedef float attention_scores[ATTENTION_ROWS][2][4];
 
-static __device__ __forceinline__ void score_keys(attention_scores (&score)[QUERY_TILES],
-                                                  const struct prefill_queries &q, char *stage,
-                                                  int t) {
+static __device__ __forceinline__ void
+score_keys(attention_scores &score, const struct prefill_queries &q, char *stage, int t) {
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++) {
-        struct tile query[QUERY_TILES];
-#pragma unroll
-        for (int n = 0; n < QUERY_TILES; n++)
-            query[n] = d < HELD_TILES ? q.held[n][d] : q.kept[(n * HEAD_TILES + d) * WARP];
+        struct tile query = d < HELD_TILES ? q.held[d] : q.kept[d * WARP];
 #pragma unroll
         for (int row = 0; row < ATTENTION_ROWS; row++) {
 #pragma unroll
-            for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
-                struct tile keys = read_tile(stage, row, plane, d, t + row);
-#pragma unroll
-                for (int n = 0; n < QUERY_TILES; n++)
-                    multiply_rows(score[n][row], query[n], keys);
-            }
+            for (int plane = 0; plane < WEIGHT_PLANES; plane++)
+                multiply_rows(score[row], query, read_tile(stage, row, plane, d, t + row));
         }
     }
 }
 
 // Takes the scores of what is not visible away. Rows t, ... of tiles.
-static __device__ __forceinline__ void hide_scores(attention_scores (&score)[QUERY_TILES],
+static __device__ __forceinline__ void hide_scores(attention_scores &score,
                                                    const struct prefill_queries &q, int t) {
 #pragma unroll
     for (int row = 0; row < ATTENTION_ROWS; row++) {
         bool prefix = t + row < PREFIX_TILES;
         int position = (prefix ? t + row : t + row - PREFIX_TILES) * TILE + lane_id() % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < QUERY_TILES; n++) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) { // columns 8 (i / 4) + i % 2 of row g + 8 (i / 2 % 2)
-                int visible = prefix ? PREFIX_TOKENS : q.seen[n][i / 2 % 2];
-                if (position + i / 4 * 8 + i % 2 >= visible)
-                    score[n][row][i / 4][i % 4] = negative_infinity();
-            }
+        for (int i = 0; i < 8; i++) { // columns 8 (i / 4) + i % 2 of row g + 8 (i / 2 % 2)
+            int visible = prefix ? PREFIX_TOKENS : q.seen[i / 2 % 2];
+            if (position + i / 4 * 8 + i % 2 >= visible)
+                score[row][i / 4][i % 4] = negative_infinity();
         }
     }
 }
 
 // Scores to probabilities, relative to the running maximum; the sums so far are scaled to it. At
 // least one position must be visible to each query by now.
-static __device__ __forceinline__ void soften_scores(attention_scores (&score)[QUERY_TILES],
+static __device__ __forceinline__ void soften_scores(attention_scores &score,
                                                      struct prefill_queries &q) {
-    float factors[QUERY_TILES][2];
+    float factors[2];
     bool changed = false;
 #pragma unroll
-    for (int n = 0; n < QUERY_TILES; n++) {
+    for (int half = 0; half < 2; half++) {
+        float max = q.max[half];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float max = q.max[n][half];
+        for (int i = 0; i < ATTENTION_ROWS * 4; i++)
+            max = fmaxf(max, score[i / 4][i / 2 % 2][half * 2 + i % 2]);
+        max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
+        max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 2));
+        float total = 0;
 #pragma unroll
-            for (int i = 0; i < ATTENTION_ROWS * 4; i++)
-                max = fmaxf(max, score[n][i / 4][i / 2 % 2][half * 2 + i % 2]);
-            max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
-            max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 2));
-            float total = 0;
-#pragma unroll
-            for (int i = 0; i < ATTENTION_ROWS * 4; i++) {
-                float &p = score[n][i / 4][i / 2 % 2][half * 2 + i % 2];
-                p = power_of_two(p - max);
-                total += p;
-            }
-            float factor = power_of_two(q.max[n][half] - max);
-            changed = changed || max != q.max[n][half];
-            q.max[n][half] = max;
-            q.total[n][half] = q.total[n][half] * factor + total;
-            factors[n][half] = factor;
+        for (int i = 0; i < ATTENTION_ROWS * 4; i++) {
+            float &p = score[i / 4][i / 2 % 2][half * 2 + i % 2];
+            p = power_of_two(p - max);
+            total += p;
         }
+        factors[half] = power_of_two(q.max[half] - max);
+        changed = changed || max != q.max[half];
+        q.max[half] = max;
+        q.total[half] = q.total[half] * factors[half] + total;
     }
     if (__any_sync(0xffffffff, changed)) {
 #pragma unroll
-        for (int i = 0; i < QUERY_TILES * HEAD_TILES * 8; i++)
-            q.sum[i / (HEAD_TILES * 8)][i / 8 % HEAD_TILES][i / 4 % 2][i % 4] *=
-                factors[i / (HEAD_TILES * 8)][i / 2 % 2];
+        for (int i = 0; i < HEAD_TILES * 8; i++)
+            q.sum[i / 8][i / 4 % 2][i % 4] *= factors[i / 2 % 2];
     }
 }
 
-static __device__ __forceinline__ void add_values(struct prefill_queries &q,
-                                                  const attention_scores (&score)[QUERY_TILES],
-                                                  char *stage, int t) {
+static __device__ __forceinline__ void
+add_values(struct prefill_queries &q, const attention_scores &score, char *stage, int t) {
 #pragma unroll
     for (int row = 0; row < ATTENTION_ROWS; row++) {
-        struct tile probabilities[QUERY_TILES];
-#pragma unroll
-        for (int n = 0; n < QUERY_TILES; n++) {
-            const float(&p)[2][4] = score[n][row];
-            probabilities[n] = {to_bf16(p[0][0], p[0][1]), to_bf16(p[1][0], p[1][1]),
-                                to_bf16(p[0][2], p[0][3]), to_bf16(p[1][2], p[1][3])};
-        }
+        const float(&p)[2][4] = score[row];
+        struct tile probabilities = {to_bf16(p[0][0], p[0][1]), to_bf16(p[1][0], p[1][1]),
+                                     to_bf16(p[0][2], p[0][3]), to_bf16(p[1][2], p[1][3])};
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++) {
 #pragma unroll
-            for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
-                struct tile values = read_tile(stage, row, plane, HEAD_TILES + d, t + row);
-#pragma unroll
-                for (int n = 0; n < QUERY_TILES; n++)
-                    multiply_rows(q.sum[n][d], probabilities[n], values);
-            }
+            for (int plane = 0; plane < WEIGHT_PLANES; plane++)
+                multiply_rows(q.sum[d], probabilities,
+                              read_tile(stage, row, plane, HEAD_TILES + d, t + row));
         }
     }
 }
 
 // The scores of an int8 cache's rows times the scales of their keys (0), or values (1).
-static __device__ __forceinline__ void apply_scales(attention_scores (&score)[QUERY_TILES],
-                                                    char *stage, int t, int values) {
+static __device__ __forceinline__ void apply_scales(attention_scores &score, char *stage, int t,
+                                                    int values) {
 #pragma unroll
-    for (int row = 0; row < ATTENTION_ROWS; row++) {
-#pragma unroll
-        for (int n = 0; n < QUERY_TILES && t + row >= PREFIX_TILES; n++)
-            cache_row::scale_columns(score[n][row], stage_scales(stage, row), values);
-    }
+    for (int row = 0; row < ATTENTION_ROWS; row++)
+        if (t + row >= PREFIX_TILES)
+            cache_row::scale_columns(score[row], stage_scales(stage, row), values);
 }
 
 // Results of queries from `first` on -> input of o_proj.
@@ -265,9 +236,9 @@ static __device__ __forceinline__ void store_attention(const struct gpu_task &ta
                                                        const struct prefill_queries &q, int stream,
                                                        int kv_head, int first) {
 #pragma unroll
-    for (int i = 0; i < QUERY_TILES * 2; i++) {
-        int n = i / 2, half = i % 2, query = first + n * TILE + half * 8 + lane_id() / 4;
-        float total = q.total[n][half];
+    for (int half = 0; half < 2; half++) {
+        int query = first + half * 8 + lane_id() / 4;
+        float total = q.total[half];
         total += __shfl_xor_sync(0xffffffff, total, 1);
         total += __shfl_xor_sync(0xffffffff, total, 2);
         float scale = 1.0f / total;
@@ -277,7 +248,7 @@ static __device__ __forceinline__ void store_attention(const struct gpu_task &ta
         int head = kv_head * GROUP_HEADS + query % GROUP_HEADS;
 #pragma unroll
         for (int j = 0; j < HEAD_TILES * 2; j++) {
-            const float(&s)[4] = q.sum[n][j / 2][j % 2];
+            const float(&s)[4] = q.sum[j / 2][j % 2];
             int dim = j * 8 + lane_id() % 4 * 2;
             if (dim < HEAD_DIM)
                 *input_word(task.input, column, head * HEAD_DIM + dim) =
@@ -293,7 +264,7 @@ static __device__ __forceinline__ void store_attention(const struct gpu_task &ta
 // query, cache -> input of o_proj. Grid: groups of ATTENTION_QUERIES queries, kv heads, streams.
 // Later queries see more: the last group comes first, so that none of the longest ends late, but
 // the other way round for every second kv head, as both may run at once.
-extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS)
     prefill_attention(const struct gpu_task task) {
     const int STAGE_BYTES =
         ATTENTION_STEP_TILES * TILE_BYTES + ATTENTION_ROWS * cache_row::SCALE_BYTES;
@@ -307,11 +278,11 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     for (int i = 0; i < ATTENTION_STAGES - 1; i++)
         copy_rows(task, stream, kv_head, i * ATTENTION_ROWS, tiles,
                   shared_memory() + i * STAGE_BYTES);
-    first += warp_id() * QUERY_TILES * TILE;
+    first += warp_id() * TILE;
     struct prefill_queries q;
     start_queries(q, task, stream, kv_head, first,
                   (struct tile *)(shared_memory() + ATTENTION_STAGES * STAGE_BYTES) +
-                      warp_id() * QUERY_TILES * HEAD_TILES * WARP + lane_id());
+                      warp_id() * HEAD_TILES * WARP + lane_id());
     int stage = 0, sure = PREFIX_TILES + (task.position + first / GROUP_HEADS + 1) / TILE;
     for (int t = 0; t < tiles; t += ATTENTION_ROWS) {
         wait_copies<ATTENTION_STAGES - 2>();
@@ -320,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
         copy_rows(task, stream, kv_head, t + (ATTENTION_STAGES - 1) * ATTENTION_ROWS, tiles,
                   shared_memory() + next * STAGE_BYTES);
         char *place = shared_memory() + stage * STAGE_BYTES;
-        attention_scores score[QUERY_TILES] = {};
+        attention_scores score = {};
         score_keys(score, q, place, t);
         if (cache_row::QUANTIZED)
             apply_scales(score, place, t, 0);

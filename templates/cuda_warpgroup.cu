@@ -58,7 +58,8 @@ template <int COLUMNS> struct stage_ring {
     }
 
     // The producer's: a step of a block of results, which starts at this row of tiles and column.
-    // All columns are copied; nobody looks at what those behind the last give.
+    // All columns are copied; nobody looks at what those behind the last give. Activations are read
+    // again for other rows, by all multiprocessors: weights must not push them out of the L2 cache.
     __device__ __forceinline__ void copy(const struct product &p, const struct product_step &step,
                                          int row_tile, int column) {
         const int bytes = layer_tiles::BYTES, all = WEIGHT_PLANES * p.column_tiles / INPUT_TILES;
@@ -66,11 +67,11 @@ template <int COLUMNS> struct stage_ring {
         int tiles = step.tiles < STEP_TILES ? step.tiles : STEP_TILES;
         int rows = p.row_tiles - row_tile;
         wait_barrier(&stage_barriers()->empty[stage], parity ^ 1);
-        copy_pieces<false>(place(), ROW_STEP_BYTES,
-                           p.weights +
-                               ((long long)row_tile * all + step.weight_tile / INPUT_TILES) * bytes,
-                           all * bytes, tiles / INPUT_TILES * bytes,
-                           rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
+        copy_pieces(place(), ROW_STEP_BYTES,
+                    p.weights +
+                        ((long long)row_tile * all + step.weight_tile / INPUT_TILES) * bytes,
+                    all * bytes, tiles / INPUT_TILES * bytes,
+                    rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
         copy_slot<false>(place() + ROWS_STEP_BYTES, step.input + column / 8 * INPUT_BLOCK_BYTES,
                          INPUT_BYTES, full);
         next();

@@ -69,9 +69,8 @@ enum {
     GPU_PREFILL_THREADS = 128,
     GPU_WARPGROUP_THREADS = 384,
     GPU_SAMPLE_THREADS = 1024,
-    GPU_PREFILL_TILES = 8,                         // row tiles, column tiles of a block
-    GPU_HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE, //
-    GPU_QUERIES = GPU_HEAD_TILES <= 8 ? 128 : 64,  // of a block of prefill attention
+    GPU_PREFILL_TILES = 8, // row tiles, column tiles of a block
+    GPU_QUERIES = 64,      // of a block of prefill attention
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
