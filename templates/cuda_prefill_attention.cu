@@ -50,16 +50,36 @@ static __device__ __forceinline__ struct tile read_tile(char *stage, int row, in
     return plane ? none : cache_row::read((char *)(stage_tile(stage, row, 0, n) - lane_id()));
 }
 
-// Starts copying rows t, t + 1, ... of `tiles` rows of keys and values; zeros behind the last. Half
-// of the warps copy keys, the others values.
-static __device__ __forceinline__ void copy_rows(const struct gpu_task &task, int stream,
-                                                 int kv_head, int t, int tiles, char *stage) {
+// Keys and values of a block: rows of tiles of the prefix, then of the cache.
+struct attended_rows {
+    int stream, kv_head;
+    int tiles;                 // how many rows
+    const struct tile *cached; // the cache's first
+};
+
+// Rows t, t + 1, ... of the cache, which lie there as in a stage.
+static __device__ __forceinline__ void copy_cached(const struct attended_rows &rows, int t,
+                                                   char *stage) {
+    const int ROW_CHUNKS = KEY_VALUE_TILES * WARP, ALL = ATTENTION_ROWS * ROW_CHUNKS;
+    const struct tile *from = rows.cached + (t - PREFIX_TILES) * ROW_CHUNKS + threadIdx.x;
+    struct tile *to = (struct tile *)stage + threadIdx.x;
+    int chunks = (rows.tiles - t) * ROW_CHUNKS - (int)threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < ALL; i += ATTENTION_THREADS)
+        if (ALL % ATTENTION_THREADS == 0 || i + (int)threadIdx.x < ALL)
+            copy_async(to + i, from + i, i < chunks);
+}
+
+// Rows t, t + 1, ... of any kind. Half of the warps copy keys, the others values.
+static __device__ __forceinline__ void
+copy_tiles(const struct gpu_task &task, const struct attended_rows &rows, int t, char *stage) {
     const int COPIERS = ATTENTION_WARPS / 2;
     bool copies_values = warp_id() / COPIERS;
 #pragma unroll
-    for (int row = 0; row < ATTENTION_ROWS && t < tiles; row++) {
-        bool wanted = t + row < tiles;
-        struct span s = find_span(task, stream, kv_head, wanted ? t + row : tiles - 1);
+    for (int row = 0; row < ATTENTION_ROWS; row++) {
+        bool wanted = t + row < rows.tiles;
+        struct span s =
+            find_span(task, rows.stream, rows.kv_head, wanted ? t + row : rows.tiles - 1);
         const struct tile *from = copies_values ? s.values : s.keys;
         int stride = copies_values ? s.value_stride * WARP : WARP;
         if (cache_row::QUANTIZED && s.causal) {
@@ -79,6 +99,17 @@ static __device__ __forceinline__ void copy_rows(const struct gpu_task &task, in
                            from + d * stride + plane * PREFIX_BLOCK_TILES * WARP,
                            wanted && plane < s.planes);
         }
+    }
+}
+
+// Starts copying a step, rows t, t + 1, ...; zeros behind the last.
+static __device__ __forceinline__ void
+copy_rows(const struct gpu_task &task, const struct attended_rows &rows, int t, char *stage) {
+    if (t < rows.tiles) {
+        if (!cache_row::QUANTIZED && WEIGHT_PLANES == 1 && t >= PREFIX_TILES)
+            copy_cached(rows, t, stage);
+        else
+            copy_tiles(task, rows, t, stage);
     }
     commit_copies();
 }
@@ -274,21 +305,22 @@ extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS, ATTENTION_BLOCKS
     int group = ascending ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     int first = group * ATTENTION_QUERIES, end = first + ATTENTION_QUERIES;
     int last_token = (end < task.tokens * GROUP_HEADS ? end : task.tokens * GROUP_HEADS) - 1;
-    int tiles = PREFIX_TILES + (task.position + last_token / GROUP_HEADS) / TILE + 1;
+    struct attended_rows rows = {
+        stream, kv_head, PREFIX_TILES + (task.position + last_token / GROUP_HEADS) / TILE + 1,
+        cache_row::keys(task, stream, kv_head, 0) - lane_id()};
     for (int i = 0; i < ATTENTION_STAGES - 1; i++)
-        copy_rows(task, stream, kv_head, i * ATTENTION_ROWS, tiles,
-                  shared_memory() + i * STAGE_BYTES);
+        copy_rows(task, rows, i * ATTENTION_ROWS, shared_memory() + i * STAGE_BYTES);
     first += warp_id() * TILE;
     struct prefill_queries q;
     start_queries(q, task, stream, kv_head, first,
                   (struct tile *)(shared_memory() + ATTENTION_STAGES * STAGE_BYTES) +
                       warp_id() * HEAD_TILES * WARP + lane_id());
     int stage = 0, sure = PREFIX_TILES + (task.position + first / GROUP_HEADS + 1) / TILE;
-    for (int t = 0; t < tiles; t += ATTENTION_ROWS) {
+    for (int t = 0; t < rows.tiles; t += ATTENTION_ROWS) {
         wait_copies<ATTENTION_STAGES - 2>();
         __syncthreads();
         int next = stage == 0 ? ATTENTION_STAGES - 1 : stage - 1; // what the last step had
-        copy_rows(task, stream, kv_head, t + (ATTENTION_STAGES - 1) * ATTENTION_ROWS, tiles,
+        copy_rows(task, rows, t + (ATTENTION_STAGES - 1) * ATTENTION_ROWS,
                   shared_memory() + next * STAGE_BYTES);
         char *place = shared_memory() + stage * STAGE_BYTES;
         attention_scores score = {};

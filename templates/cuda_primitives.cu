@@ -473,16 +473,14 @@ static __device__ inline void copy_pieces(char *shared, int apart, const char *g
 }
 
 // The chunk of this lane, 4g + i, of a tile in shared memory that lies there as in the pack: chunk
-// 8i + g. No two lanes meet in a bank: each begins with another word, and puts them right at last.
+// 8i + g. Half of the lanes begin with its second half, so that few meet in a bank.
 static __device__ inline struct tile load_fragment(const struct tile *tile_in_shared) {
     int g = threadIdx.x % WARP / 4, i = threadIdx.x % 4;
-    const unsigned *words = (const unsigned *)(tile_in_shared + 8 * i + g);
-    struct tile t = {words[i], words[i ^ 1], words[i ^ 2], words[i ^ 3]};
-    if (i & 1)
-        t = {t.y, t.x, t.w, t.z};
-    if (i & 2)
-        t = {t.z, t.w, t.x, t.y};
-    return t;
+    const struct columns *halves = (const struct columns *)(tile_in_shared + 8 * i + g);
+    struct columns first = halves[i % 2], second = halves[1 - i % 2];
+    if (i % 2)
+        return {second.x, second.y, first.x, first.y};
+    return {first.x, first.y, second.x, second.y};
 }
 
 // The block's shared memory; every kernel divides it by itself.

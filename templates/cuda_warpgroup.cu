@@ -67,11 +67,11 @@ template <int COLUMNS> struct stage_ring {
         int tiles = step.tiles < STEP_TILES ? step.tiles : STEP_TILES;
         int rows = p.row_tiles - row_tile;
         wait_barrier(&stage_barriers()->empty[stage], parity ^ 1);
-        copy_pieces(place(), ROW_STEP_BYTES,
-                    p.weights +
-                        ((long long)row_tile * all + step.weight_tile / INPUT_TILES) * bytes,
-                    all * bytes, tiles / INPUT_TILES * bytes,
-                    rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
+        copy_pieces<false>(place(), ROW_STEP_BYTES,
+                           p.weights +
+                               ((long long)row_tile * all + step.weight_tile / INPUT_TILES) * bytes,
+                           all * bytes, tiles / INPUT_TILES * bytes,
+                           rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
         copy_slot<false>(place() + ROWS_STEP_BYTES, step.input + column / 8 * INPUT_BLOCK_BYTES,
                          INPUT_BYTES, full);
         next();
