@@ -10,6 +10,7 @@ shift
 parts=${*:-golden real sanitize random repeat fill start speed}
 streams=${STREAMS:-1 2 4 8}
 count=0 failures=0
+export CUDA_DEVICE_MAX_CONNECTIONS=1 # as the engine's program has it
 mkdir -p "$results"
 
 wanted() {
