@@ -337,7 +337,7 @@ local function buffer_tables(spec, p)
         floats("query", C * H * d, "[columns, heads, head_dim]"),
         floats("partial", math.max(C, P + DECODE_ITEMS) * H * (d + 2),
                "[splits, columns, heads, head_dim + 2]: sum, max, total"),
-        floats("rotary", C * d, "[tokens, head_dim / 2, 2]: cosine, sine"),
+        floats("rotary", C * d, "[tokens, 2, head_dim / 2]: cosines, sines"),
         floats("frequencies", d // 2, "[head_dim / 2]: theta^(-2i / head_dim)"),
         floats("final", HEAD_TOKENS * P * h, "[HEAD_TOKENS, P, hidden]: after the final norm"),
         packed("streams", HEAD_TOKENS * P, h, "[HEAD_TOKENS, P * hidden]"),

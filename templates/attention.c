@@ -84,12 +84,12 @@ static void gather_queries(const struct parscale *model, size_t layer, const str
 static float update_softmax(const struct isa *isa, float *scores, size_t valid, size_t chunk,
                             float *running) {
     float max = running[0], factor = 1.0f, total = 0.0f;
+    for (size_t i = valid; i < chunk; i++)
+        scores[i] = valid > 0 ? -INFINITY : 0.0f;
     if (valid > 0) {
-        total = isa->exponentials(scores, valid, &max);
+        total = isa->exponentials(scores, chunk, &max);
         factor = running[0] == max ? 1.0f : expf(running[0] - max);
     }
-    for (size_t i = valid; i < chunk; i++)
-        scores[i] = 0.0f;
     running[0] = max;
     running[1] = running[1] * factor + total;
     return factor;
@@ -196,6 +196,39 @@ static void store_partial(const struct parscale *model, const struct item *item,
 static size_t attention_splits(const struct block *block) {
     size_t items = block->streams * KV_HEADS;
     return block->tokens > 1 || items >= DECODE_ITEMS ? 1 : (DECODE_ITEMS + items - 1) / items;
+}
+
+enum {
+    FETCH_SHARES = 8, // in which the keys and values of a stream and kv head are fetched ahead
+    FETCH_TILES = 4,  // of cached positions
+};
+
+// Fetches share `share` of [at, at + bytes) to the second-level cache. Inlined, as is its caller: a
+// compiler may leave out calls of a function that does nothing else.
+__attribute__((always_inline)) static inline void fetch_share(const char *at, size_t bytes,
+                                                              size_t share) {
+    const char *end = at + bytes * (share + 1) / FETCH_SHARES;
+    for (at += bytes * share / FETCH_SHARES; at < end; at += 64)
+        __builtin_prefetch(at, 0, 2);
+}
+
+// Fetches part `part` of `parts` of a layer's prefixes and newest keys and values, while products
+// with many columns compute: attention would wait for memory, and so would storing the next ones.
+__attribute__((always_inline)) static inline void
+fetch_keys(const struct parscale *model, size_t layer, size_t part, size_t parts) {
+    const struct block *block = &model->block;
+    size_t shares = block->streams * KV_HEADS * FETCH_SHARES;
+    for (size_t i = shares * part / parts; i < shares * (part + 1) / parts; i++) {
+        size_t pair = i / FETCH_SHARES, share = i % FETCH_SHARES;
+        struct item item = {.stream = pair / KV_HEADS, .kv_head = pair % KV_HEADS};
+        struct segment prefix = prefix_segment(model, layer, &item);
+        struct segment cache =
+            cache_segment(model, layer, item.stream, item.kv_head, block->position + block->tokens);
+        size_t tiles = tiles_for(cache.positions), n = tiles < FETCH_TILES ? tiles : FETCH_TILES;
+        fetch_share(prefix.keys, tiles_for(prefix.positions) * prefix.apart, share);
+        fetch_share(prefix.values, HEAD_TILES * prefix.value_row, share);
+        fetch_share(cache.keys + (tiles - n) * cache.apart, n * cache.apart, share);
+    }
 }
 
 // This thread's share of the layer's attention: query -> partial.

@@ -39,7 +39,7 @@ struct segment {
 // Where a column's q, k and v go.
 struct destination {
     size_t layer, stream, column, position;
-    const float *rotary; // [head_dim / 2, 2] of the position
+    const float *rotary; // [2, head_dim / 2]: cosines and sines of the position
 };
 
 // Layer 0 is the same in all streams and kept once.

@@ -31,9 +31,10 @@ struct isa {
     void (*product_cache)(const void *row, size_t column_tiles, size_t apart, const void *x,
                           size_t x_stride, size_t columns, float *y, size_t y_stride);
 
-    // Raises *max to the largest of s [n]; s[i] = exp(s[i] - *max); returns their sum.
+    // Raises *max to the largest of s [n], n a multiple of 16; s[i] = exp(s[i] - *max), 0 if that
+    // is below exp(-87); returns their sum.
     float (*exponentials)(float *s, size_t n, float *max);
-    // out[i] = gate[i] * sigmoid(gate[i]) * up[i], i in 0..n-1, n a multiple of 8; gate_up holds
+    // out[i] = gate[i] * sigmoid(gate[i]) * up[i], i in 0..n-1, n a multiple of 16; gate_up holds
     // 8 gates, 8 ups, 8 gates and so on: [n / 8, 2, 8].
     void (*swiglu)(const float *gate_up, size_t n, float *out);
 };

@@ -191,12 +191,27 @@ __attribute__((target("avx512f"))) static void avx512_product(const void *row, s
 
 __attribute__((target("avx512f"))) static float avx512_exponentials(float *s, size_t n,
                                                                     float *max) {
-    return exponentials_body(s, n, max);
+    __m512 lanes = _mm512_set1_ps(*max), sum = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += 16)
+        lanes = _mm512_max_ps(_mm512_loadu_ps(s + i), lanes); // of a NaN and x it is x
+    const float top = _mm512_reduce_max_ps(lanes);
+    for (size_t i = 0; i < n; i += 16) {
+        exponential_lanes(s + i, top);
+        sum = _mm512_add_ps(sum, _mm512_loadu_ps(s + i));
+    }
+    *max = top;
+    return _mm512_reduce_add_ps(sum);
 }
 
 __attribute__((target("avx512f"))) static void avx512_swiglu(const float *gate_up, size_t n,
                                                              float *out) {
-    swiglu_body(gate_up, n, out);
+    for (size_t i = 0; i < n; i += 16, gate_up += 32) {
+        float gate[16], up[16];
+        __m512 first = _mm512_loadu_ps(gate_up), second = _mm512_loadu_ps(gate_up + 16);
+        _mm512_storeu_ps(gate, _mm512_shuffle_f32x4(first, second, 0x44));
+        _mm512_storeu_ps(up, _mm512_shuffle_f32x4(first, second, 0xee));
+        swiglu_lanes(gate, up, out + i);
+    }
 }
 
 static const struct isa ISA_AVX512 = {

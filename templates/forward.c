@@ -18,7 +18,7 @@ static void forward(void *argument, int thread) {
         // The input of layer 0 is the same in all streams: its q, k and v are computed once.
         size_t distinct = layer == 0 ? 1 : block->streams;
 
-        normalize(model, model->isa, base + LAYOUT.input_norm, distinct * block->tokens, thread,
+        normalize(model, qkv_isa(model), base + LAYOUT.input_norm, distinct * block->tokens, thread,
                   scratch);
         pool_barrier(model->pool);
         project_qkv(model, layer, distinct, thread, scratch);

@@ -32,8 +32,8 @@ static void begin_block(struct parscale *model, int thread) {
         float *rotary = model->buffers->rotary + t * HEAD_DIM;
         for (size_t i = 0; i < half; i++) {
             float angle = (float)(block->position + t) * model->buffers->frequencies[i];
-            rotary[2 * i] = cosf(angle);
-            rotary[2 * i + 1] = sinf(angle);
+            rotary[i] = cosf(angle);
+            rotary[half + i] = sinf(angle);
         }
     }
 }
@@ -61,6 +61,17 @@ static void finish_values(const struct parscale *model, const struct destination
     }
 }
 
+// Turns n pairs: x and x + 8 to low and high, by the angles of cosines and cosines + half.
+static void turn_pairs(const float *restrict x, const float *restrict cosines, size_t n,
+                       float *restrict low, float *restrict high) {
+    const float *sines = cosines + HEAD_DIM / 2;
+    for (size_t j = 0; j < n; j++) {
+        float first = x[j], second = x[j + 8];
+        low[j] = first * cosines[j] - second * sines[j];
+        high[j] = second * cosines[j] + first * sines[j];
+    }
+}
+
 // The share that is queries and keys, from pair `first` on: rows r and r + 8 are dimensions i and
 // i + head_dim/2 of a head, a rotary pair (rotate-half form), turned by the position's angle.
 static void finish_pairs(const struct parscale *model, const struct destination *to, size_t first,
@@ -69,12 +80,8 @@ static void finish_pairs(const struct parscale *model, const struct destination 
     for (size_t done = 0; done < 8;) {
         size_t head = (first + done) / half, i = (first + done) % half;
         size_t n = half - i < 8 - done ? half - i : 8 - done;
-        const float *rotary = to->rotary + 2 * i;
         float low[8], high[8];
-        for (size_t j = 0; j < n; j++) {
-            low[j] = y[done + j] * rotary[2 * j] - y[done + j + 8] * rotary[2 * j + 1];
-            high[j] = y[done + j + 8] * rotary[2 * j] + y[done + j] * rotary[2 * j + 1];
-        }
+        turn_pairs(y + done, to->rotary + i, n, low, high);
         if (head < HEADS) {
             float *query = model->buffers->query + (to->column * HEADS + head) * HEAD_DIM + i;
             memcpy(query, low, n * sizeof(float));
@@ -116,7 +123,9 @@ static void project_qkv(struct parscale *model, size_t layer, size_t streams, in
     size_t rows = (size_t)LAYOUT.qkv.row_tiles;
     for (struct work work = pool_work(model->pool, thread, rows); pool_next(&work);) {
         size_t row = work.item;
-        multiply_row(model, model->isa, &LAYOUT.qkv, base, row, model->buffers->input, columns,
+        __builtin_prefetch((const char *)pack_at(model, base + LAYOUT.qkv_bias) +
+                           row * TILE * sizeof(float));
+        multiply_row(model, qkv_isa(model), &LAYOUT.qkv, base, row, model->buffers->input, columns,
                      scratch->product, TILE);
         finish_qkv_row(model, layer, row, streams, scratch->product);
     }
@@ -148,9 +157,12 @@ static void project_gate_up(struct parscale *model, size_t layer, size_t columns
     size_t groups = (size_t)LAYOUT.gate_up.row_tiles / rows;
     for (struct work work = pool_work(model->pool, thread, groups); pool_next(&work);) {
         size_t i = work.item;
-        for (size_t row = 0; row < rows; row++)
+        for (size_t row = 0; row < rows; row++) {
+            if (layer + 1 < LAYERS)
+                fetch_keys(model, layer + 1, i * rows + row, groups * rows);
             multiply_row(model, isa, &LAYOUT.gate_up, base, rows * i + row, model->buffers->input,
                          columns, scratch->product + row * TILE, rows * TILE);
+        }
         for (size_t c = 0; c < columns; c++) {
             float channels[INPUT_GROUP];
             isa->swiglu(scratch->product + c * rows * TILE, INPUT_GROUP, channels);

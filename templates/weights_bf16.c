@@ -5,6 +5,11 @@
 
 enum { INPUT_GROUP = TILE }; // activations that are packed together
 
+// The path of the products of q, k and v.
+static const struct isa *qkv_isa(const struct parscale *model) {
+    return model->isa;
+}
+
 // Bytes of a packed input [n].
 static size_t input_bytes(const struct isa *isa, size_t n) {
     return packed_stride(isa, n);
