@@ -243,6 +243,15 @@ avx512bf16_pack(const float *x, size_t n, void *packed) {
     }
 }
 
+// A register of weights for several columns. gcc would load it again for each of them if it knew
+// what is in it.
+__attribute__((target("avx512f"), always_inline)) static inline __m512i
+avx512_load_once(const char *weights) {
+    __m512i w = _mm512_loadu_si512(weights);
+    __asm__("" : "+v"(w));
+    return w;
+}
+
 // N columns, N <= 12. Weights are prefetched `ahead` bytes ahead.
 __attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline void
 avx512bf16_pass(const char *row, size_t column_tiles, size_t apart, const char *x, size_t x_stride,
@@ -257,8 +266,8 @@ avx512bf16_pass(const char *row, size_t column_tiles, size_t apart, const char *
                 _mm_prefetch(chunks + ahead, _MM_HINT_T1);
                 _mm_prefetch(chunks + ahead + 64, _MM_HINT_T1);
             }
-            __m512bh w0 = (__m512bh)_mm512_loadu_si512(chunks);
-            __m512bh w1 = (__m512bh)_mm512_loadu_si512(chunks + 64);
+            __m512bh w0 = (__m512bh)avx512_load_once(chunks);
+            __m512bh w1 = (__m512bh)avx512_load_once(chunks + 64);
             for (int c = 0; c < N; c++) {
                 __m512bh in =
                     (__m512bh)avx512_repeat_pair(x + (size_t)c * x_stride + k * 32 + i * 8);

@@ -80,13 +80,12 @@ static void finish_pairs(const struct parscale *model, const struct destination 
     for (size_t done = 0; done < 8;) {
         size_t head = (first + done) / half, i = (first + done) % half;
         size_t n = half - i < 8 - done ? half - i : 8 - done;
-        float low[8], high[8];
-        turn_pairs(y + done, to->rotary + i, n, low, high);
         if (head < HEADS) {
             float *query = model->buffers->query + (to->column * HEADS + head) * HEAD_DIM + i;
-            memcpy(query, low, n * sizeof(float));
-            memcpy(query + half, high, n * sizeof(float));
+            turn_pairs(y + done, to->rotary + i, n, query, query + half);
         } else if (head < HEADS + KV_HEADS) {
+            float low[8], high[8];
+            turn_pairs(y + done, to->rotary + i, n, low, high);
             cache_key(model, to, head - HEADS, i, n, low);
             cache_key(model, to, head - HEADS, i + half, n, high);
         }
