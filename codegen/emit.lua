@@ -191,9 +191,9 @@ end
 
 function emit.engine_dims(p)
     local s = p.spec
-    return ENGINE_DIMS:format(s.weight_dtype, s.cache_dtype, c_float(s.rms_norm_eps), c_float(s.rope_theta),
-        c_float(s.parscale_attn_smooth), adapter_table(p), buffer_struct("buffers", p.buffers),
-        buffer_struct("scratch", p.scratch))
+    return ENGINE_DIMS:format(s.weight_dtype, s.cache_dtype, c_float(s.rms_norm_eps),
+        c_float(s.rope_theta), c_float(s.parscale_attn_smooth), adapter_table(p),
+        buffer_struct("buffers", p.buffers), buffer_struct("scratch", p.scratch))
 end
 
 -- The packer's table: one row for each kind of checkpoint tensor.

@@ -478,9 +478,8 @@ static __device__ inline struct tile load_fragment(const struct tile *tile_in_sh
     int g = threadIdx.x % WARP / 4, i = threadIdx.x % 4;
     const struct columns *halves = (const struct columns *)(tile_in_shared + 8 * i + g);
     struct columns first = halves[i % 2], second = halves[1 - i % 2];
-    if (i % 2)
-        return {second.x, second.y, first.x, first.y};
-    return {first.x, first.y, second.x, second.y};
+    struct columns low = i % 2 ? second : first, high = i % 2 ? first : second;
+    return {low.x, low.y, high.x, high.y};
 }
 
 // The block's shared memory; every kernel divides it by itself.

@@ -101,7 +101,8 @@ local info_lines = works("info works", engine .. " info")
 tap.ok(info_lines:find("\nvocab_size +49152\n") and info_lines:find(info.plan_digest, 1, true),
     "info prints the spec and the digest", info_lines)
 tap.ok(#info.plan_digest == 16 and info.compiler:find("%d"), "info tells digest and compiler")
-tap.ok(info.weight_dtype == "bf16" and info.cache_dtype == "bf16", "info tells the dtypes", info_text)
+tap.ok(info.weight_dtype == "bf16" and info.cache_dtype == "bf16", "info tells the dtypes",
+    info_text)
 local pack_file = assert(io.open(folder .. "/model.psc", "rb"))
 tap.is(info.pack_bytes, pack_file:seek("end"), "info tells the size of the pack")
 pack_file:close()

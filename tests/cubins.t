@@ -54,7 +54,7 @@ end
 
 compiled("1.8B", [[model_type = "qwen2_parscale", hidden_size = 1536, intermediate_size = 8320,
     num_hidden_layers = 36, num_attention_heads = 16, num_key_value_heads = 2,
-    vocab_size = 151936, parscale_n = 8]], ARCHITECTURES)
+    vocab_size = 151936, parscale_n = 8]], ARCHITECTURES, 24)
 for _, dtype in ipairs({ "int8", "int4" }) do
     compiled("1.8B-" .. dtype, [[model_type = "qwen2_parscale", hidden_size = 1536,
         intermediate_size = 8320, num_hidden_layers = 36, num_attention_heads = 16,
