@@ -236,7 +236,7 @@ static __device__ inline struct tile load_tile(const struct tile *from) {
 // without a look at `global` if they are not `wanted`.
 static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {
 #ifdef EMULATOR
-    emulate_copy(shared, global, 16, wanted);
+    emulate_copy(shared, global, wanted);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      (unsigned)__cvta_generic_to_shared(shared)),
@@ -367,6 +367,27 @@ static __device__ inline void arrive(unsigned long long *barrier) {
                  : "memory");
 #endif
 }
+
+// One arrival of a whole warp, when all its lanes are here.
+static __device__ inline void arrive_as_warp(unsigned long long *barrier) {
+    __syncwarp();
+    if (threadIdx.x % WARP == 0)
+        arrive(barrier);
+}
+
+// A place in a ring of COUNT slots whose barriers end a phase in each round.
+template <int COUNT> struct ring_place {
+    int slot = 0;
+    unsigned parity = 0; // of the phase in which the slot becomes full
+
+    __device__ __forceinline__ void next() {
+        slot++;
+        if (slot == COUNT) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+};
 
 // Waits until the last phase of this parity has ended. Then this thread sees what those who arrived
 // saw before, and what was copied.

@@ -119,28 +119,15 @@ static __device__ __forceinline__ int inner_rows(int first, int tiles) {
     return end - first * each;
 }
 
-// A place in the ring.
-struct ring {
-    int slot;        // which comes next
-    unsigned parity; // of the phase in which it becomes full
-
-    __device__ __forceinline__ void next() {
-        slot++;
-        if (slot == RING_SLOTS) {
-            slot = 0;
-            parity ^= 1;
-        }
-    }
-
+// Which slot comes next.
+struct ring : ring_place<RING_SLOTS> {
     // A consumer's: until the slot is full; and then to the next one, this is the producer's again.
     __device__ __forceinline__ void wait() const {
         wait_barrier(&workplace()->full[slot], parity);
     }
 
     __device__ __forceinline__ void leave() {
-        __syncwarp();
-        if (lane_id() == 0)
-            arrive(&workplace()->empty[slot]);
+        arrive_as_warp(&workplace()->empty[slot]);
         next();
     }
 };
@@ -218,7 +205,7 @@ struct filling {
 
 // The producer's whole work: all that this block multiplies.
 static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
-    struct filling filling = {{0, 0}, {0, 0}, 0};
+    struct filling filling = {{}, {}, 0};
     for (int layer = task.ids ? LAYERS : 0; layer < LAYERS; layer++) {
         const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
         for (int o = 0; o < 2; o++)

@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
         return;
     }
     struct gpu_task task = given;
-    struct step step = {{0, 0}, {task.meetings, 0}};
+    struct step step = {{}, {task.meetings, 0}};
     decode_start(task, step);
     if (!task.ids)
         decode_layers(task, step);

@@ -31,19 +31,10 @@ template <int COLUMNS> struct stage_ring {
         STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES,
     };
 
-    int stage = 0;
-    unsigned parity = 0; // of the phase in which it becomes full
+    struct ring_place<STAGES> at;
 
     __device__ __forceinline__ char *place() const {
-        return shared_memory() + stage * STAGE_BYTES;
-    }
-
-    __device__ __forceinline__ void next() {
-        stage++;
-        if (stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
+        return shared_memory() + at.slot * STAGE_BYTES;
     }
 
     static __device__ __forceinline__ void init() {
@@ -63,10 +54,10 @@ template <int COLUMNS> struct stage_ring {
     __device__ __forceinline__ void copy(const struct product &p, const struct product_step &step,
                                          int row_tile, int column) {
         const int bytes = layer_tiles::BYTES, all = WEIGHT_PLANES * p.column_tiles / INPUT_TILES;
-        unsigned long long *full = &stage_barriers()->full[stage];
+        unsigned long long *full = &stage_barriers()->full[at.slot];
         int tiles = step.tiles < STEP_TILES ? step.tiles : STEP_TILES;
         int rows = p.row_tiles - row_tile;
-        wait_barrier(&stage_barriers()->empty[stage], parity ^ 1);
+        wait_barrier(&stage_barriers()->empty[at.slot], at.parity ^ 1);
         copy_pieces<false>(place(), ROW_STEP_BYTES,
                            p.weights +
                                ((long long)row_tile * all + step.weight_tile / INPUT_TILES) * bytes,
@@ -74,14 +65,12 @@ template <int COLUMNS> struct stage_ring {
                            rows < BLOCK_TILES ? rows : BLOCK_TILES, full);
         copy_slot<false>(place() + ROWS_STEP_BYTES, step.input + column / 8 * INPUT_BLOCK_BYTES,
                          INPUT_BYTES, full);
-        next();
+        at.next();
     }
 
     // A consumer's: the stage before this one is the producer's again.
     __device__ __forceinline__ void leave_last() {
-        __syncwarp();
-        if (lane_id() == 0)
-            arrive(&stage_barriers()->empty[stage > 0 ? stage - 1 : STAGES - 1]);
+        arrive_as_warp(&stage_barriers()->empty[at.slot > 0 ? at.slot - 1 : STAGES - 1]);
     }
 
     // Starts sum += what the stage has, when it is full. rows: of tiles in the block.
@@ -91,7 +80,7 @@ template <int COLUMNS> struct stage_ring {
              const struct product &p, const struct product_step &step, int rows) {
         const bool whole = p.column_tiles % STEP_TILES == 0;
         int row = warp_id() < rows ? warp_id() : rows - 1;
-        wait_barrier(&stage_barriers()->full[stage], parity);
+        wait_barrier(&stage_barriers()->full[at.slot], at.parity);
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++)
             if (whole || k < step.tiles)
@@ -144,7 +133,7 @@ static __device__ __forceinline__ void multiply_by_warpgroups(const struct produ
                     wait_products<1>();
                     ring.leave_last();
                 }
-                ring.next();
+                ring.at.next();
             }
         }
         wait_products<0>();

@@ -77,11 +77,8 @@ fi
 # tells a barrier in shared memory for all of them: here every lane tells it.
 every_lane_tells() { # ENGINE_C
     sed -e 's/init_barrier(&w->empty\[i\], WARPS);/init_barrier(\&w->empty[i], THREADS);/' \
-        -e '/->empty\[i\], PRODUCT_WARPS);/s/PRODUCT_WARPS/PRODUCT_WARPS * WARP/' "$1" |
-        awk 'held != "" && !/arrive\(&.*->empty\[/ { print held }
-            { held = "" }
-            /if \(lane_id\(\) == 0\)\\n/ { held = $0; next }
-            { print }'
+        -e '/->empty\[i\], PRODUCT_WARPS);/s/PRODUCT_WARPS/PRODUCT_WARPS * WARP/' \
+        -e '/void arrive_as_warp(/,/"}/{/if (/d;}' "$1"
 }
 
 if wanted sanitize; then

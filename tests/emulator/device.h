@@ -73,7 +73,7 @@ void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char
 void emulate_fence_products();
 void emulate_commit_products();
 void emulate_wait_products(int pending);
-void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
+void emulate_copy(void *shared, const void *global, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);
 void emulate_wait_for_kernel();

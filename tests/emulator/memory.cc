@@ -389,15 +389,16 @@ static void push_copy(const struct copy &copy) {
     queue->ring[queue->end++ & (queue->ring.size() - 1)] = copy;
 }
 
-void emulate_copy(void *shared, const void *global, int bytes, bool wanted) {
+void emulate_copy(void *shared, const void *global, bool wanted) {
+    const size_t bytes = 16;
     const void *code = __builtin_return_address(0);
-    if ((size_t)shared % (size_t)bytes || (wanted && (size_t)global % (size_t)bytes))
+    if ((size_t)shared % bytes || (wanted && (size_t)global % bytes))
         emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
-    access_shared((size_t)((const char *)shared - arena), (size_t)bytes, true,
+    access_shared((size_t)((const char *)shared - arena), bytes, true,
                   shared_record(UNDER_WAY + current->thread), code);
     if (wanted)
-        access(global, (size_t)bytes, false, code);
-    push_copy({(char *)shared, wanted ? (uintptr_t)global : 0, (unsigned)bytes});
+        access(global, bytes, false, code);
+    push_copy({(char *)shared, wanted ? (uintptr_t)global : 0, bytes});
 }
 
 static void land(const struct copy &copy) {
