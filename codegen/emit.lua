@@ -219,9 +219,10 @@ local GPU_DIMS = [[
 %s
 static const size_t GPU_CACHE_BYTES = %d; // for the largest P
 
-// Buffers of activations: bytes, and the place of their pointers.
+// Buffers of activations: bytes, and the place of their pointers; told: zeros whenever P changes.
 static const struct gpu_buffer {
     size_t bytes, place;
+    bool told;
 } GPU_BUFFERS[] = {
 %s
 };
@@ -230,8 +231,8 @@ static const struct gpu_buffer {
 function emit.gpu_dims(p)
     local g, rows = p.gpu, {}
     for i, b in ipairs(g.buffers) do
-        rows[i] = ("    { %d, offsetof(struct gpu_task, %s) }, // %s"):format(b.bytes, b.name,
-            b.shape)
+        rows[i] = ("    { %d, offsetof(struct gpu_task, %s), %s }, // %s"):format(b.bytes, b.name,
+            tostring(b.told == true), b.shape)
     end
     return GPU_DIMS:format(enum({
         { "GPU_MOST_BLOCKS", g.most_blocks, "of a decode step" },

@@ -381,13 +381,15 @@ end
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
-    local MOST_SPLITS, MOST_BLOCKS = 16, 192
+    local MOST_PARTS, MOST_BLOCKS = 128, 192
+    local TOLD = true -- a buffer of numbers that tell of their arrival: zero when P changes
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     local groups = (H // G + 7) // 8 -- of 8 query heads of a kv head
-    local function inputs(n) -- 16s of activations: whole tiles of weights
-        return tiles(align(n, p.formats.layers.columns))
+    local function groups_of(n) -- of 8 columns
+        return (n + 7) // 8
     end
+    local lanes = P > 4 and 32 or P > 2 and 16 or 8 -- that have sums of a tile's columns
     local function prefill_inputs(n) -- whole blocks of 64
         return align(tiles(n) * TILE, 64) * 2
     end
@@ -404,15 +406,18 @@ local function gpu_plan(spec, p)
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
         { "activation", C * prefill_inputs(spec.intermediate_size) + BEHIND,
           "[columns, intermediate] bf16" },
-        { "normed", (P + 7) // 8 * inputs(h) * TILE_BYTES, "[two parts, hidden, P] bf16" },
-        { "squares", tiles(h) * 2 * TILE * 4, "[hidden / 8, 16]" },
         { "query", C * H * d * 4, "[columns, heads, head_dim]" },
-        { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, splits, partial sums]" },
-        { "arrivals", items * 4, "[P, head groups]" },
-        { "added", MOST_BLOCKS * P * h * 4, "[blocks, P, hidden]: what parts of the MLP add" },
-        { "meetings", 4, "blocks that arrived, in a decode step" },
-        { "mixed", tiles(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
-        { "head_input", inputs(h) * TILE_BYTES, "[two parts, hidden] bf16, one of 8 columns" },
+        { "rounds", MOST_BLOCKS * 8, "[blocks, 2]: of layers, of steps", TOLD },
+        { "inputs", 3 * tiles(h) * (groups_of(P) * 128 + P * 2) * 4,
+          "[3, hidden and sums of squares, P]", TOLD },
+        { "qkv", P * (H + 2 * G) * d * 4, "[P, heads + 2 kv_heads, head_dim]", TOLD },
+        { "partial", items * MOST_PARTS * partial * 4, "[P, head groups, warps, partial sums]",
+          TOLD },
+        { "attended", tiles(H * d) * groups_of(P) * 128 * 4, "[heads * head_dim, P]", TOLD },
+        { "added", MOST_BLOCKS * tiles(h) * groups_of(P) * lanes * 4 * 4,
+          "[blocks, hidden, P]: what parts of the MLP add", TOLD },
+        { "mixed", h * 8 * 4, "[hidden], one of 8 columns", TOLD },
+        { "head_input", h * 8 * 4, "[hidden], one of 8 columns", TOLD },
         { "stream_weights", 2 * P * 4, "[2, P]" },
         { "logits", 2 * V * 4, "[2, vocab]" },
         { "best", 2 * MOST_BLOCKS * 8, "[2, blocks]" },
@@ -437,7 +442,7 @@ local function gpu_plan(spec, p)
                       + kept_queries * TILE_BYTES,
                   sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
-        gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3] }
+        gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3], told = row[4] }
         gpu.bytes = gpu.bytes + row[2]
     end
     -- Shared memory of a block, taken at the launch, on an architecture; most: what it may have.

@@ -9,7 +9,7 @@ enum {
     PREFIX_TILES = (PREFIX_TOKENS + TILE - 1) / TILE, //
     PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,   // of one plane of keys or values
     RESULT_FLOATS = HEAD_TILES * WARP * 4,            // a warp's sums, as its lanes hold them
-    ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and each column's maximum and total
+    ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and of each pair of columns maxima, totals
 };
 
 // 8 queries of a warp. Lane 4g + i: sum[d][0..1] are dimension 16 d + g of queries 2i, 2i+1,
@@ -19,27 +19,6 @@ struct attention {
     float sum[HEAD_TILES][4];
     float max[2], total[2]; // total: of this lane's rows only
 };
-
-// Loads a query, scaled for powers of two: query [head_dim] of this lane's column 4g + i -> g, or
-// NULL.
-static __device__ __forceinline__ void load_query(struct attention &a, const float *query) {
-    const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
-#pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++) {
-        int dim = d * TILE + lane_id() % 4 * 2;
-        float2 u = make_float2(0.0f, 0.0f), v = u;
-        if (query && dim < HEAD_DIM)
-            u = *(const float2 *)(query + dim);
-        if (query && dim + 8 < HEAD_DIM)
-            v = *(const float2 *)(query + dim + 8);
-        u = make_float2(u.x * scale, u.y * scale);
-        v = make_float2(v.x * scale, v.y * scale);
-        struct columns high = {to_bf16(u.x, u.y), to_bf16(v.x, v.y)};
-        struct columns low = {low_parts(high.x, u.x, u.y), low_parts(high.y, v.x, v.y)};
-        a.high[d] = high;
-        a.low[d] = low;
-    }
-}
 
 static __device__ __forceinline__ void start_attention(struct attention &a) {
 #pragma unroll
@@ -116,6 +95,7 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
         s.planes = WEIGHT_PLANES;
         s.positions = t * TILE;
         s.causal = false;
+        s.row.newest = -1;
         return s;
     }
     t -= PREFIX_TILES;
@@ -125,6 +105,7 @@ static __device__ __forceinline__ struct span find_span(const struct gpu_task &t
     s.planes = 1;
     s.positions = t * TILE;
     s.causal = true;
+    s.row.newest = -1;
     return s;
 }
 
@@ -178,8 +159,8 @@ static __device__ __forceinline__ void
 attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES],
             struct tile (&values)[HEAD_TILES], int positions) {
     const bool quantized = cache_row::QUANTIZED && s.causal;
-    if (quantized)
-        s.row.widen_keys(keys);
+    if (s.causal)
+        s.row.complete_keys(keys);
     float p[4] = {}, low_score[4] = {}; // two sums: shorter chains
     add_scores(p, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
@@ -203,78 +184,11 @@ attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES]
                                 transpose(low_parts(lower, p[2], p[3]))};
     if (!LOADED)
         load_values(values, s, 0);
-    if (quantized)
-        s.row.widen_values(values);
+    if (s.causal)
+        s.row.complete_values(values);
     add_values(a, high, low, values);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
         load_values(values, s, 1);
         add_values(a, high, low, values);
-    }
-}
-
-// Results of several warps or blocks, ATTENTION_PARTIAL floats each: the sums of the lanes, the
-// maximum and the total of each of 8 columns. They are added in order, MERGED at a time, so that
-// all loads are under way at once.
-enum { MERGED = 8 };
-
-struct merged {
-    float4 sum;
-    float2 max, total; // of the two columns of which `sum` has two rows: x and z, y and w
-};
-
-// Adds `count` results from `parts` on: the four floats from 4 * n on.
-static __device__ __forceinline__ struct merged merge_results(const float *parts, int count,
-                                                              int n) {
-    struct merged all = {make_float4(0, 0, 0, 0),
-                         make_float2(negative_infinity(), negative_infinity()), make_float2(0, 0)};
-    const float *columns = parts + RESULT_FLOATS + n % 4 * 2;
-    for (int first = 0; first < count; first += MERGED) {
-        float4 sum[MERGED];
-        float2 max[MERGED], total[MERGED], most = all.max;
-#pragma unroll
-        for (int i = 0; i < MERGED; i++) {
-            long long at = (long long)(first + i < count ? first + i : first) * ATTENTION_PARTIAL;
-            max[i] = *(const float2 *)(columns + at);
-            total[i] = *(const float2 *)(columns + at + 8);
-            sum[i] = *(const float4 *)(parts + at + 4 * n);
-        }
-#pragma unroll
-        for (int i = 0; i < MERGED; i++) {
-            most.x = fmaxf(most.x, max[i].x);
-            most.y = fmaxf(most.y, max[i].y);
-        }
-        float2 factor =
-            make_float2(power_of_two(all.max.x - most.x), power_of_two(all.max.y - most.y));
-        all.max = most;
-        all.total = make_float2(all.total.x * factor.x, all.total.y * factor.y);
-        all.sum = make_float4(all.sum.x * factor.x, all.sum.y * factor.y, all.sum.z * factor.x,
-                              all.sum.w * factor.y);
-#pragma unroll
-        for (int i = 0; i < MERGED; i++) {
-            if (first + i < count) {
-                factor =
-                    make_float2(power_of_two(max[i].x - most.x), power_of_two(max[i].y - most.y));
-                all.total.x += total[i].x * factor.x;
-                all.total.y += total[i].y * factor.y;
-                all.sum.x += sum[i].x * factor.x;
-                all.sum.y += sum[i].y * factor.y;
-                all.sum.z += sum[i].z * factor.x;
-                all.sum.w += sum[i].w * factor.y;
-            }
-        }
-    }
-    return all;
-}
-
-// Leaves a warp's result where merge_results finds it.
-static __device__ __forceinline__ void store_result(const struct attention &a, float *out) {
-#pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++)
-        *(float4 *)(out + (d * WARP + lane_id()) * 4) =
-            make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]);
-    float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
-    if (lane_id() < 4) {
-        *(float2 *)(out + RESULT_FLOATS + lane_id() * 2) = make_float2(a.max[0], a.max[1]);
-        *(float2 *)(out + RESULT_FLOATS + 8 + lane_id() * 2) = total;
     }
 }

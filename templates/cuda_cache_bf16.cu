@@ -30,9 +30,15 @@ static __device__ inline void store_key(const struct gpu_task &task, int stream,
         bf16_bits(second);
 }
 
-// A row of tiles: 16 positions. It has nothing but its tiles, which are multiplied as they are.
+// A row of tiles: 16 positions, which are multiplied as they are. The newest position of a decode
+// step is put in by the warp that attends it, and stored when attention is over.
 struct cache_row {
     enum { QUANTIZED = 0, SCALE_BYTES = 0 };
+
+    int newest;         // a position that the cache has not yet; -1: it has all
+    const float *fresh; // its key, told; its value is KV_HEADS heads further
+    unsigned round;
+    struct tile *place; // in shared memory, for a row of tiles
 
     // This lane's part of the row's tiles.
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
@@ -44,6 +50,71 @@ struct cache_row {
         return keys + HEAD_TILES * WARP;
     }
 
+    __device__ __forceinline__ void add_newest(const float *key, int position, unsigned told,
+                                               char *shared) {
+        newest = position % TILE;
+        fresh = key;
+        round = told;
+        place = (struct tile *)shared;
+    }
+
+    // A row of tiles with the newest position in its place, by way of shared memory: element n of
+    // it belongs to number n at `from`.
+    template <typename INDEX>
+    __device__ __forceinline__ void complete(struct tile (&tiles)[HEAD_TILES], const float *from,
+                                             INDEX index) const {
+        enum { MINE = (HEAD_DIM + 2 * WARP - 1) / (2 * WARP) }; // pairs of a lane
+        float values[2 * MINE];
+        unsigned missing;
+        if (newest < 0)
+            return;
+        do {
+            missing = 0;
+#pragma unroll
+            for (int i = 0; i < 2 * MINE; i++)
+                values[i] = with_round(0, round);
+            if (together()) {
+#pragma unroll
+                for (int i = 0; i < 2 * MINE; i++) {
+                    int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
+                    if (dim < HEAD_DIM)
+                        values[i] = look(from + dim, round);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * MINE; i++)
+                missing |= strange(values[i], round);
+        } while (look_again(missing));
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            place[d * WARP + lane_id()] = tiles[d];
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 2 * MINE; i++) {
+            int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
+            unsigned short *tile = (unsigned short *)(place + dim / TILE * WARP);
+            if (dim < HEAD_DIM)
+                tile[index(dim % TILE)] = bf16_bits(values[i]);
+        }
+        __syncwarp();
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            tiles[d] = place[d * WARP + lane_id()];
+        __syncwarp(); // before others of the warp take the place
+    }
+
+    __device__ __forceinline__ void complete_keys(struct tile (&keys)[HEAD_TILES]) const {
+        int position = newest;
+        complete(keys, fresh, [position](int dim) { return fragment_index(position, dim); });
+    }
+
+    __device__ __forceinline__ void complete_values(struct tile (&values)[HEAD_TILES]) const {
+        int position = newest;
+        complete(values, fresh + KV_HEADS * HEAD_DIM,
+                 [position](int dim) { return fragment_index(dim, position); });
+    }
+
+    // What an int8 cache has besides.
     __device__ __forceinline__ void load_scales(const struct tile *) {
     }
     __device__ __forceinline__ void load(struct tile (&)[HEAD_TILES], const struct tile *) const {
@@ -57,18 +128,32 @@ struct cache_row {
     }
     static __device__ __forceinline__ void scale_columns(float (&)[2][4], const char *, int) {
     }
-    __device__ __forceinline__ void add_newest(const struct gpu_task &, int, int, int) {
-    }
-    __device__ __forceinline__ void widen_keys(struct tile (&)[HEAD_TILES]) {
-    }
-    __device__ __forceinline__ void widen_values(struct tile (&)[HEAD_TILES]) const {
-    }
     __device__ __forceinline__ void scale_scores(float (&)[4]) const {
     }
     __device__ __forceinline__ void scale_chances(float (&)[4]) const {
     }
 };
 
-// Decode: the newest position is in the cache already.
-static __device__ __forceinline__ void store_newest(const struct gpu_task &) {
+// Decode: stores the newest position of every kv head, each by one warp. For a phase behind
+// attention.
+static __device__ __forceinline__ void store_newest(const struct gpu_task &task, unsigned round) {
+    const int position = task.state->position, items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
+    for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x) {
+        int stream = n / KV_HEADS, kv_head = n % KV_HEADS;
+        const float *key = task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM;
+        unsigned short *row = (unsigned short *)cache_block(task, stream, kv_head) +
+                              position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
+#pragma unroll 1
+        for (int dim = lane_id(); dim < HEAD_DIM; dim += WARP) {
+            unsigned short *tile = row + dim / TILE * TILE_ELEMENTS;
+            float k, v;
+            do {
+                k = look(key + dim, round);
+                v = look(key + KV_HEADS * HEAD_DIM + dim, round);
+            } while (look_again_alone(strange(k, round) | strange(v, round)));
+            tile[fragment_index(position % TILE, dim % TILE)] = bf16_bits(k);
+            tile[HEAD_TILES * TILE_ELEMENTS + fragment_index(dim % TILE, position % TILE)] =
+                bf16_bits(v);
+        }
+    }
 }

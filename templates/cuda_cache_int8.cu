@@ -3,9 +3,10 @@
 //
 // Products are those of the integers, which bf16 holds exactly: keys' scales multiply the scores,
 // values' scales the probabilities. A scale needs the whole head, whose parts several blocks
-// compute, so q|k|v leaves them in task.new_cache, fp32 [columns, kv_heads, key and value,
-// head_dim]. Prefill has a kernel that makes the cache of these. In decode the warp that attends
-// the newest position makes the integers in its registers; they are stored when attention is over.
+// compute, so a prefill's q|k|v leaves them in task.new_cache, fp32 [columns, kv_heads, key and
+// value, head_dim], and a kernel makes the cache of these. In decode they are told, the warp that
+// attends the newest position makes the integers in its registers; they are stored when attention
+// is over.
 #include "cuda_int8.cu"
 
 // Cache of one (layer, stream, kv head): rows of 16 positions, each its tiles of keys, its tiles of
@@ -80,28 +81,37 @@ static __device__ __forceinline__ unsigned quantize(float x, float inverse) {
     return __float_as_uint(fmaf(x, inverse, 12583040.0f)) & 255;
 }
 
-// From a key and a value, fp32 [2, head_dim].
-static __device__ __forceinline__ struct cache_entry make_entry(const float *key) {
-    const float *value = key + HEAD_DIM;
+// From a key and a value, fp32 [head_dim]; TOLD: by blocks of a decode step.
+template <bool TOLD>
+static __device__ __forceinline__ struct cache_entry
+make_entry(const float *key, const float *value, unsigned round) {
+    enum { KEYS = 4 * cache_entry::KEY_WORDS, ALL = KEYS + cache_entry::VALUE_BYTES };
     struct cache_entry entry;
     float k[cache_entry::KEY_WORDS][4], v[cache_entry::VALUE_BYTES];
     unsigned most_key = 0, most_value = 0;
+    unsigned missing;
+    do {
+        missing = 0;
 #pragma unroll
-    for (int n = 0; n < cache_entry::KEY_WORDS; n++) {
-#pragma unroll
-        for (int b = 0; b < 4; b++) {
-            int word = n * WARP + lane_id(),
-                dim = word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2;
-            k[n][b] = dim < HEAD_DIM ? key[dim] : 0.0f;
-            most_key = larger_magnitude(most_key, k[n][b]);
+        for (int n = 0; n < ALL; n++) {
+            int i = n - KEYS, word = n / 4 * WARP + lane_id(), b = n % 4;
+            int dim = n < KEYS ? word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2
+                               : i * WARP + lane_id();
+            const float *from = (n < KEYS ? key : value) + dim;
+            float &x = n < KEYS ? k[n / 4 % cache_entry::KEY_WORDS][b] : v[i < 0 ? 0 : i];
+            x = 0;
+            if (dim < HEAD_DIM) {
+                x = TOLD ? look(from, round) : *from;
+                missing |= TOLD ? strange(x, round) : 0;
+            }
         }
-    }
+    } while (TOLD && look_again(missing));
 #pragma unroll
-    for (int n = 0; n < cache_entry::VALUE_BYTES; n++) {
-        int dim = n * WARP + lane_id();
-        v[n] = dim < HEAD_DIM ? value[dim] : 0.0f;
+    for (int n = 0; n < KEYS; n++)
+        most_key = larger_magnitude(most_key, k[n / 4][n % 4]);
+#pragma unroll
+    for (int n = 0; n < cache_entry::VALUE_BYTES; n++)
         most_value = larger_magnitude(most_value, v[n]);
-    }
     float largest_key = warp_magnitude(most_key), largest_value = warp_magnitude(most_value);
     float key_inverse = largest_key > 1e-30f ? 127.0f / largest_key : 0.0f;
     float value_inverse = largest_value > 1e-30f ? 127.0f / largest_value : 0.0f;
@@ -143,7 +153,8 @@ struct cache_row {
 
     float key_scale[2], value_scale[2]; // of positions g and g + 8
     int newest;                         // a position that the cache has not yet; -1: it has all
-    const float *fresh;                 // its key and value, see new_entry
+    const float *fresh;                 // its key, told; its value is KV_HEADS heads further
+    unsigned round;                     //
     struct cache_entry entry;           // made of them
 
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
@@ -161,10 +172,9 @@ struct cache_row {
         key_scale[1] = __uint_as_float(t.y);
         value_scale[0] = __uint_as_float(t.z);
         value_scale[1] = __uint_as_float(t.w);
-        newest = -1;
     }
 
-    // Bytes of a row's keys, or values; widen_* makes numbers of them.
+    // Bytes of a row's keys, or values; complete_* makes numbers of them.
     __device__ __forceinline__ void load(struct tile (&tiles)[HEAD_TILES],
                                          const struct tile *from) const {
 #pragma unroll
@@ -205,11 +215,12 @@ struct cache_row {
             x[n / 4][n % 4] *= scales[n % 2 * 4 + n / 4];
     }
 
-    // Decode: `position` is the newest. stream: one that differs from the others.
-    __device__ __forceinline__ void add_newest(const struct gpu_task &task, int stream, int kv_head,
-                                               int position) {
+    // Decode: `position` is the newest.
+    __device__ __forceinline__ void add_newest(const float *key, int position, unsigned told,
+                                               char *) {
         newest = position % TILE;
-        fresh = new_entry(task, stream, kv_head);
+        fresh = key;
+        round = told;
     }
 
     static __device__ __forceinline__ struct tile widen(const struct tile &t) {
@@ -218,9 +229,9 @@ struct cache_row {
         return wide;
     }
 
-    __device__ __forceinline__ void widen_keys(struct tile (&keys)[HEAD_TILES]) {
+    __device__ __forceinline__ void complete_keys(struct tile (&keys)[HEAD_TILES]) {
         if (newest >= 0) {
-            entry = make_entry(fresh);
+            entry = make_entry<true>(fresh, fresh + KV_HEADS * HEAD_DIM, round);
             bool mine = lane_id() / 4 == newest % 8, low = newest < 8;
             if (mine) {
                 key_scale[low ? 0 : 1] = entry.key_scale;
@@ -239,7 +250,7 @@ struct cache_row {
             keys[d] = widen(keys[d]);
     }
 
-    __device__ __forceinline__ void widen_values(struct tile (&values)[HEAD_TILES]) const {
+    __device__ __forceinline__ void complete_values(struct tile (&values)[HEAD_TILES]) const {
         if (newest >= 0) {
             bool mine = lane_id() % 4 == value_word(newest);
             int n = value_byte(newest);
@@ -272,11 +283,12 @@ struct cache_row {
 };
 
 // Stores those positions of row `row` of 16 that share value word `word` and are first <= r < end,
-// by one warp; with COUNT 1 there is one of them. column: of position 0 of the row.
+// by one warp; with COUNT 1 there is one of them, a decode step's. column: of position 0 of the
+// row.
 template <int COUNT>
 static __device__ __forceinline__ void store_positions(const struct gpu_task &task, int stream,
                                                        int kv_head, int row, int word, int column,
-                                                       int first, int end) {
+                                                       int first, int end, unsigned round) {
     struct cache_entry entries[COUNT];
     bool present[COUNT];
     char *place = cache_place(task, stream, kv_head, row);
@@ -287,7 +299,11 @@ static __device__ __forceinline__ void store_positions(const struct gpu_task &ta
         present[n] = r >= first && r < end;
         if (!present[n])
             continue;
-        entries[n] = make_entry(new_entry(task, column + r, kv_head));
+        const float *key = COUNT == 1
+                               ? task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM
+                               : new_entry(task, column + r, kv_head);
+        const float *value = key + (COUNT == 1 ? KV_HEADS : 1) * HEAD_DIM;
+        entries[n] = make_entry<COUNT == 1>(key, value, round);
 #pragma unroll
         for (int k = 0; k < cache_entry::KEY_WORDS; k++) {
             int d = k * 8 + lane_id() / 4, at = (d * WARP + r % 8 * 4 + lane_id() % 4) * 2 + r / 8;
@@ -317,13 +333,13 @@ static __device__ __forceinline__ void store_positions(const struct gpu_task &ta
 }
 
 // Decode: stores the newest position of every kv head, each by one warp. For a phase behind
-// attention and before the next q|k|v: other phases leave alone what this takes.
-static __device__ __forceinline__ void store_newest(const struct gpu_task &task) {
+// attention.
+static __device__ __forceinline__ void store_newest(const struct gpu_task &task, unsigned round) {
     int position = task.state->position, r = position % TILE;
     int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
     for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x)
-        store_positions<1>(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r),
-                           n / KV_HEADS - r, r, r + 1);
+        store_positions<1>(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r), 0, r,
+                           r + 1, round);
 }
 
 #if MODULES & 4
@@ -338,6 +354,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct
 #pragma unroll 1
     for (int word = 0; word < 4; word++)
         store_positions<4>(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
-                           end);
+                           end, 0);
 }
 #endif

@@ -1,19 +1,11 @@
 // After the last layer, for one token: the aggregation network that weighs the streams, the output
-// head and the greedy choice. Inputs keep their low parts here. They are `normed`, the residual
-// times the weight of the final norm; the norm's scale is one factor for each stream.
+// head and the greedy choice. Inputs keep their low parts here. They are the residual times the
+// weight of the final norm; the norm's scale is one factor for each stream.
 
-// Element k of one column, as high and low parts. tiles: 16s of the column.
-static __device__ inline void store_parts(char *column, int k, int tiles, float value) {
-    unsigned short *high = (unsigned short *)column;
-    int at = column_index(1, k, 0);
-    high[at] = bf16_bits(value);
-    high[tiles * WARP * 4 + at] = bf16_bits(value - from_bf16(high[at]));
-}
-
-typedef struct row_product<bf16_tiles, HIDDEN_TILES, 1, 2, HIDDEN_INPUT_TILES, STREAMS> mix_product;
+typedef struct row_product<bf16_tiles, HIDDEN_TILES, 1, 2, HIDDEN_TILES, STREAMS> mix_product;
 typedef struct row_product<bf16_tiles, HIDDEN_TILES, WEIGHT_PLANES, 2, HIDDEN_TILES, 1>
     weigh_product;
-typedef struct row_product<head_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 2, HIDDEN_INPUT_TILES, 1>
+typedef struct row_product<head_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 2, HIDDEN_TILES, 1>
     head_product;
 
 // mixed = silu(aggregate_layer.0 z + bias), z being the streams' hidden states one behind the
@@ -26,15 +18,18 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
     int g = threadIdx.x / 16, stream = threadIdx.x % 16;
     bool mine = g < 8 && stream < STREAMS;
     int thread = stream / 8 * 64 + (4 * g + stream % 8 / 2) * 2 + stream % 2; // of finish_split
-    step.meeting.wait();
+    const struct told_input in(task, FOR_HEAD, step.launch);
     struct column_scales norm;
-    norm.begin(task);
-    norm.end(scales); // read behind a barrier
+    norm.begin(in);
+    norm.end(in, scales); // read behind a barrier
+    mix_product product;
+    if (blockIdx.x < HIDDEN_TILES)
+        product.await(in.normed, in.round);
     for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
         float2 sum = make_float2(0.0f, 0.0f);
         for (int first = 0; first < MIX_ROWS; first += SUM_ROWS) {
             int rows = MIX_ROWS - first < SUM_ROWS ? MIX_ROWS - first : SUM_ROWS;
-            mix_product::multiply_rows(step.ring, task.normed, rows);
+            product.multiply_rows(step.ring, in.normed, rows, in.round);
             consumers_barrier();
             for (int row = 0; row < rows; row++) {
                 if (mine && (first + row) % STREAMS == stream) {
@@ -49,14 +44,17 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
             sum.x += __shfl_xor_sync(0xffffffff, sum.x, distance);
             sum.y += __shfl_xor_sync(0xffffffff, sum.y, distance);
         }
-        if (g < 8 && stream == 0) {
-            int row = row_tile * TILE + g;
-            float low = sum.x + bias[row], high = sum.y + bias[row + 8];
-            store_parts(task.mixed, row, HIDDEN_TILES, low / (1.0f + expf(-low)));
-            store_parts(task.mixed, row + 8, HIDDEN_TILES, high / (1.0f + expf(-high)));
+        int row = row_tile * TILE + g % 8;
+        float low = sum.x + bias[row], high = sum.y + bias[row + 8];
+        low /= 1.0f + expf(-low);
+        high /= 1.0f + expf(-high);
+        float next_low = __shfl_xor_sync(0xffffffff, low, 16); // of row + 1, for even rows
+        float next_high = __shfl_xor_sync(0xffffffff, high, 16);
+        if (g < 8 && g % 2 == 0 && stream == 0) {
+            tell_pair(task.mixed, 1, row, 0, low, next_low, step.launch);
+            tell_pair(task.mixed, 1, row + 8, 0, high, next_high, step.launch);
         }
     }
-    step.meeting.arrive();
 }
 
 // stream_weights = softmax(aggregate_layer.2 mixed + bias) * (1 - s) + s / P; head_input = sum over
@@ -68,9 +66,10 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
     const float *norm = (const float *)(task.weights + FINAL_NORM_OFFSET);
     float *weights = workplace()->weights;
     const float *scales = workplace()->scales;
-    step.meeting.wait();
     if (blockIdx.x < HIDDEN_TILES) {
-        weigh_product::multiply_rows(step.ring, task.mixed, 1);
+        weigh_product product;
+        product.await(task.mixed, step.launch);
+        product.multiply_rows(step.ring, task.mixed, 1, step.launch);
         consumers_barrier();
         if (threadIdx.x < 8) {
             float2 y = finish_split(work_floats(), threadIdx.x * 8);
@@ -85,20 +84,23 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
             total += expf(weights[p] - max);
         float factor = (1.0f - STREAM_SMOOTHING) / total, least = STREAM_SMOOTHING / STREAMS;
         for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
-            if (threadIdx.x < TILE) {
-                int i = row_tile * TILE + threadIdx.x;
+            if (threadIdx.x < WARP) { // rows twice
+                int i = row_tile * TILE + threadIdx.x % TILE;
                 float y = 0;
                 for (int p = 0; p < STREAMS; p++)
                     y += (expf(weights[p] - max) * factor + least) * scales[p] *
                          newest_residual(task, p)[i];
-                store_parts(task.head_input, i, HIDDEN_INPUT_TILES, y * norm[i]);
+                y *= norm[i];
+                float next = __shfl_xor_sync(0xffffffff, y, 1);
+                if (threadIdx.x < TILE && i % 2 == 0)
+                    tell_pair(task.head_input, 1, i, 0, y, next, step.launch);
             }
         }
         if (blockIdx.x == 0 && threadIdx.x < STREAMS)
             task.stream_weights[newest_position(task) % 2 * STREAMS + threadIdx.x] =
                 expf(weights[threadIdx.x] - max) * factor + least;
     }
-    step.meeting.arrive();
+    consumers_barrier(); // before others take the place of the sums
 }
 
 // The larger logit, the lower id of equals; never a NaN, unless all are.
@@ -133,15 +135,18 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
     float *logits = task.logits + (long long)(newest_position(task) % 2) * VOCAB_SIZE;
     float *scales = workplace()->scales, scale = 1;
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE}, *found = workplace()->best;
-    step.meeting.wait();
+    const struct told_input in(task, FOR_HEAD, step.launch);
+    const float *input = STREAMS == 1 ? in.normed : task.head_input;
+    head_product product;
+    product.await(input, step.launch);
     struct column_scales norm;
     if (STREAMS == 1) {
-        norm.begin(task);
-        norm.end(scales); // read behind a barrier
+        norm.begin(in);
+        norm.end(in, scales); // read behind a barrier
     }
     for (int first = blockIdx.x; first < HEAD_ROW_TILES; first += SUM_ROWS * gridDim.x) {
         int rows = batch_rows(first, HEAD_ROW_TILES);
-        head_product::multiply_rows(step.ring, STREAMS == 1 ? task.normed : task.head_input, rows);
+        product.multiply_rows(step.ring, input, rows, step.launch);
         consumers_barrier();
         if (STREAMS == 1)
             scale = scales[0];

@@ -15,6 +15,8 @@ enum {
     HIDDEN_INPUT_TILES = HIDDEN_COLUMN_TILES * INPUT_TILES,
     HEADS_TILES = O_COLUMN_TILES * INPUT_TILES,
     INTERMEDIATE_TILES = DOWN_COLUMN_TILES * INPUT_TILES,
+    ATTENDED_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
+    QKV_FLOATS = (HEADS + 2 * KV_HEADS) * HEAD_DIM, // of a stream in a decode step
 };
 
 static __device__ inline int lane_id() {
@@ -30,8 +32,8 @@ static __device__ inline int chunk_id() {
     return lane_id() % 4 * 8 + lane_id() / 4;
 }
 
-// Decode's activations: [k / 16, groups of 8 columns, lanes] of struct columns. Element (k,
-// column).
+// Decode's activations: [k / 16, groups of 8 columns, lanes, 4], where a lane has what it needs of
+// 16 k of its column: four bf16 numbers, or four words of tell_pair. Element (k, column).
 static __device__ inline int column_index(int groups, int k, int column) {
     int pair = k % TILE / 2;
     int lane = column % 8 * 4 + pair % 4;
@@ -84,7 +86,6 @@ static __device__ inline const float *newest_residual(const struct gpu_task &tas
 // The next step's input; for the host too.
 static __device__ inline void leave_choice(const struct gpu_task &task, int token) {
     int position = newest_position(task);
-    *task.meetings = 0;
     struct gpu_state state = {token, task.ids ? task.position + task.tokens : position + 1};
     *task.state = state;
     task.chosen[position % 2] = state;
@@ -126,34 +127,46 @@ static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_t
 }
 
 // Rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two dimensions
-// of a value. To query and cache.
-static __device__ inline void store_qkv(const struct gpu_task &task, int row_tile, int r, int token,
-                                        int stream, int position, const struct qkv_terms &terms,
-                                        float low, float high) {
+// of a value. `out` takes them.
+template <typename OUT>
+static __device__ __forceinline__ void pass_qkv(const OUT &out, int row_tile, int r,
+                                                const struct qkv_terms &terms, float low,
+                                                float high) {
     low += terms.low;
     high += terms.high;
     if (row_tile * TILE >= QKV_VALUE_ROW) {
         for (int i = 0; i < 2; i++) {
             int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
-            if (row >= KV_HEADS * HEAD_DIM)
-                return;
-            store_value(task, stream, token, row / HEAD_DIM, position, row % HEAD_DIM,
-                        i ? high : low);
+            if (row < KV_HEADS * HEAD_DIM)
+                out.value(row / HEAD_DIM, row % HEAD_DIM, i ? high : low);
         }
         return;
     }
     const int half = HEAD_DIM / 2;
     int pair = row_tile * (TILE / 2) + r, head = pair / half, dim = pair % half;
-    if (head >= HEADS + KV_HEADS)
-        return;
     float first = low * terms.cosine - high * terms.sine;
     float second = high * terms.cosine + low * terms.sine;
-    if (head < HEADS) {
-        float *query =
-            task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
-        query[dim] = first;
-        query[dim + half] = second;
-        return;
-    }
-    store_key(task, stream, token, head - HEADS, position, dim, first, second);
+    if (head < HEADS)
+        out.query(head, dim, first, second);
+    else if (head < HEADS + KV_HEADS)
+        out.key(head - HEADS, dim, first, second);
 }
+
+// To query and cache, of a prefill.
+struct stored_qkv {
+    const struct gpu_task &task;
+    int token, stream, position;
+
+    __device__ __forceinline__ void query(int head, int dim, float first, float second) const {
+        float *to =
+            task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
+        to[dim] = first;
+        to[dim + HEAD_DIM / 2] = second;
+    }
+    __device__ __forceinline__ void key(int head, int dim, float first, float second) const {
+        store_key(task, stream, token, head, position, dim, first, second);
+    }
+    __device__ __forceinline__ void value(int head, int dim, float value) const {
+        store_value(task, stream, token, head, position, dim, value);
+    }
+};

@@ -138,9 +138,10 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
             for (int i = 0; i < 2 * AT_ONCE; i++) {
                 struct token_place place = go_on(task, at, i / 2 * 8 + i % 2);
                 if (first + (n + i / 2) * 8 + i % 2 < p.columns)
-                    store_qkv(task, slice.row_tile, lane_id() / 4, place.token, place.stream,
-                              task.position + place.token, terms[i], rest[i / 2][i % 2],
-                              rest[i / 2][i % 2 + 2]);
+                    pass_qkv(
+                        stored_qkv{task, place.token, place.stream, task.position + place.token},
+                        slice.row_tile, lane_id() / 4, terms[i], rest[i / 2][i % 2],
+                        rest[i / 2][i % 2 + 2]);
             }
             at = go_on(task, at, AT_ONCE * 8);
 #pragma unroll

@@ -288,48 +288,104 @@ template <int ID, int COUNT> static __device__ inline void barrier_sync() {
 #endif
 }
 
-// Adds one to a counter in device memory: whoever finds that with load_acquire sees all that this
-// thread saw before, such as what its block wrote before a barrier.
-static __device__ inline void arrive_grid(unsigned *counter) {
+// Blocks that run together pass numbers on without a barrier. 4 or 8 bytes, which are written and
+// read at once, carry in the lowest bit of their last word the parity of the round they belong to:
+// who waits for them reads them again until they have the round's. Of other memory that says
+// nothing. In the next round they may be overwritten when all who read them have told of what they
+// made of them. 16 bytes are two times 8. An infinity with that bit becomes a NaN.
+static __device__ inline float with_round(float value, unsigned round) {
+    return __uint_as_float((__float_as_uint(value) & ~1u) | (round & 1));
+}
+
+// In its lowest bit: whether a number is of another round, or one of several.
+static __device__ inline unsigned strange(float value, unsigned round) {
+    return __float_as_uint(value) ^ round;
+}
+
+static __device__ inline unsigned strange(const float4 &value, unsigned round) {
+    return strange(value.y, round) | strange(value.w, round);
+}
+
+static __device__ inline void tell(float *to, float value, unsigned round) {
+    value = with_round(value, round);
 #ifdef EMULATOR
-    emulate_arrive_grid(counter);
+    emulate_tell(to, &value, 1);
 #else
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
 #endif
 }
 
-// The same, and how often that was done before; the counter starts again behind `last`. The thread
-// sees what those before it saw.
-static __device__ inline unsigned arrive_and_count(unsigned *counter, unsigned last) {
-    unsigned before;
+static __device__ inline void tell(float2 *to, float2 value, unsigned round) {
+    value.y = with_round(value.y, round);
 #ifdef EMULATOR
-    __threadfence();
-    before = atomicInc(counter, last);
-    __threadfence();
+    emulate_tell(&to->x, &value.x, 2);
 #else
-    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
-                 : "=r"(before)
-                 : "l"(counter), "r"(last)
+    asm volatile(
+        "{ .reg .b64 a; mov.b64 a, {%1, %2}; st.relaxed.gpu.global.b64 [%0], a; }" ::"l"(to),
+        "f"(value.x), "f"(value.y)
+        : "memory");
+#endif
+}
+
+static __device__ inline void tell(float4 *to, float4 value, unsigned round) {
+    value.y = with_round(value.y, round);
+    value.w = with_round(value.w, round);
+#ifdef EMULATOR
+    emulate_tell(&to->x, &value.x, 2);
+    emulate_tell(&to->z, &value.z, 2);
+#else
+    asm volatile("{ .reg .b64 a, b; mov.b64 a, {%1, %2}; mov.b64 b, {%3, %4}; "
+                 "st.relaxed.gpu.global.v2.b64 [%0], {a, b}; }" ::"l"(to),
+                 "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
                  : "memory");
 #endif
-    return before;
 }
 
-static __device__ inline unsigned load_acquire(const unsigned *counter) {
+// What may be of this round, or of the one before.
+static __device__ inline float look(const float *from, unsigned round) {
+    float value;
 #ifdef EMULATOR
-    return emulate_load_acquire(counter);
+    emulate_look(from, &value, 1, round);
 #else
-    unsigned value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
-    return value;
+    (void)round;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(from));
 #endif
+    return value;
 }
 
-// In every loop that asks until others have done something.
-static __device__ inline void pause() {
+static __device__ inline float4 look(const float4 *from, unsigned round) {
+    float4 value;
 #ifdef EMULATOR
-    emulate_pause();
+    emulate_look(&from->x, &value.x, 2, round);
+    emulate_look(&from->z, &value.z, 2, round);
+#else
+    (void)round;
+    asm volatile("{ .reg .b64 a, b; ld.relaxed.gpu.global.v2.b64 {a, b}, [%4]; "
+                 "mov.b64 {%0, %1}, a; mov.b64 {%2, %3}, b; }"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(from));
 #endif
+    return value;
+}
+
+// True. Behind a branch loads stay together: else the assembler may put what needs the first of them
+// before the last one, and they are no longer under way at the same time.
+static __device__ inline bool together() {
+    return gridDim.x > 0;
+}
+
+// Whether to look again, after `strange` of what was found: by one thread; by all lanes, if one has
+// to.
+static __device__ inline bool look_again_alone(unsigned missing) {
+#ifdef EMULATOR
+    if (missing & 1)
+        emulate_pause();
+#endif
+    return missing & 1;
+}
+
+static __device__ inline bool look_again(unsigned missing) {
+    return look_again_alone(__any_sync(0xffffffff, missing & 1));
 }
 
 // Barriers in shared memory that threads arrive at without waiting (PTX: mbarrier). A phase ends

@@ -16,7 +16,8 @@ enum {
 
 // A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
 // and how one in shared memory is multiplied with activations x [parts, INPUTS, GROUPS] in
-// registers. This is bf16; an engine with quantised weights has it for its adapters.
+// registers. This
+// is bf16; an engine with quantised weights has it for its adapters.
 struct bf16_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 1 };
 
@@ -63,38 +64,71 @@ static __device__ inline float warp_sum(float x) {
     return x;
 }
 
-// The residual's columns as the next product's input: times the norm's weight, in two parts
-// (`normed`), and the sums of squares of every 8 rows (`squares` [HIDDEN_TILES, 2, TILE columns]).
-// The norm's scale is one factor a column: the product's results are multiplied by it.
-static __device__ inline void store_normed(const struct gpu_task &task, int row, int column,
-                                           float value) {
-    unsigned short *high = (unsigned short *)task.normed;
-    int at = column_index(COLUMN_GROUPS, row, column);
-    high[at] = bf16_bits(value);
-    high[HIDDEN_INPUT_TILES * COLUMN_GROUPS * WARP * 4 + at] =
-        bf16_bits(value - from_bf16(high[at]));
+// Tells two activations of a column, k and k + 1, k even: the words of their bf16 numbers and of
+// what these leave, in 8 bytes. `to`: as column_index has them.
+static __device__ inline void tell_pair(float *to, int groups, int k, int column, float even,
+                                        float odd, unsigned round) {
+    unsigned high = to_bf16(even, odd);
+    tell((float2 *)(to + column_index(groups, k, column)),
+         make_float2(__uint_as_float(high), __uint_as_float(low_parts(high, even, odd))), round);
 }
 
-// The norm's scales of all columns, by the first warps: `begin` loads while the product starts,
+// The input of the next product with all rows, told by those who have rows of the residual: that
+// times the norm's weight, [hidden, STREAMS] pairs, and for every column the sums of squares of 8
+// rows each, from which everyone makes the norm's scale: the product's results are multiplied by
+// it.
+enum { FOR_QKV, FOR_MLP, FOR_HEAD, TOLD_INPUTS };
+
+struct told_input {
+    enum {
+        FLOATS = HIDDEN_TILES * COLUMN_GROUPS * WARP * 4,
+        PARTS = 2 * HIDDEN_TILES, // sums of squares of a column
+    };
+
+    float *normed, *squares;
+    unsigned round;
+
+    __device__ __forceinline__ told_input(const struct gpu_task &task, int which, unsigned r) {
+        normed = task.inputs + which * FLOATS;
+        squares = task.inputs + TOLD_INPUTS * FLOATS + which * PARTS * STREAMS;
+        round = r;
+    }
+};
+
+// The norm's scales of all columns, by the first warps: `begin` looks while the product starts,
 // `end` leaves them in shared memory [STREAMS]; a barrier must follow.
 struct column_scales {
-    enum { COLUMNS = (STREAMS + WARPS - 1) / WARPS, PARTS = (2 * HIDDEN_TILES + WARP - 1) / WARP };
+    enum {
+        COLUMNS = (STREAMS + WARPS - 1) / WARPS,
+        PARTS = (told_input::PARTS + WARP - 1) / WARP,
+    };
 
     float squares[COLUMNS][PARTS];
 
-    __device__ __forceinline__ void begin(const struct gpu_task &task) {
+    __device__ __forceinline__ void begin(const struct told_input &in) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-#pragma unroll
-            for (int i = 0; i < PARTS; i++) {
-                int part = i * WARP + lane_id(), column = c * WARPS + warp_id();
-                bool wanted = part < 2 * HIDDEN_TILES && column < STREAMS;
-                squares[c][i] = wanted ? task.squares[part * TILE + column] : 0.0f;
-            }
+        for (int i = 0; i < COLUMNS * PARTS; i++) {
+            int column = i / PARTS * WARPS + warp_id(), part = i % PARTS * WARP + lane_id();
+            squares[i / PARTS][i % PARTS] = with_round(0, in.round);
+            if (part < told_input::PARTS && column < STREAMS)
+                squares[i / PARTS][i % PARTS] =
+                    look(in.squares + column * told_input::PARTS + part, in.round);
         }
     }
 
-    __device__ __forceinline__ void end(float *scales) const {
+    __device__ __forceinline__ unsigned missing(unsigned round) const {
+        unsigned some = 0;
+#pragma unroll
+        for (int i = 0; i < COLUMNS * PARTS; i++)
+            some |= strange(squares[i / PARTS][i % PARTS], round);
+        return some;
+    }
+
+    __device__ __forceinline__ void end(const struct told_input &in, float *scales) {
+        if (warp_id() >= STREAMS)
+            return;
+        while (look_again(missing(in.round)))
+            begin(in);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             int column = c * WARPS + warp_id();
@@ -105,7 +139,7 @@ struct column_scales {
                     sum += squares[c][i];
                 sum = warp_sum(sum);
                 if (lane_id() == 0)
-                    scales[column] = rsqrtf(sum / HIDDEN_SIZE + RMS_NORM_EPS);
+                    scales[column] = rsqrtf(sum * (1.0f / HIDDEN_SIZE) + RMS_NORM_EPS);
             }
         }
     }

@@ -8,7 +8,8 @@ enum {
     SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
     SUM_ROWS = 4 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
-    ATTENTION_BYTES = WARPS * ATTENTION_PARTIAL * 4,
+    QUERY_BYTES = HEAD_TILES * WARP * 16, // of attention, and behind them one row of tiles
+    ATTENTION_BYTES = QUERY_BYTES + HEAD_TILES * TILE_BYTES,
     WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
     // The part of the MLP that a block does in one go: channels, and tiles of down_proj's rows.
     MLP_CHANNELS = 64,
@@ -19,7 +20,8 @@ enum {
     SLOT_PIECES = SLOT_BYTES / PIECE_BYTES / WARPS * WARPS < WARP // a lane copies one
                       ? SLOT_BYTES / PIECE_BYTES / WARPS * WARPS
                       : WARP,
-    KEPT_BYTES = THREADS * 16 + 768, // the rest of struct workplace
+    OUTER_SLOTS = (HIDDEN_TILES + SLOT_PIECES - 1) / SLOT_PIECES, // of down_proj, in one plane
+    KEPT_BYTES = THREADS * 16 + 768,                              // the rest of struct workplace
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
     FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
@@ -36,7 +38,6 @@ struct workplace {
     float4 kept[THREADS];              // each thread's own, from one phase to the next
     float scales[TILE], weights[TILE]; // of norms; of streams
     struct gpu_best best[WARPS];
-    unsigned word; // of last_to_arrive
 };
 
 static __device__ inline struct workplace *workplace() {
@@ -45,6 +46,10 @@ static __device__ inline struct workplace *workplace() {
 
 static __device__ inline float *work_floats() {
     return (float *)(shared_memory() + RING_SLOTS * SLOT_BYTES);
+}
+
+static __device__ inline char *newest_row() {
+    return (char *)work_floats() + QUERY_BYTES;
 }
 
 static __device__ inline char *ring_slot(int slot) {
@@ -56,34 +61,15 @@ static __device__ inline void consumers_barrier() {
     barrier_sync<1, THREADS>();
 }
 
-// A matrix as the blocks share it: groups of rows of tiles, to blocks in turn.
-struct matrix {
-    const char *tiles;
-    int groups, rows;             // rows: of a group; 0: one row, of which each block takes a copy
-    int column_tiles, tile_bytes; // of a row
+// What a block copies of a matrix: rows of tiles in groups. A slot is a part of one row; or, where
+// `pieces` is not 0, a group of up to SLOT_PIECES pieces, `stride` apart, of all of them.
+struct job {
+    const char *from;
+    long long group_stride;
+    int groups, rows;         // rows: of a group
+    int row_bytes, most;      // most: bytes of a row in a slot
+    int pieces, piece_stride; //
 };
-
-enum { MIX_ROWS = STREAMS * WEIGHT_PLANES }; // of tiles for one row of tiles: see decode_mix
-
-// q|k|v and o of a layer.
-static __device__ __forceinline__ struct matrix attention_matrix(const char *layer, bool o) {
-    struct matrix qkv = {layer + QKV_OFFSET, QKV_ROW_TILES, 1, HIDDEN_COLUMN_TILES * WEIGHT_PLANES,
-                         layer_tiles::BYTES};
-    struct matrix out = {layer + O_OFFSET, HIDDEN_TILES, 1, O_COLUMN_TILES * WEIGHT_PLANES,
-                         layer_tiles::BYTES};
-    return o ? out : qkv;
-}
-
-// Behind the layers: the aggregation network, if there is one, and the head.
-static __device__ __forceinline__ struct matrix head_matrix(const struct gpu_task &task, int n) {
-    struct matrix mix = {task.weights + MIX_OFFSET, HIDDEN_TILES, MIX_ROWS, HIDDEN_TILES,
-                         bf16_tiles::BYTES};
-    struct matrix weigh = {task.weights + WEIGH_OFFSET, HIDDEN_TILES, 0,
-                           HIDDEN_TILES * WEIGHT_PLANES, bf16_tiles::BYTES};
-    struct matrix head = {task.weights + HEAD_OFFSET, HEAD_ROW_TILES, 1,
-                          HIDDEN_COLUMN_TILES * WEIGHT_PLANES, head_tiles::BYTES};
-    return n == 2 ? head : n == 1 ? weigh : mix;
-}
 
 // This block's share of the MLP: tiles of a row of down_proj, in one plane, and the channels of
 // gate and up that they are multiplied with.
@@ -91,18 +77,13 @@ struct share {
     int first, end;
 
     __device__ __forceinline__ share() {
-        int each = blocks_tiles();
+        int each = (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
         first = blockIdx.x * each;
         end = first + each < DOWN_COLUMN_TILES ? first + each : DOWN_COLUMN_TILES;
     }
 
-    static __device__ __forceinline__ int blocks_tiles() {
-        return (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
-    }
-
-    // How many blocks have a share.
-    static __device__ __forceinline__ int blocks() {
-        return (DOWN_COLUMN_TILES + blocks_tiles() - 1) / blocks_tiles();
+    __device__ __forceinline__ int parts() const {
+        return first < end ? (end - first + MLP_TILES - 1) / MLP_TILES : 0;
     }
 
     // Of the part that starts with tile `first`.
@@ -117,6 +98,61 @@ static __device__ __forceinline__ int inner_rows(int first, int tiles) {
     int end =
         (first + tiles) * each < GATE_UP_ROW_TILES ? (first + tiles) * each : GATE_UP_ROW_TILES;
     return end - first * each;
+}
+
+// Rows of tiles that the blocks take in turn, `rows` together.
+static __device__ __forceinline__ struct job rows_in_turn(const char *tiles, int groups, int rows,
+                                                          int column_tiles, int tile_bytes) {
+    const int bytes = column_tiles * tile_bytes, most = SLOT_BYTES / tile_bytes / WARPS * WARPS;
+    struct job job = {tiles + (long long)blockIdx.x * rows * bytes,
+                      (long long)gridDim.x * rows * bytes,
+                      (groups - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x,
+                      rows,
+                      bytes,
+                      most * tile_bytes,
+                      0,
+                      0};
+    return job;
+}
+
+enum { MIX_ROWS = STREAMS * WEIGHT_PLANES }; // of tiles for one row of tiles: see decode_mix
+
+// Of a layer, n = 0: q|k|v, 1: o; then of each part of the MLP gate and up, and planes of down.
+static __device__ __forceinline__ struct job layer_job(const char *layer, const struct share &share,
+                                                       int n) {
+    const int bytes = layer_tiles::BYTES, tiles = HIDDEN_COLUMN_TILES * WEIGHT_PLANES;
+    if (n < 2)
+        return rows_in_turn(layer + (n ? O_OFFSET : QKV_OFFSET), n ? HIDDEN_TILES : QKV_ROW_TILES,
+                            1, n ? O_COLUMN_TILES * WEIGHT_PLANES : tiles, bytes);
+    int first = share.first + (n - 2) / (1 + WEIGHT_PLANES) * MLP_TILES;
+    int plane = (n - 2) % (1 + WEIGHT_PLANES) - 1, part = share.part_tiles(first);
+    const int stride = DOWN_COLUMN_TILES * WEIGHT_PLANES * bytes;
+    struct job gate_up = rows_in_turn(layer + GATE_UP_OFFSET, 0, 1, tiles, bytes);
+    gate_up.from = layer + GATE_UP_OFFSET + (long long)first * (TILE_COLUMNS / 8) * tiles * bytes;
+    gate_up.groups = 1;
+    gate_up.rows = inner_rows(first, part);
+    struct job down = {layer + DOWN_OFFSET + (plane * DOWN_COLUMN_TILES + first) * bytes,
+                       (long long)SLOT_PIECES * stride,
+                       (HIDDEN_TILES + SLOT_PIECES - 1) / SLOT_PIECES,
+                       1,
+                       part * bytes,
+                       part * bytes,
+                       HIDDEN_TILES,
+                       stride};
+    return plane < 0 ? gate_up : down;
+}
+
+// Behind the layers: the aggregation network, if there is one, and the head.
+static __device__ __forceinline__ struct job head_job(const struct gpu_task &task, int n) {
+    struct job mix = rows_in_turn(task.weights + MIX_OFFSET, HIDDEN_TILES, MIX_ROWS, HIDDEN_TILES,
+                                  bf16_tiles::BYTES);
+    struct job weigh = rows_in_turn(task.weights + WEIGH_OFFSET, HIDDEN_TILES, 1,
+                                    HIDDEN_TILES * WEIGHT_PLANES, bf16_tiles::BYTES);
+    weigh.from = task.weights + WEIGH_OFFSET; // all who have rows of the result take all of it
+    weigh.groups = blockIdx.x < HIDDEN_TILES;
+    struct job head = rows_in_turn(task.weights + HEAD_OFFSET, HEAD_ROW_TILES, 1,
+                                   HIDDEN_COLUMN_TILES * WEIGHT_PLANES, head_tiles::BYTES);
+    return n == 2 ? head : n == 1 ? weigh : mix;
 }
 
 // Which slot comes next.
@@ -151,52 +187,25 @@ struct filling {
         return ring_slot(to.slot);
     }
 
-    __device__ __forceinline__ void pass_slot() {
-        to.next();
-        flying++;
-    }
-
-    __device__ __forceinline__ void copy_row(const char *from, int column_tiles, int tile_bytes) {
-        const int most = SLOT_BYTES / tile_bytes / WARPS * WARPS;
-        for (int k = 0; k < column_tiles; k += most) {
-            int tiles = column_tiles - k < most ? column_tiles - k : most;
-            copy_slot(take_slot(), from + k * tile_bytes, tiles * tile_bytes,
-                      &workplace()->full[to.slot]);
-            pass_slot();
-        }
-    }
-
-    __device__ __forceinline__ void copy_matrix(const struct matrix &m) {
-        const int bytes = m.column_tiles * m.tile_bytes;
-        for (int group = blockIdx.x; group < m.groups; group += gridDim.x) {
-            if (m.rows == 0 && group == (int)blockIdx.x)
-                copy_row(m.tiles, m.column_tiles, m.tile_bytes);
-            for (int row = 0; row < m.rows; row++)
-                copy_row(m.tiles + ((long long)group * m.rows + row) * bytes, m.column_tiles,
-                         m.tile_bytes);
-        }
-    }
-
-    // Some channels of gate and up, then what they are multiplied with of every row of down_proj.
-    __device__ __forceinline__ void copy_mlp(const char *layer) {
-        const int row_tiles = HIDDEN_COLUMN_TILES * WEIGHT_PLANES, bytes = layer_tiles::BYTES;
-        const struct share share;
-        for (int first = share.first; first < share.end; first += MLP_TILES) {
-            int tiles = share.part_tiles(first), rows = inner_rows(first, tiles);
-            const char *gate_up =
-                layer + GATE_UP_OFFSET + (long long)first * (TILE_COLUMNS / 8) * row_tiles * bytes;
-            for (int row = 0; row < rows; row++)
-                copy_row(gate_up + (long long)row * row_tiles * bytes, row_tiles, bytes);
-            for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
-                const char *down =
-                    layer + DOWN_OFFSET + (plane * DOWN_COLUMN_TILES + first) * bytes;
-                for (int row = 0; row < HIDDEN_TILES; row += SLOT_PIECES) {
-                    int pieces =
-                        HIDDEN_TILES - row < SLOT_PIECES ? HIDDEN_TILES - row : SLOT_PIECES;
-                    const int stride = DOWN_COLUMN_TILES * WEIGHT_PLANES * bytes;
-                    copy_pieces(take_slot(), PIECE_BYTES, down + (long long)row * stride, stride,
-                                tiles * bytes, pieces, &workplace()->full[to.slot]);
-                    pass_slot();
+    __device__ __forceinline__ void copy(const struct job &job) {
+#pragma unroll 1
+        for (int group = 0; group < job.groups; group++) {
+            const char *from = job.from + group * job.group_stride;
+            int pieces = job.pieces - group * SLOT_PIECES;
+            pieces = job.pieces == 0 ? 1 : pieces < SLOT_PIECES ? pieces : SLOT_PIECES;
+            int left = job.row_bytes;
+#pragma unroll 1
+            for (int row = 0; row < job.rows;) {
+                int bytes = left < job.most ? left : job.most;
+                copy_pieces(take_slot(), PIECE_BYTES, from, job.piece_stride, bytes, pieces,
+                            &workplace()->full[to.slot]);
+                to.next();
+                flying++;
+                from += bytes;
+                left -= bytes;
+                if (left == 0) {
+                    left = job.row_bytes;
+                    row++;
                 }
             }
         }
@@ -206,21 +215,23 @@ struct filling {
 // The producer's whole work: all that this block multiplies.
 static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
     struct filling filling = {{}, {}, 0};
-    for (int layer = task.ids ? LAYERS : 0; layer < LAYERS; layer++) {
+    const struct share share;
+#pragma unroll 1
+    for (int layer = task.ids ? LAYERS : 0; layer <= LAYERS; layer++) {
         const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
-        for (int o = 0; o < 2; o++)
-            filling.copy_matrix(attention_matrix(weights, o));
-        filling.copy_mlp(weights);
+        int first = layer == LAYERS && STREAMS == 1 ? 2 : 0;
+        int end = layer == LAYERS ? 3 : 2 + share.parts() * (1 + WEIGHT_PLANES);
+#pragma unroll 1
+        for (int n = first; n < end; n++)
+            filling.copy(layer == LAYERS ? head_job(task, n) : layer_job(weights, share, n));
     }
-    for (int n = STREAMS > 1 ? 0 : 2; n < 3; n++)
-        filling.copy_matrix(head_matrix(task, n));
     while (filling.flying > 0) // a block must not end before its copies
         filling.wait_for_oldest();
 }
 
-// Products of rows of TILES tiles in PLANES planes that share activations, of which there are
-// COLUMNS columns in PARTS parts, PART_INPUTS 16s each, as column_index has them.
-template <typename FORMAT, int TILES, int PLANES, int PARTS, int PART_INPUTS, int COLUMNS>
+// Products of rows of TILES tiles in PLANES planes that share activations: told pairs of COLUMNS
+// columns of KS 16s, of which PARTS parts are used: bf16 numbers, and what these leave.
+template <typename FORMAT, int TILES, int PLANES, int PARTS, int KS, int COLUMNS>
 struct row_product {
     enum {
         ALL_TILES = TILES * PLANES,
@@ -228,46 +239,90 @@ struct row_product {
         WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
         SLOTS = (ALL_TILES + SLOT_TILES - 1) / SLOT_TILES,
         GROUPS = (COLUMNS + 7) / 8,
-        PIECES = FORMAT::INPUTS * PARTS * GROUPS, // of activations for a tile, 8 bytes each
-        FIT = 24 / (WARP_TILES * PIECES),         // slots whose activations fit the registers
+        GIVEN = FORMAT::INPUTS * GROUPS, // float4 of activations for a tile
+        PIECES = GIVEN * PARTS,          // of them as bf16, 8 bytes each
+        FIT = 12 / (WARP_TILES * GIVEN), // slots whose activations fit the registers
         CHUNK = SLOTS <= FIT ? SLOTS
                 : FIT < 2    ? 1
                              : FIT / 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
+        CHUNK_TILES = CHUNK * WARP_TILES, // for each warp
         ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
     };
 
-    struct inputs {
-        struct columns x[CHUNK * WARP_TILES][PIECES];
-    };
+    float4 given[CHUNK_TILES][GIVEN];
+    struct columns x[CHUNK_TILES][PIECES];
 
-    // The activations of chunk `chunk`, for this warp's tiles.
-    static __device__ __forceinline__ void load(struct inputs &in, const char *input, int chunk) {
-        const struct columns *from =
-            (const struct columns *)input + warp_id() * FORMAT::INPUTS * GROUPS * WARP + lane_id();
+    // Looks for the activations of chunk `chunk`, for this warp's tiles. Returns `strange` of them.
+    __device__ __forceinline__ unsigned look_at(const float *input, int chunk, unsigned round) {
+        const int first = chunk * CHUNK * SLOT_TILES + warp_id(); // tile
+        const float4 *from = (const float4 *)input + lane_id();
+        const float none = with_round(0, round);
+        unsigned missing = 0;
 #pragma unroll
-        for (int n = 0; n < CHUNK * WARP_TILES; n++) {
-            int tile = chunk * CHUNK * SLOT_TILES + n * WARPS; // of warp 0
-            bool all = CHUNKS == 1 && tile + WARPS <= ALL_TILES;
-            bool there = tile + warp_id() < ALL_TILES;
-            if (PLANES > 1)
-                tile -= tile + warp_id() < TILES ? 0 : TILES;
+        for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
+            given[i / GIVEN][i % GIVEN] = make_float4(0, none, 0, none);
 #pragma unroll
-            for (int piece = 0; piece < PIECES; piece++) {
-                int group = piece % GROUPS, half = piece / GROUPS % FORMAT::INPUTS;
-                int part = piece / GROUPS / FORMAT::INPUTS;
-                int at = (part * PART_INPUTS + tile * FORMAT::INPUTS + half) * GROUPS + group;
-                const struct columns none = {0, 0};
-                in.x[n][piece] =
-                    (all || there) && group * 8 + lane_id() / 4 < COLUMNS ? from[at * WARP] : none;
+        for (int group = 0; group < GROUPS; group++) {
+            if (lane_id() / 4 >= COLUMNS - group * 8)
+                break;
+#pragma unroll
+            for (int n = 0; n < CHUNK_TILES; n++) {
+                bool sure = CHUNKS == 1 && (n + 1) * WARPS <= ALL_TILES;
+                int tile = first + n * WARPS;
+                bool there = sure || tile < ALL_TILES;
+                if (PLANES > 1)
+                    tile -= tile < TILES ? 0 : TILES;
+#pragma unroll
+                for (int half = 0; half < FORMAT::INPUTS; half++) {
+                    int k = tile * FORMAT::INPUTS + half;
+                    if (there && (TILES * FORMAT::INPUTS == KS || k < KS))
+                        given[n][half * GROUPS + group] =
+                            look(from + (k * GROUPS + group) * WARP, round);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
+            missing |= strange(given[i / GIVEN][i % GIVEN], round);
+        return missing;
+    }
+
+    // Waits for all of this warp's activations, and takes those of chunk 0. First some lanes ask for
+    // one of them alone: many questions delay the answers.
+    __device__ __forceinline__ void await(const float *input, unsigned round) {
+        const int spread = blockIdx.x % CHUNK_TILES * WARPS + warp_id();
+        const int tile = CHUNKS == 1 && spread < TILES ? spread : warp_id();
+        if (lane_id() < 4 && tile < TILES) {
+            const float4 *one =
+                (const float4 *)input + tile * (FORMAT::INPUTS * GROUPS * WARP) + lane_id();
+            while (look_again_alone(strange(look(one, round), round)))
+                ;
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (int chunk = CHUNKS - 1; chunk >= 0; chunk--)
+            while (look_again(look_at(input, chunk, round)))
+                ;
+        take();
+    }
+
+    __device__ __forceinline__ void take() {
+#pragma unroll
+        for (int n = 0; n < CHUNK_TILES; n++) {
+#pragma unroll
+            for (int i = 0; i < GIVEN; i++) {
+                const float4 &a = given[n][i];
+                x[n][i] = {__float_as_uint(a.x), __float_as_uint(a.z)};
+                if (PARTS > 1)
+                    x[n][PIECES - GIVEN + i] = {__float_as_uint(a.y), __float_as_uint(a.w)};
             }
         }
     }
 
     // sum += the slots of chunk `chunk` times their activations.
-    static __device__ __forceinline__ void multiply_chunk(float (&sum)[2][GROUPS][4],
-                                                          struct ring &ring,
-                                                          const struct inputs &in, int chunk) {
+    __device__ __forceinline__ void multiply_chunk(float (&sum)[2][GROUPS][4], struct ring &ring,
+                                                   int chunk) const {
 #pragma unroll
         for (int s = 0; s < CHUNK; s++) {
             int first = (chunk * CHUNK + s) * SLOT_TILES;
@@ -280,7 +335,7 @@ struct row_product {
                 bool all = CHUNKS == 1 && first + (i + 1) * WARPS <= ALL_TILES;
                 if (all || first + i * WARPS + warp_id() < ALL_TILES)
                     FORMAT::multiply_tile(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
-                                          in.x[s * WARP_TILES + i]);
+                                          x[s * WARP_TILES + i]);
             }
             ring.leave();
         }
@@ -288,23 +343,18 @@ struct row_product {
 
     // The next `rows` rows, SUM_ROWS at most: their sums to work_floats() [rows, ROW_FLOATS], for
     // finish_split behind a barrier.
-    static __device__ __forceinline__ void multiply_rows(struct ring &ring, const char *input,
-                                                         int rows) {
-        struct inputs even, odd;
-        load(even, input, 0);
+    __device__ __forceinline__ void multiply_rows(struct ring &ring, const float *input, int rows,
+                                                  unsigned round) {
 #pragma unroll 1
         for (int row = 0; row < rows; row++) {
             float sum[2][GROUPS][4] = {};
-            if (CHUNKS == 1) {
-                multiply_chunk(sum, ring, even, 0);
-            } else {
 #pragma unroll 1
-                for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
-                    load(odd, input, chunk + 1);
-                    multiply_chunk(sum, ring, even, chunk);
-                    load(even, input, chunk + 2 < CHUNKS ? chunk + 2 : 0);
-                    multiply_chunk(sum, ring, odd, chunk + 1);
-                }
+            for (int chunk = 0; chunk < CHUNKS; chunk++) {
+                if (CHUNKS > 1) // all are told: await saw them
+                    (void)look_at(input, chunk + 1 < CHUNKS ? chunk + 1 : 0, round);
+                multiply_chunk(sum, ring, chunk);
+                if (CHUNKS > 1)
+                    take();
             }
             float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + threadIdx.x;
 #pragma unroll
@@ -322,23 +372,3 @@ static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
     int rows = (row_tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
     return rows < 0 ? 0 : rows < SUM_ROWS ? rows : SUM_ROWS;
 }
-
-// Where blocks meet: what all of them wrote before they arrived is seen after the wait.
-struct meeting {
-    unsigned *counter, target; // target: arrivals when all are there
-
-    __device__ __forceinline__ void arrive() {
-        consumers_barrier();
-        if (threadIdx.x == 0)
-            arrive_grid(counter);
-        target += gridDim.x;
-    }
-
-    __device__ __forceinline__ void wait() const {
-        if (threadIdx.x == 0) {
-            while ((int)(load_acquire(counter) - target) < 0)
-                pause();
-        }
-        consumers_barrier();
-    }
-};

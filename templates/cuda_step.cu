@@ -1,10 +1,9 @@
 // A whole step, one kernel with a block on every multiprocessor: token and position of `state` ->
 // logits; or, behind a prefill, only what follows the layers.
 
-// What the first product reads: residual, its product with the norm's weight, its squares. Of the
-// embedding of the token, or of what the prefill left.
+// What the first product needs. Of the embedding of the token, or of what the prefill left.
 static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
-                                                    struct step &step) {
+                                                    const struct told_input &out) {
     int id = task.ids ? 0 : task.state->token, stream = threadIdx.x / TILE;
     id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
     if (!task.ids && blockIdx.x == 0 && threadIdx.x == 0)
@@ -20,28 +19,33 @@ static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
         float square = x * x;
         for (int distance = 4; distance > 0; distance /= 2)
             square += __shfl_xor_sync(0xffffffff, square, distance);
+        float next = __shfl_xor_sync(0xffffffff, x * weight[i], 1); // of i + 1, for even i
         if (stream < STREAMS) {
             if (!task.ids)
                 task.residual[stream * HIDDEN_SIZE + i] = x;
-            store_normed(task, i, stream, x * weight[i]);
+            if (i % 2 == 0)
+                tell_pair(out.normed, COLUMN_GROUPS, i, stream, x * weight[i], next, out.round);
             if (i % 8 == 0)
-                task.squares[i / 8 * TILE + stream] = square;
+                tell(out.squares + stream * told_input::PARTS + i / 8, square, out.round);
         }
     }
-    step.meeting.arrive();
+    consumers_barrier(); // others read the residual
 }
 
 static __device__ __forceinline__ void decode_layers(struct gpu_task &task, struct step &step) {
 #pragma unroll 1
     for (task.layer = 0; task.layer < LAYERS; task.layer++) {
-        const char *weights = layer_weights(task);
-        const char *next = task.layer + 1 < LAYERS ? weights + LAYER_STRIDE + INPUT_NORM_OFFSET
-                                                   : task.weights + FINAL_NORM_OFFSET;
+        bool last = task.layer == LAYERS - 1;
+        const struct told_input next(task, last ? FOR_HEAD : FOR_QKV,
+                                     last ? step.launch : step.round + 1);
         decode_qkv(task, step);
-        decode_attention(task, step);
+        decode_attention(task, step.round);
         decode_o(task, step);
         decode_mlp(task, step);
-        decode_add(task, step, (const float *)next);
+        decode_add(task, step, next,
+                   (const float *)(last ? task.weights + FINAL_NORM_OFFSET
+                                        : layer_weights(task) + LAYER_STRIDE + INPUT_NORM_OFFSET));
+        step.round++;
     }
 }
 
@@ -49,6 +53,7 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     decode_step(const struct gpu_task given) {
     struct workplace *w = workplace();
+    unsigned *rounds = given.rounds + 2 * blockIdx.x; // of layers, of launches: those before
     if (threadIdx.x == 0) {
         for (int i = 0; i < RING_SLOTS; i++) {
             init_barrier(&w->full[i], COPY_ARRIVALS);
@@ -62,8 +67,10 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
         return;
     }
     struct gpu_task task = given;
-    struct step step = {{}, {task.meetings, 0}};
-    decode_start(task, step);
+    struct step step = {{}, rounds[0] + 1, rounds[1] + 1};
+    const struct told_input first(task, task.ids ? FOR_HEAD : FOR_QKV,
+                                  task.ids ? step.launch : step.round);
+    decode_start(task, first);
     if (!task.ids)
         decode_layers(task, step);
     if (STREAMS > 1) {
@@ -71,4 +78,8 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
         decode_weigh(task, step);
     }
     decode_head(task, step);
+    if (threadIdx.x == 0) { // all threads have read them: they met since
+        rounds[0] = step.round - 1;
+        rounds[1] = step.launch;
+    }
 }

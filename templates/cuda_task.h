@@ -31,15 +31,16 @@ struct gpu_task {
     float *residual;         // [columns, hidden]
     char *input;             // bf16 activations [columns, hidden or heads * head_dim]
     char *activation;        // bf16 activations [columns, intermediate]
-    char *normed;            // decode: [2 parts, hidden, streams], see store_normed
-    float *squares;          // decode: [hidden / 8, 16]
-    float *query;            // [columns, heads, head_dim]
-    float *partial;          // decode attention: [streams, head groups, splits, ATTENTION_PARTIAL]
-    unsigned *arrivals;      // counters, 0 between kernels
-    float *added;            // decode: [blocks, streams, hidden], what parts of the MLP add
-    unsigned *meetings;      // counts the blocks of a decode step that arrived; 0 before it
-    char *mixed;             // one column, high and low parts: [hidden]
-    char *head_input;        // one column, high and low parts: [hidden]
+    float *query;            // prefill: [columns, heads, head_dim]
+    // What blocks of a decode step tell each other (see tell):
+    unsigned *rounds;        // each block's own: [blocks, 2], of layers and of steps before
+    float *inputs;           // [3], see struct told_input
+    float *qkv;              // [streams, heads + 2 kv_heads, head_dim]: queries, keys, values
+    float *partial;          // [streams, head groups, MOST_PARTS, ATTENTION_PARTIAL]
+    float *attended;         // [heads * head_dim, streams], as column_index has them
+    float *added;            // what parts of the MLP add: [blocks, ADDED_FLOATS]
+    float *mixed;            // one column: [hidden], as column_index has it
+    float *head_input;       // the same
     float *stream_weights;   // [2, streams]; this and the next two by odd and even positions, so
     float *logits;           // [2, vocab]    that a step can start before the last one is read
     struct gpu_best *best;   // [2, blocks]

@@ -13,6 +13,7 @@
 #include "cuda_attention.cu"
 #if MODULES & 1
 #include "cuda_ring.cu"
+#include "cuda_decode_attention.cu"
 #include "cuda_decode.cu"
 #include "cuda_head.cu"
 #include "cuda_step.cu"

@@ -889,6 +889,18 @@ static void release_kernels(const struct gpu *gpu) {
             (void)gpu->driver.module_unload(gpu->modules[i]);
 }
 
+// What blocks told each other lies elsewhere with another P.
+static int forget_told(struct gpu *gpu, struct error *error) {
+    int code = EXIT_OK;
+    for (size_t i = 0; i < GPU_PARTS && !code; i++)
+        if (GPU_BUFFERS[i].told)
+            code = cuda_check(
+                &gpu->driver,
+                gpu->driver.fill(gpu->parts[i], 0, GPU_BUFFERS[i].bytes, gpu->stream),
+                "activations", error);
+    return code;
+}
+
 static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struct error *error) {
     int code = gpu_finish(gpu, error);
     if (code)
@@ -899,6 +911,8 @@ static int gpu_set_streams(struct gpu *gpu, const struct adapter *adapter, struc
     gpu->has_logits = gpu->follows = gpu->ahead = gpu->fresh = false;
     start_choice(gpu, adapter);
     code = finish_choice(gpu, error);
+    if (!code)
+        code = forget_told(gpu, error);
     release_kernels(code ? gpu : &before);
     if (code)
         *gpu = before;

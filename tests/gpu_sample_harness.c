@@ -114,7 +114,6 @@ static void start(void) {
     task.history = device_memory(sizeof history);
     task.sampling = device_memory(sizeof *task.sampling);
     task.state = device_memory(sizeof *task.state);
-    task.meetings = device_memory(sizeof *task.meetings);
     task.ids = task.history; // not NULL: the position is the task's
     task.chosen = chosen;
     task.tokens = 1;

@@ -1,8 +1,13 @@
 // What threads of a clocked block know of each other, and their barriers. A thread's vector
-// clock says which accesses are ordered before what it does now; whoever tells others something, by
-// a barrier or a counter, passes it on. What it did itself since its warp's last barrier is passed
-// on only by the first lane of a warp: others are taken to have told nothing of it.
+// clock says which of the block's accesses are ordered before what it does now; whoever tells
+// others something, by a barrier, passes it on. What it did itself since its warp's last barrier is
+// passed on only by the first lane of a warp: others are taken to have told nothing of it.
+//
+// Between blocks of a cooperative launch only data flows, by floats that they tell (memory.cc).
+// What a lane finds is taken to be in all that its warp tells from then on: lanes pass data on by
+// shuffles and products.
 #include <algorithm>
+#include <iterator>
 #include "device.h"
 #include "machine.h"
 
@@ -15,13 +20,12 @@ static uint32_t next_time(struct block *block) {
     return block->time;
 }
 
-static void raise(struct vector_clock *clock, const struct vector_clock &other) {
-    for (unsigned b = 0; b < MOST_RESIDENT; b++)
-        for (unsigned i = 0; i < CLOCK_TIMES; i++)
-            clock->times[b][i] = std::max(clock->times[b][i], other.times[b][i]);
+template <typename T> static void raise(T *clock, const T &other) {
+    for (size_t i = 0; i < std::size(other.times); i++)
+        clock->times[i] = std::max(clock->times[i], other.times[i]);
 }
 
-known_clock join_clocks(const known_clock &a, const known_clock &b) {
+static known_clock join_clocks(const known_clock &a, const known_clock &b) {
     static known_clock last[3]; // lanes of a warp want the same, one after another
     if (a == b || !b)
         return a;
@@ -40,11 +44,12 @@ known_clock join_clocks(const known_clock &a, const known_clock &b) {
 static known_clock with_time(const known_clock &clock, struct block *block, unsigned which) {
     auto own = clock ? std::make_shared<struct vector_clock>(*clock)
                      : std::make_shared<struct vector_clock>();
-    own->times[block->index][which] = next_time(block);
+    own->times[which] = next_time(block);
     return own;
 }
 
-known_clock what_it_tells(const struct fiber *fiber) {
+// What a thread knows and did, for others.
+static known_clock what_it_tells(const struct fiber *fiber) {
     if (fiber->thread % LANES)
         return fiber->clock;
     return with_time(fiber->clock, fiber->block, FIRST_LANES + fiber->thread / LANES);
@@ -61,10 +66,29 @@ void meet(struct fiber *const *fibers, unsigned count) {
         last = clock;
     }
     uint32_t time = next_time(block);
+    struct flow flow = {};
+    for (unsigned i = 0; i < count; i += LANES) {
+        unsigned warp = fibers[i]->thread / LANES;
+        all->times[warp] = time;
+        raise(&flow, block->warps[warp].flow);
+        flow.times[flow_index(block->index, warp)] = time;
+    }
     for (unsigned i = 0; i < count; i += LANES)
-        all->times[block->index][fibers[i]->thread / LANES] = time;
+        block->warps[fibers[i]->thread / LANES].flow = flow;
     for (unsigned i = 0; i < count; i++)
         fibers[i]->clock = all;
+}
+
+const struct flow *tell_flow() {
+    struct block *block = current->block;
+    unsigned warp = current->thread / LANES;
+    struct flow *flow = &block->warps[warp].flow;
+    flow->times[flow_index(block->index, warp)] = next_time(block);
+    return flow;
+}
+
+void follow(const struct flow &told) {
+    raise(&current->block->warps[current->thread / LANES].flow, told);
 }
 
 static unsigned clocked_blocks;
@@ -82,7 +106,7 @@ void end_clocks(struct block *block) {
         forget_readers();
 }
 
-static void want_cooperative() {
+void want_cooperative() {
     if (!current->block->cooperative)
         emulate_fault("does what only cooperative launches may do here");
 }
@@ -138,8 +162,7 @@ static struct phase_barrier *find_barrier(unsigned long long *barrier) {
     if (found == current->block->phase_barriers.end())
         emulate_fault("a barrier in shared memory that is not initialised");
     struct phase_barrier *b = &found->second;
-    if (b->maker != current->thread &&
-        !is_known(current->clock, current->block->index, b->maker, b->time))
+    if (b->maker != current->thread && !is_known(current->clock, b->maker, b->time))
         emulate_fault("a barrier in shared memory of which thread %u, which initialises it, has "
                       "not told",
                       b->maker);
@@ -160,13 +183,16 @@ static void arrive_at(struct phase_barrier *b, unsigned long long *barrier, unsi
     b->phase++;
     b->told = b->coming;
     b->coming = NULL;
+    b->flow = b->coming_flow;
     for (struct fiber *fiber : block->fibers)
         if (fiber->waits == wait_for::phase && fiber->awaited == barrier)
             fiber->waits = wait_for::nothing;
 }
 
 void emulate_arrive(unsigned long long *barrier) {
-    arrive_at(find_barrier(barrier), barrier, 1, what_it_tells(current));
+    struct phase_barrier *b = find_barrier(barrier);
+    raise(&b->coming_flow, *tell_flow());
+    arrive_at(b, barrier, 1, what_it_tells(current));
 }
 
 void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
@@ -176,6 +202,7 @@ void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
         wait_until_released(wait_for::phase);
     }
     current->clock = join_clocks(current->clock, b->told);
+    follow(b->flow);
 }
 
 // ---- Copies whose end a barrier tells ----
@@ -193,70 +220,4 @@ void end_slot_copy(const struct slot_copy &copy) {
     struct phase_barrier *b = &block->phase_barriers.at(copy.barrier);
     land_slot(copy, b->index);
     arrive_at(b, copy.barrier, copy.arrivals, with_time(copy.told, block, COPIES_TOLD + b->index));
-}
-
-// ---- Counters of a grid ----
-
-// All values of a counter in this launch and what those who made them told; which of them a thread
-// may find next. An addition keeps what was told before it: a release sequence.
-struct counter {
-    uint32_t launch;
-    struct value {
-        unsigned value;
-        known_clock told;
-    };
-    std::vector<struct value> values;
-    std::map<const struct fiber *, size_t> next;
-};
-
-static struct counter *find_counter(const unsigned *counter) {
-    static std::map<const unsigned *, struct counter> counters;
-    struct counter *c = &counters[counter];
-    uint32_t launch = current->block->grid->number;
-    want_cooperative();
-    if (c->launch != launch)
-        *c = {launch, {{*counter, NULL}}, {}};
-    return c;
-}
-
-// The value before.
-static unsigned set_counter(unsigned *counter, struct counter *c, unsigned value,
-                            const known_clock &told) {
-    unsigned before = *counter;
-    c->next[current] = c->values.size();
-    c->values.push_back({value, join_clocks(c->values.back().told, told)});
-    *counter = value;
-    note_progress();
-    return before;
-}
-
-void emulate_arrive_grid(unsigned *counter) {
-    touch_counter(counter, __builtin_return_address(0));
-    struct counter *c = find_counter(counter);
-    set_counter(counter, c, *counter + 1, what_it_tells(current));
-}
-
-// The oldest value that the thread may find, so that who waits for too few arrivals does not know
-// of the last ones; each time a newer one.
-unsigned emulate_load_acquire(const unsigned *counter) {
-    touch_counter(counter, __builtin_return_address(0));
-    struct counter *c = find_counter(counter);
-    size_t *next = &c->next[current], found = *next;
-    if (found + 1 < c->values.size())
-        ++*next;
-    current->clock = join_clocks(current->clock, c->values[found].told);
-    return c->values[found].value;
-}
-
-void fence_cooperative() {
-    current->clock = join_clocks(current->clock, current->told);
-    current->told = NULL;
-    current->tells = what_it_tells(current);
-}
-
-unsigned increment_cooperative(unsigned *counter, unsigned limit) {
-    struct counter *c = find_counter(counter);
-    unsigned before = set_counter(counter, c, *counter >= limit ? 0 : *counter + 1, current->tells);
-    current->told = join_clocks(current->told, c->values.back().told);
-    return before;
 }

@@ -17,7 +17,7 @@ enum {
     STACK_BYTES = 256 << 10, // of a fiber
     BURST = 32,              // times that a warp goes on, at most, before another one does
     LANDING = 8,             // a copy lands in one of so many steps
-    STUCK = 100000,          // times that threads asked in vain, and nothing else happened
+    STUCK = 1000000,         // times that threads asked in vain, and nothing else happened
 };
 
 enum warp_operation {
@@ -126,7 +126,6 @@ static void fiber_main() {
             continue;
         turn.ran = true;
         turn.paused = false;
-        asked++;
         current = fiber;
         threadIdx = {fiber->thread, 0, 0};
         if (!fiber->stack)
@@ -137,7 +136,7 @@ static void fiber_main() {
 }
 
 __attribute__((noinline)) void wait_until_released(wait_for what) {
-    if (what != wait_for::nothing)
+    if (what != wait_for::nothing && what != wait_for::warp) // a warp may ask together
         asked = 0;
     current->waits = what;
     if (!__builtin_setjmp(current->context))
@@ -153,7 +152,7 @@ void emulate_switch() {
 }
 
 void emulate_pause() {
-    if (asked > STUCK)
+    if (++asked > STUCK)
         emulate_fault("asks again and again, and nobody else can go on");
     turn.paused = true;
     wait_until_released(wait_for::nothing);
@@ -322,6 +321,8 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
     }
     w->arrived = 0;
     memcpy(w->given, w->words, sizeof w->given);
+    if (operation != SHUFFLE && operation != BARRIER)
+        note_progress();
     if (operation == PRODUCT)
         compute_product(w);
     if (operation == BARRIER)
@@ -536,8 +537,10 @@ static void start_block(struct block *block, struct grid *grid) {
         shared_memory_end((unsigned)(block - blocks)) - (grid->launch.shared_bytes + 15) / 16 * 16;
     while (block->fibers.size() < threads)
         block->fibers.push_back(new struct fiber());
-    for (unsigned w = 0; w < threads / LANES; w++)
+    for (unsigned w = 0; w < threads / LANES; w++) {
         block->warps[w].arrived = block->warps[w].time = 0;
+        block->warps[w].flow = {};
+    }
     for (unsigned t = 0; t < threads; t++) {
         struct fiber *fiber = block->fibers[t];
         fiber->block = block;
@@ -547,7 +550,7 @@ static void start_block(struct block *block, struct grid *grid) {
         fiber->fenced.clear();
         fiber->observed.clear();
         fiber->known.clear();
-        fiber->clock = fiber->tells = fiber->told = NULL;
+        fiber->clock = NULL;
     }
 }
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include "emulator.h"
 #include "kernels.h"
+#include "machine.h"
 
 #define STREAMS      1 // not used
 #define SHARED_BYTES 101376
@@ -23,6 +24,7 @@ enum { WORDS = 1000, BLOCKS = 6, BLOCK_THREADS = 64, SHARED_WORDS = 256 };
 struct arguments {
     int *data; // [WORDS] device memory
     unsigned *counter;
+    float *told; // [2 * BLOCKS]
 };
 
 static int *shared_words() {
@@ -77,29 +79,46 @@ struct kernel {
     bool cooperative = false;
 };
 
-// Two warps of each block add up what a third one copies, ten numbers a lane; then the blocks all
-// add up each other's sums. Shared memory: barriers, slots of the ring, sums.
+// Two warps of each block take what a third one copies, ten numbers a lane; then blocks pass floats
+// on in rounds. Shared memory: barriers, slots of the ring.
 enum {
     SLOTS = 2,
     SLOT_WORDS = 4 * WARP,
     COPIES = 5,
     CONSUMERS = 2,
     RING_THREADS = (CONSUMERS + 1) * WARP,
-    RING_BYTES = SLOTS * (16 + 4 * SLOT_WORDS) + CONSUMERS * WARP * 4,
+    RING_BYTES = SLOTS * (16 + 4 * SLOT_WORDS),
 };
 
-static void wait_for_grid(const struct arguments &a, unsigned arrivals) {
-    if (thread() == 0)
-        while ((int)(load_acquire(a.counter) - arrivals) < 0)
-            pause();
-    barrier_sync<1, CONSUMERS * WARP>();
+// The sum of what all blocks have told at `floats` in this round, whole numbers.
+static float sum_of_told(const float *floats, unsigned round, bool waits) {
+    float sum = 0;
+    for (unsigned i = 0; i < gridDim.x; i++)
+        sum += waits ? await_told(floats + i, round) : look(floats + i, round);
+    return roundf(sum);
 }
 
-// `missing`: arrivals of the grid that are not waited for; `early`: of all copies but the first,
-// one is read when that many before it is there.
-template <int missing, int early> static void pass_on(const struct arguments &a) {
+// Each block tells the next number. `places`: of a float, in turn; with one it is told anew before
+// all have found it.
+static void pass_numbers(const struct arguments &a, unsigned places, bool waits) {
+    float number = 2;
+    for (unsigned i = places; i < 4 * places; i++) {
+        float *floats = a.told + i % places * BLOCKS;
+        unsigned round = i / places; // of this place
+        if (thread() == 0)
+            tell(floats + blockIdx.x, number, round);
+        float sum = sum_of_told(floats, round, waits);
+        if (sum != number * (float)gridDim.x)
+            emulate_fault("finds a wrong sum");
+        number *= 2;
+        barrier_sync<1, CONSUMERS * WARP>();
+    }
+}
+
+// `early`: of all copies but the first, one is read when that many before it is there.
+template <int early> static void pass_on(const struct arguments &a) {
     unsigned long long *full = (unsigned long long *)shared_memory(), *empty = full + SLOTS;
-    int *ring = shared_words() + 4 * SLOTS, *sums = ring + SLOTS * SLOT_WORDS;
+    int *ring = shared_words() + 4 * SLOTS;
     if (thread() == 0) {
         for (int i = 0; i < SLOTS; i++) {
             init_barrier(full + i, COPY_ARRIVALS);
@@ -128,25 +147,38 @@ template <int missing, int early> static void pass_on(const struct arguments &a)
         if (thread() % WARP == 0)
             arrive(empty + slot);
     }
-    sums[thread()] = (int)sum;
-    for (unsigned round = 1; round <= 3; round++) {
-        barrier_sync<1, CONSUMERS * WARP>();
-        if (thread() == 0) {
-            int total = 0;
-            for (int i = 0; i < CONSUMERS * WARP; i++)
-                total += sums[i];
-            a.data[blockIdx.x] = total;
-            arrive_grid(a.counter);
+    own(a) = (int)sum;
+    pass_numbers(a, 2, true);
+}
+
+// Without the warp that copies.
+template <int places, bool waits> static void pass_only(const struct arguments &a) {
+    if (thread() < CONSUMERS * WARP)
+        pass_numbers(a, places, waits);
+}
+
+// All blocks read a word, which the first one then writes; `waits`: until all have told.
+template <bool waits> static void write_when_read(const struct arguments &a) {
+    if (thread() == 0) {
+        own(a) = 0; // reads are recorded from then on
+        tell(a.told + blockIdx.x, a.data[0] ? 2 : 4, 1);
+        if (blockIdx.x == 0) {
+            if (waits)
+                sum_of_told(a.told, 1, true);
+            a.data[0] = 1;
         }
-        wait_for_grid(a, (2 * round - 1) * gridDim.x - missing);
-        for (unsigned i = 0; i < gridDim.x; i++)
-            sums[thread()] += a.data[i];
-        barrier_sync<1, CONSUMERS * WARP>();
-        if (thread() == 0)
-            arrive_grid(a.counter);
-        wait_for_grid(a, 2 * round * gridDim.x);
     }
-    own(a) = sums[thread()];
+}
+
+// The first block writes a word and tells a float; the others then read `word`.
+static void read_behind(const struct arguments &a, const int *word) {
+    if (leader()) {
+        a.data[0] = 1;
+        tell(a.told, 2, 1);
+    } else if (thread() == 0) {
+        await_told(a.told, 1);
+        own(a) = *word;
+    }
 }
 
 static void nothing(const struct arguments &) {
@@ -184,9 +216,35 @@ static const struct kernel KERNELS[] = {
     {"good: a kernel that waits", "", write_words, read_words},
     {"good: halves of a word", "",
      [](const struct arguments &a) { ((short *)a.data)[blockIdx.x * 64 + threadIdx.x] = 1; }, NULL},
-    {"good: copies and a grid that waits", "", pass_on<0, 0>, NULL, true},
-    {"a grid that waits for all but one", "of another block", pass_on<1, 0>, NULL, true},
-    {"a copy read when the one before is there", "a copy", pass_on<0, 1>, NULL, true},
+    {"good: copies, and numbers that are told", "", pass_on<0>, NULL, true},
+    {"a copy read when the one before is there", "a copy", pass_on<1>, NULL, true},
+    {"good: one finds what all are told", "",
+     [](const struct arguments &a) {
+         if (thread() == 0)
+             tell(a.told + blockIdx.x, 2, 1);
+         if (thread() / WARP == 1)
+             sum_of_told(a.told, 1, true);
+         __syncthreads();
+         if (sum_of_told(a.told, 1, false) != 2 * BLOCKS)
+             emulate_fault("finds a wrong sum");
+     },
+     NULL, true},
+    {"good: a word that is written when all have told of it", "", write_when_read<true>, NULL,
+     true},
+    {"a word that is written before all have told of it", "nothing orders", write_when_read<false>,
+     NULL, true},
+    {"numbers that are not waited for", "a wrong sum", pass_only<2, false>, NULL, true},
+    {"numbers told anew before all have found them", "overwrite", pass_only<1, true>, NULL, true},
+    {"a word read behind a float that was told", "of another block writes",
+     [](const struct arguments &a) { read_behind(a, a.data); }, NULL, true},
+    {"a float that was told, read as a word", "of another block writes",
+     [](const struct arguments &a) { read_behind(a, (const int *)a.told); }, NULL, true},
+    {"a number that nobody tells", "again and again",
+     [](const struct arguments &a) {
+         while (look_again(!is_told(look(a.told, 1), 1)))
+             ;
+     },
+     NULL, true},
     {"a copy over what a thread wrote", "needs a fence",
      [](const struct arguments &a) {
          unsigned long long *barrier = (unsigned long long *)shared_memory();
@@ -200,12 +258,6 @@ static const struct kernel KERNELS[] = {
              copy_slot(shared_words() + 4, a.data, 4 * WARP, barrier);
              wait_barrier(barrier, 0);
          }
-     },
-     NULL, true},
-    {"a grid that waits for nobody", "again and again",
-     [](const struct arguments &a) {
-         if (thread() < CONSUMERS * WARP)
-             wait_for_grid(a, 1);
      },
      NULL, true},
     {"no barrier", "nothing orders",
@@ -346,8 +398,11 @@ __attribute__((no_sanitize("thread"))) int main(int argc, char **argv) {
         if (argc == 1 || strcmp(argv[1], kernel.name) != 0)
             continue;
         struct arguments arguments = {(int *)emulate_allocate(WORDS * sizeof(int)),
-                                      (unsigned *)emulate_allocate(sizeof(unsigned))};
+                                      (unsigned *)emulate_allocate(sizeof(unsigned)),
+                                      (float *)emulate_allocate(2 * BLOCKS * sizeof(float))};
         *arguments.counter = 0;
+        for (int i = 0; i < 2 * BLOCKS; i++)
+            arguments.told[i] = 0;
         struct bound one = {kernel.run, arguments}, next = {kernel.next, arguments};
         struct bound before = {nothing, arguments};
         start(&before, "nothing", false, false);

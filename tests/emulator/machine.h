@@ -31,8 +31,8 @@ enum : unsigned {
     UNDER_WAY = 2048, // + thread
 };
 
-// What a thread of a clocked block relies on: of each block, what its warps, their first lanes
-// and copies did before these times.
+// What a thread of a clocked block relies on: what the block's warps, their first lanes and copies
+// did before these times.
 enum {
     CLOCK_WARPS = MOST_COOPERATIVE / LANES,
     CLOCK_COPIES = 64, // barriers that tell of them
@@ -42,10 +42,16 @@ enum {
 };
 
 struct vector_clock {
-    uint32_t times[MOST_RESIDENT][CLOCK_TIMES];
+    uint32_t times[CLOCK_TIMES];
 };
 
 typedef std::shared_ptr<const struct vector_clock> known_clock; // NULL: it relies on nothing
+
+// Whose data has come to a warp of a cooperative launch, told from block to block: that of what
+// warps, CLOCK_WARPS of each block, did before these times.
+struct flow {
+    uint32_t times[MOST_RESIDENT * CLOCK_WARPS];
+};
 
 enum class wait_for { nothing, warp, barrier, part_barrier, phase, kernel, ended };
 
@@ -86,7 +92,6 @@ struct fiber {
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
     std::vector<struct knowledge> known;    //
     known_clock clock;                      // in a clocked block
-    known_clock tells, told;                // by atomic operations: as fenced, observed
 };
 
 // A product of a warpgroup under way, of one of its warps; no sums: the end of a group.
@@ -101,7 +106,8 @@ struct warpgroup_product {
 struct warp {
     int operation;
     unsigned arrived;
-    uint32_t time;            // of its last barrier: accesses of the warp before are ordered
+    uint32_t time; // of its last barrier: accesses of the warp before are ordered
+    struct flow flow;
     unsigned words[LANES][6]; // of the lanes that arrived
     unsigned given[LANES][6]; // of all lanes, until all have arrived at the next operation
     float results[LANES][4];
@@ -119,6 +125,7 @@ struct phase_barrier {
     uint32_t time;                     // when
     bool published;
     known_clock coming, told; // by the arrivals of this phase, of the last one
+    struct flow coming_flow, flow;
 };
 
 // A copy to shared memory that a barrier tells the end of.
@@ -188,10 +195,18 @@ void note_progress();
 
 // ---- cooperative.cc ----
 
-known_clock join_clocks(const known_clock &a, const known_clock &b);
+static inline unsigned flow_index(unsigned block, unsigned warp) {
+    return block * CLOCK_WARPS + warp;
+}
 
-// What a thread knows and did, for others.
-known_clock what_it_tells(const struct fiber *fiber);
+// The flow of the current thread's warp, when the thread tells something: all that the warp did so
+// far is taken to be in it.
+const struct flow *tell_flow();
+
+// What was told has come to the current thread.
+void follow(const struct flow &told);
+
+void want_cooperative();
 
 // From now on the threads of the current block have clocks.
 void use_clocks(struct block *block);
@@ -208,15 +223,12 @@ void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long lon
 // Ends a copy of the current thread's block.
 void end_slot_copy(const struct slot_copy &copy);
 
-// __threadfence and atomicInc.
-void fence_cooperative();
-unsigned increment_cooperative(unsigned *counter, unsigned limit);
-
-// Whether an access, of somebody else, is ordered before what the owner of the clock does now.
-static inline bool is_known(const known_clock &clock, unsigned block, unsigned who, uint32_t time) {
+// Whether an access, of somebody else in the block, is ordered before what the owner of the clock
+// does now.
+static inline bool is_known(const known_clock &clock, unsigned who, uint32_t time) {
     if (!clock || who >= UNDER_WAY)
         return false;
-    const uint32_t *times = clock->times[block];
+    const uint32_t *times = clock->times;
     if (who >= COPIED)
         return time < times[COPIES_TOLD + who - COPIED];
     if (who >= OF_WARP)
@@ -236,9 +248,7 @@ void forget_shared(unsigned slot);
 // The end of a copy that the barrier of this index tells.
 void land_slot(const struct slot_copy &copy, unsigned index);
 
-// Accesses to barriers and counters.
 void write_barrier(unsigned long long *barrier);
-void touch_counter(const unsigned *counter, const void *code);
 
 // No clocked block runs any more.
 void forget_readers();

@@ -9,13 +9,16 @@
 // shuffles and products; those of a block by __syncthreads. Copies to shared memory write from when
 // they are started to when their thread has waited for them. In cooperative launches, and in blocks
 // with barriers in shared memory, the clocks of cooperative.cc say what is ordered, and all readers
-// of a place are kept; in device memory only of a cooperative launch.
+// of a place are kept; in device memory only of a cooperative launch. Its blocks tell each other
+// floats. What another block touched before it told something may be written by who knows of that;
+// what another block wrote in the launch is read only by a look at a float that it told.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <map>
+#include <unordered_map>
 #include "device.h"
 #include "machine.h"
 
@@ -133,11 +136,13 @@ static unsigned index_of(uint32_t instance) {
 }
 
 // Whether an access of a clocked block of this launch is ordered before what the current thread
-// does now.
+// does now: by the thread's clock or, of another block, by what data has come from there.
 static bool is_ordered_in(unsigned block, uint32_t access) {
     unsigned who = access >> TIME_BITS, time = access % MOST_TIME;
-    return (who == current->thread && block == current->block->index) ||
-           is_known(current->clock, block, who, time);
+    if (block == current->block->index)
+        return who == current->thread || is_known(current->clock, who, time);
+    const struct flow *flow = &current->block->warps[current->thread / LANES].flow;
+    return time < flow->times[flow_index(block, who < THREADS ? who / LANES : who - OF_WARP)];
 }
 
 static bool is_ordered_set(unsigned index) {
@@ -197,8 +202,9 @@ static bool known_to(const std::vector<struct knowledge> &known, uint32_t instan
     return false;
 }
 
-// The same of any access to device memory.
-static bool ordered(uint64_t access) {
+// The same of any access to device memory. by_flow: whether it is enough that data has come from
+// another block of the launch.
+static bool ordered(uint64_t access, bool by_flow) {
     const struct fiber *fiber = current;
     const struct block *block = fiber->block;
     uint32_t instance = (uint32_t)(access >> 32), launch = launch_of[instance];
@@ -210,9 +216,11 @@ static bool ordered(uint64_t access) {
         return launch < block->grid->floor || (waited && (launch < block->grid->waited_floor ||
                                                           launch + 1 == block->grid->number));
     }
+    if (block->cooperative && is_set((uint32_t)access))
+        return is_ordered_set(time);
     if (block->cooperative)
-        return is_set((uint32_t)access) ? is_ordered_set(time)
-                                        : is_ordered_in(index_of(instance), (uint32_t)access);
+        return (by_flow || instance == block->instance) &&
+               is_ordered_in(index_of(instance), (uint32_t)access);
     if (who == OF_LAUNCH)
         return false;
     if (instance == block->instance)
@@ -237,7 +245,7 @@ static unsigned long code_offset(const void *code) {
     return (unsigned long)((const char *)code - (const char *)self.dli_fbase) - 1;
 }
 
-// access, other: "reads" or "writes"; distance: launches between them.
+// access, other: "reads", "writes" or "overwrites"; distance: launches between them.
 [[noreturn]] static void tell_race(const char *access, const char *memory, size_t offset,
                                    const char *other, unsigned who, bool elsewhere,
                                    unsigned distance, const void *code) {
@@ -309,13 +317,13 @@ static void touch_device(struct device_cell *cells, size_t offset, size_t bytes,
     const struct device_cell *end = cells + (offset + bytes + DEVICE_GRAIN - 1) / DEVICE_GRAIN;
     uint64_t good = 0; // known to be ordered
     for (struct device_cell *c = cells + offset / DEVICE_GRAIN; c < end; c++) {
-        if (c->written != good && !ordered(c->written))
+        if (c->written != good && !ordered(c->written, write))
             tell_device_race(write, offset, "writes", c->written, code);
         good = c->written;
         if (c->read == mine && !write)
             continue;
         bool set = is_set((uint32_t)c->read) && launch_of[c->read >> 32] == block->grid->number;
-        bool free = (write || !set) && ordered(c->read);
+        bool free = (write || !set) && ordered(c->read, true);
         if (write && !free)
             tell_device_race(write, offset, "reads", c->read, code);
         if (write && set)
@@ -351,14 +359,31 @@ static void note_written(struct allocation *allocation) {
         page_kinds[page] = OTHER;
 }
 
-static void access(const void *address, size_t bytes, bool write, const void *code) {
-    size_t at = (size_t)((const char *)address - arena);
-    if (at >= ARENA_BYTES) // the thread's own, or the host's
-        return;
+static void switch_now_and_then() {
     if (until_switch && --until_switch == 0) {
         until_switch = 1 + emulate_random(switch_period());
         emulate_switch();
     }
+}
+
+// Where these bytes are, in device memory.
+static struct allocation *find_allocation(const void *address, size_t bytes, const void *code) {
+    size_t at = (size_t)((const char *)address - arena);
+    struct allocation *allocation = at < ARENA_BYTES ? pages[at / PAGE] : NULL;
+    if (!allocation || at < allocation->start || at + bytes > allocation->end)
+        emulate_fault("device memory %p is out of range (code %#lx)", address, code_offset(code));
+    return allocation;
+}
+
+static struct device_cell *cells_of(const struct allocation *allocation) {
+    return device_cells + (allocation->start - SHARED_BYTES) / DEVICE_GRAIN;
+}
+
+static void access(const void *address, size_t bytes, bool write, const void *code) {
+    size_t at = (size_t)((const char *)address - arena);
+    if (at >= ARENA_BYTES) // the thread's own, or the host's
+        return;
+    switch_now_and_then();
     if (at < SHARED_BYTES) {
         access_shared(at, bytes, write, shared_record(current->thread), code);
         return;
@@ -366,14 +391,11 @@ static void access(const void *address, size_t bytes, bool write, const void *co
     if (!write && bytes <= 16 && page_kinds[at / PAGE] == READ &&
         at / PAGE == (at + bytes - 1) / PAGE)
         return;
-    struct allocation *allocation = pages[at / PAGE];
-    if (!allocation || at < allocation->start || at + bytes > allocation->end)
-        emulate_fault("device memory %p is out of range (code %#lx)", address, code_offset(code));
+    struct allocation *allocation = find_allocation(address, bytes, code);
     if (write && !allocation->written)
         note_written(allocation);
     if (allocation->written)
-        touch_device(device_cells + (allocation->start - SHARED_BYTES) / DEVICE_GRAIN,
-                     at - allocation->start, bytes, write, code);
+        touch_device(cells_of(allocation), at - allocation->start, bytes, write, code);
 }
 
 // ---- Copies to shared memory ----
@@ -504,31 +526,140 @@ void land_slot(const struct slot_copy &copy, unsigned index) {
         shared_cells[i].written = shared_record(COPIED + index);
 }
 
-// ---- Barriers and counters ----
-
 void write_barrier(unsigned long long *barrier) {
     access(barrier, sizeof *barrier, true, __builtin_return_address(0));
     *barrier = 0;
 }
 
-void touch_counter(const unsigned *counter, const void *code) {
-    access(counter, sizeof *counter, false, code);
+// ---- Floats that the blocks of a cooperative launch tell each other, one or two at once ----
+//
+// A thread's first look at a value finds the one before, unless a barrier orders it behind who told
+// it or found it: whoever does not wait for a value has a wrong one, whichever came first. A look
+// finds a value for good if the lowest bit of its last word is that of the round; it may be overwritten by whom
+// data of all who found it has come to.
+
+// A warp's looks at a float since it was told: the times of the first and the last one that found
+// it for good; which lanes have looked.
+struct looks {
+    uint32_t first, last, lanes;
+};
+
+// What is told at once. One word is both, the first and the last.
+struct told_words {
+    unsigned first, last;
+};
+
+// What was told or looked at in the launch.
+struct told_float {
+    uint32_t launch;
+    struct told_words before[2]; // values that were there, the last one first
+    uint64_t told[2];   // records of the last times that it was told, 0: none
+    struct flow flow;   // what came with the last one
+    struct looks looks[MOST_RESIDENT * CLOCK_WARPS];
+};
+
+static struct told_float *find_told(const float *at) {
+    static std::unordered_map<const float *, struct told_float> all;
+    struct told_float *t = &all[at];
+    uint32_t launch = current->block->grid->number;
+    if (t->launch != launch) {
+        *t = {};
+        t->launch = launch;
+    }
+    return t;
+}
+
+static struct told_words words_of(const float *at, int count) {
+    struct told_words words;
+    memcpy(&words.first, at, sizeof words.first);
+    memcpy(&words.last, at + count - 1, sizeof words.last);
+    return words;
+}
+
+static bool is_of_round(const struct told_words &words, unsigned round) {
+    return ((words.last ^ round) & 1) == 0;
+}
+
+void emulate_tell(float *to, const float *from, int count) {
+    const size_t bytes = (size_t)count * sizeof *to;
+    const void *code = __builtin_return_address(0);
+    want_cooperative();
+    size_t offset = (size_t)((char *)to - arena) - find_allocation(to, bytes, code)->start;
+    access(to, bytes, true, code);
+    struct told_float *t = find_told(to);
+    t->told[1] = t->told[0];
+    t->told[0] = device_record(current->thread);
+    t->before[1] = t->before[0];
+    t->before[0] = words_of(to, count);
+    t->flow = *tell_flow();
+    for (unsigned i = 0; i < MOST_RESIDENT * CLOCK_WARPS; i++)
+        if (t->looks[i].last && t->looks[i].last >= t->flow.times[i])
+            tell_race("overwrites", "device", offset, "reads", OF_WARP + i % CLOCK_WARPS,
+                      i / CLOCK_WARPS != current->block->index, 0, code);
+    memset(t->looks, 0, sizeof t->looks);
+    memcpy(to, from, bytes);
+    note_progress();
+}
+
+// Whether the thread finds no other value than the newest one.
+static bool sees_newest(const struct told_float *t) {
+    bool sees = ordered(t->told[0], false);
+    for (unsigned w = 0; w < CLOCK_WARPS && !sees; w++) {
+        uint32_t first = t->looks[flow_index(current->block->index, w)].first;
+        sees = first && is_known(current->clock, OF_WARP + w, first);
+    }
+    return sees;
+}
+
+static struct told_words look_at(const float *from, int count, unsigned round, const void *code) {
+    want_cooperative();
+    switch_now_and_then();
+    const struct allocation *allocation = find_allocation(from, (size_t)count * sizeof *from, code);
+    size_t offset = (size_t)((const char *)from - arena) - allocation->start;
+    uint64_t written = cells_of(allocation)[offset / DEVICE_GRAIN].written;
+    struct told_float *t = find_told(from);
+    if (written != t->told[0] && !ordered(written, false))
+        tell_device_race(false, offset, "writes", written, code);
+    struct looks *looks = &t->looks[flow_index(current->block->index, current->thread / LANES)];
+    uint32_t lane = 1u << current->thread % LANES;
+    if (t->told[0] && !(looks->lanes & lane)) {
+        looks->lanes |= lane;
+        if (!sees_newest(t)) {
+            // A value of the round, but not the one that is there.
+            if (is_of_round(t->before[0], round) ||
+                (is_of_round(t->before[1], round) && !ordered(t->told[1], true)))
+                tell_device_race(false, offset, "overwrites", t->told[0], code);
+            return t->before[0];
+        }
+    }
+    struct told_words words = words_of(from, count);
+    if (is_of_round(words, round)) {
+        looks->last = current->block->time;
+        if (!looks->first)
+            looks->first = looks->last;
+        if (!ordered(t->told[0], true))
+            follow(t->flow);
+    }
+    return words;
+}
+
+void emulate_look(const float *from, float *to, int count, unsigned round) {
+    struct told_words words = look_at(from, count, round, __builtin_return_address(0));
+    memcpy(to, &words.first, sizeof words.first);
+    memcpy(to + count - 1, &words.last, sizeof words.last);
 }
 
 // ---- Fences and atomic operations ----
 //
 // As PTX's memory model has it: what a thread knows at a fence, an atomic operation behind it
-// tells; what an atomic operation is told, its thread may rely on behind a fence.
+// tells; what an atomic operation is told, its thread may rely on behind a fence. Not in
+// cooperative launches, where they order nothing.
 
 static std::map<unsigned *, std::vector<struct knowledge>> *told;
 
 void __threadfence() {
     struct fiber *f = current;
     struct block *block = f->block;
-    if (block->cooperative) {
-        fence_cooperative();
-        return;
-    }
     f->known.insert(f->known.end(), f->observed.begin(), f->observed.end());
     f->observed.clear();
     f->fenced = f->known;
@@ -540,12 +671,7 @@ void __threadfence() {
 
 unsigned atomicInc(unsigned *counter, unsigned limit) {
     struct fiber *f = current;
-    size_t at = (size_t)((char *)counter - arena);
-    const struct allocation *allocation = at < ARENA_BYTES ? pages[at / PAGE] : NULL;
-    if (!allocation || at < allocation->start || at + sizeof *counter > allocation->end)
-        emulate_fault("an atomic operation out of range");
-    if (f->block->cooperative)
-        return increment_cooperative(counter, limit);
+    find_allocation(counter, sizeof *counter, __builtin_return_address(0));
     if (!told)
         told = new std::map<unsigned *, std::vector<struct knowledge>>;
     std::vector<struct knowledge> &all = (*told)[counter];
