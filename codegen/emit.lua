@@ -255,7 +255,7 @@ local CUDA_DIMS = [[
 #define SHARED_BYTES 232448
 #endif
 #ifndef MODULES
-#define MODULES 15
+#define MODULES 31
 #endif
 
 %s

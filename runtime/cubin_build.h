@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include "error.h"
 
-enum { CUBIN_MODULES = 4, CUBIN_OPTIONS = 3, CUBIN_OPTION_CHARS = 40 };
+enum { CUBIN_MODULES = 5, CUBIN_OPTIONS = 3, CUBIN_OPTION_CHARS = 40 };
 
 struct cubin_module {
     const struct cubin_build *build;

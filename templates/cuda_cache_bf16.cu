@@ -135,10 +135,10 @@ struct cache_row {
 };
 
 // Decode: stores the newest position of every kv head, each by one warp. For a phase behind
-// attention.
+// attention. The last blocks first: they have the least to do.
 static __device__ __forceinline__ void store_newest(const struct gpu_task &task, unsigned round) {
     const int position = task.state->position, items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
-    for (int n = warp_id() * gridDim.x + blockIdx.x; n < items; n += WARPS * gridDim.x) {
+    for (int n = (warp_id() + 1) * gridDim.x - 1 - blockIdx.x; n < items; n += WARPS * gridDim.x) {
         int stream = n / KV_HEADS, kv_head = n % KV_HEADS;
         const float *key = task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM;
         unsigned short *row = (unsigned short *)cache_block(task, stream, kv_head) +
@@ -156,4 +156,5 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
                 bf16_bits(v);
         }
     }
+    __syncwarp(); // no lane tells of this layer before all have read
 }

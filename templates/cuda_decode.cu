@@ -28,7 +28,7 @@ struct finish {
         thread = n % each;
         at = split_place(thread);
         sums = work_floats() + n / each * COLUMN_GROUPS * SPLIT_SUM_FLOATS;
-        mine = row_tile < row_tiles && at.column < STREAMS;
+        mine = n / each < SUM_ROWS && row_tile < row_tiles && at.column < STREAMS;
     }
 };
 
@@ -146,7 +146,7 @@ static __device__ __forceinline__ void finish_gate_up(int first, int rows) {
     }
     float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
     int at_word = column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column) / 2;
-    if (at.row % 2 == 0)
+    if (at.row % 2 == 0 && row < SUM_ROWS)
         inner[at_word] = to_bf16(value, next);
 }
 
@@ -211,9 +211,8 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
 #pragma unroll
             for (int t = 0; t < MLP_TILES; t++)
                 if (t < tiles)
-                    layer_tiles::multiply_tile(sum,
-                                               slot + piece * PIECE_BYTES + t * layer_tiles::BYTES,
-                                               x[t]);
+                    layer_tiles::multiply_tile(
+                        sum, slot + piece * PIECE_BYTES + t * layer_tiles::BYTES, x[t]);
 #pragma unroll
             for (int group = 0; group < COLUMN_GROUPS; group++)
                 add_tile_part(task, first + piece, group, sum[group], step.round, add, ends);
@@ -236,7 +235,7 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
         const float4 *from = added_place(task, first, row_tile, group, n);
         float4 part[TOGETHER];
         unsigned missing;
-        if (lane_id() == 0 && first < (int)gridDim.x) // alone: see row_product
+        if (STREAMS > FEW_COLUMNS && lane_id() == 0 && first < (int)gridDim.x) // see row_product
             while (look_again_alone(strange(look(from, round), round)))
                 ;
         __syncwarp();
@@ -331,7 +330,10 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     gate_up_product product;
     product.await(in.normed, in.round);
     struct column_scales scales;
-    scales.begin(in);
+    if (share.first < share.end)
+        scales.begin(in);
+    else
+        consumers_barrier(); // not every warp has waited for an input
     int part = share.first;
     do {
         const int tiles = share.part_tiles(part), rows = tiles > 0 ? inner_rows(part, tiles) : 0;
@@ -356,8 +358,7 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
 
 // residual += what all blocks' channels add. norm: of the next product, whose input `out` is.
 static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step,
-                                                  const struct told_input &out,
-                                                  const float *norm) {
+                                                  const struct told_input &out, const float *norm) {
     for (int first = blockIdx.x; first < HIDDEN_TILES; first += SUM_ROWS * gridDim.x) {
         const struct finish f(first, HIDDEN_TILES);
         keep_rows(task, f, norm);

@@ -90,6 +90,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_norm(task, POST_NORM_OFFSET, task.tokens * STREAMS, 1);
 }
 
+#endif
+
+#if MODULES & 16
 // A column: token and stream.
 struct token_place {
     int token, stream;

@@ -368,8 +368,8 @@ static __device__ inline float4 look(const float4 *from, unsigned round) {
     return value;
 }
 
-// True. Behind a branch loads stay together: else the assembler may put what needs the first of them
-// before the last one, and they are no longer under way at the same time.
+// True. Behind a branch loads stay together: else the assembler may put what needs the first of
+// them before the last one, and they are no longer under way at the same time.
 static __device__ inline bool together() {
     return gridDim.x > 0;
 }

@@ -6,7 +6,7 @@ enum {
                 : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
                                                                   : bf16_tiles::BYTES,
     SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
-    SUM_ROWS = 4 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
+    SUM_ROWS = 2 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
     QUERY_BYTES = HEAD_TILES * WARP * 16, // of attention, and behind them one row of tiles
     ATTENTION_BYTES = QUERY_BYTES + HEAD_TILES * TILE_BYTES,
@@ -24,6 +24,7 @@ enum {
     KEPT_BYTES = THREADS * 16 + 768,                              // the rest of struct workplace
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
+    FEW_COLUMNS = 2,         // whose activations all are asked for at once
     FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
     FLYING = FLYING_FIT < 2            ? 2
@@ -253,10 +254,15 @@ struct row_product {
     float4 given[CHUNK_TILES][GIVEN];
     struct columns x[CHUNK_TILES][PIECES];
 
+    // Whether this warp has a tile from `first` on, which is warp 0's.
+    static __device__ __forceinline__ bool has_tile(int first) {
+        return (CHUNKS == 1 && first + WARPS <= ALL_TILES) || first + warp_id() < ALL_TILES;
+    }
+
     // Looks for the activations of chunk `chunk`, for this warp's tiles. Returns `strange` of them.
     __device__ __forceinline__ unsigned look_at(const float *input, int chunk, unsigned round) {
-        const int first = chunk * CHUNK * SLOT_TILES + warp_id(); // tile
-        const float4 *from = (const float4 *)input + lane_id();
+        const int first = chunk * CHUNK * SLOT_TILES, TILE_FLOATS = GIVEN * WARP; // float4
+        const float4 *from = (const float4 *)input + (first + warp_id()) * TILE_FLOATS + lane_id();
         const float none = with_round(0, round);
         unsigned missing = 0;
 #pragma unroll
@@ -268,17 +274,15 @@ struct row_product {
                 break;
 #pragma unroll
             for (int n = 0; n < CHUNK_TILES; n++) {
-                bool sure = CHUNKS == 1 && (n + 1) * WARPS <= ALL_TILES;
-                int tile = first + n * WARPS;
-                bool there = sure || tile < ALL_TILES;
-                if (PLANES > 1)
-                    tile -= tile < TILES ? 0 : TILES;
+                int tile = first + n * WARPS + warp_id();
+                bool again = PLANES > 1 && tile >= TILES; // the second plane's
+                const float4 *its = from + n * WARPS * TILE_FLOATS - again * TILES * TILE_FLOATS;
 #pragma unroll
                 for (int half = 0; half < FORMAT::INPUTS; half++) {
-                    int k = tile * FORMAT::INPUTS + half;
-                    if (there && (TILES * FORMAT::INPUTS == KS || k < KS))
+                    int k = (tile - again * TILES) * FORMAT::INPUTS + half;
+                    if (has_tile(first + n * WARPS) && (TILES * FORMAT::INPUTS == KS || k < KS))
                         given[n][half * GROUPS + group] =
-                            look(from + (k * GROUPS + group) * WARP, round);
+                            look(its + (half * GROUPS + group) * WARP, round);
                 }
             }
         }
@@ -288,14 +292,13 @@ struct row_product {
         return missing;
     }
 
-    // Waits for all of this warp's activations, and takes those of chunk 0. First some lanes ask for
-    // one of them alone: many questions delay the answers.
+    // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
+    // lanes ask for one of them alone first: many questions delay the answers.
     __device__ __forceinline__ void await(const float *input, unsigned round) {
         const int spread = blockIdx.x % CHUNK_TILES * WARPS + warp_id();
         const int tile = CHUNKS == 1 && spread < TILES ? spread : warp_id();
-        if (lane_id() < 4 && tile < TILES) {
-            const float4 *one =
-                (const float4 *)input + tile * (FORMAT::INPUTS * GROUPS * WARP) + lane_id();
+        if (COLUMNS > FEW_COLUMNS && lane_id() < 4 && tile < TILES) {
+            const float4 *one = (const float4 *)input + tile * (GIVEN * WARP) + lane_id();
             while (look_again_alone(strange(look(one, round), round)))
                 ;
         }
@@ -331,12 +334,10 @@ struct row_product {
             ring.wait();
             const char *slot = ring_slot(ring.slot) + warp_id() * FORMAT::BYTES;
 #pragma unroll
-            for (int i = 0; i < WARP_TILES; i++) {
-                bool all = CHUNKS == 1 && first + (i + 1) * WARPS <= ALL_TILES;
-                if (all || first + i * WARPS + warp_id() < ALL_TILES)
+            for (int i = 0; i < WARP_TILES; i++)
+                if (has_tile(first + i * WARPS))
                     FORMAT::multiply_tile(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
                                           x[s * WARP_TILES + i]);
-            }
             ring.leave();
         }
     }

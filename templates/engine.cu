@@ -1,5 +1,5 @@
 // The kernels, section by section. Everything is a constant but what struct gpu_task carries. They
-// are compiled as four programs at the same time: MODULES, a sum of the numbers below, says which
+// are compiled as five programs at the same time: MODULES, a sum of the numbers below, says which
 // of them this is.
 #pragma nv_diag_suppress 177 // which products of prefill are used depends on the architecture
 #include "cuda_dims.h"
@@ -23,7 +23,7 @@
 #include "cuda_sample.cu"
 #include "cuda_measure.cu"
 #endif
-#if MODULES & 12
+#if MODULES & 28
 #include "cuda_warps.cu"
 #include "cuda_warpgroup.cu"
 #include "cuda_prefill.cu"

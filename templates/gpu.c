@@ -49,7 +49,7 @@ static const struct {
     {"embed", 2},
     {"decode_step", 0},
     {"prefill_input_norm", 2},
-    {"prefill_qkv", 2},
+    {"prefill_qkv", 4},
     {"prefill_attention", 2},
     {"prefill_o", 3},
     {"prefill_post_norm", 2},

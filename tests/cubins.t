@@ -87,7 +87,7 @@ local function sorted(words)
     table.sort(list)
     return table.concat(list, " ")
 end
-for module = 0, 3 do
+for module = 0, 4 do
     local cu = build.write("module.cu", ("#define MODULES %d\n"):format(1 << module)
         .. "#pragma nv_diag_suppress 177\n" -- functions that other modules need
         .. build.read(whole .. "/engine.cu"))

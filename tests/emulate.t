@@ -21,7 +21,7 @@ local SHAPE_TOKENS = 24
 -- Little shared memory, as sm_86 and sm_120 have it: half the work of copying ahead.
 local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
 
-local MODULES = 4 -- of engine.cu
+local MODULES = 5 -- of engine.cu
 
 local scratch = build.scratch
 

@@ -96,6 +96,7 @@ static void fiber_main() {
             emulate_fault("ends while others wait at a barrier");
         if (!block->warps[current->thread / LANES].products.empty())
             emulate_fault("ends with products under way");
+        end_looks();
         block->ended++;
         asked = 0;
         current->waits = wait_for::ended;
@@ -550,6 +551,7 @@ static void start_block(struct block *block, struct grid *grid) {
         fiber->fenced.clear();
         fiber->observed.clear();
         fiber->known.clear();
+        fiber->sought.clear();
         fiber->clock = NULL;
     }
 }

@@ -77,6 +77,12 @@ struct knowledge {
     uint32_t own, warp, block;
 };
 
+// What a thread looked for in a round and has not found.
+struct sought {
+    const float *at;
+    unsigned round;
+};
+
 struct fiber {
     void *context[5]; // of __builtin_setjmp
     char *stack;
@@ -92,6 +98,7 @@ struct fiber {
     std::vector<struct knowledge> observed; // what atomic operations told, of use behind a fence
     std::vector<struct knowledge> known;    //
     known_clock clock;                      // in a clocked block
+    std::vector<struct sought> sought;      // what it has looked for and not found
 };
 
 // A product of a warpgroup under way, of one of its warps; no sums: the end of a group.
@@ -255,6 +262,9 @@ void forget_readers();
 
 // Whether the current thread has copies under way.
 bool copies_under_way();
+
+// The current thread ends: it must have found all that it looked for.
+void end_looks();
 
 // 16 k of 64 columns of activations, as a descriptor with the 128-byte swizzle has them, at `b` in
 // shared memory. Returns a digest of who wrote them last; `check`: it is a fault if this thread may

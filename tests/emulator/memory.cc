@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <algorithm>
 #include <map>
 #include <unordered_map>
 #include "device.h"
@@ -535,8 +536,8 @@ void write_barrier(unsigned long long *barrier) {
 //
 // A thread's first look at a value finds the one before, unless a barrier orders it behind who told
 // it or found it: whoever does not wait for a value has a wrong one, whichever came first. A look
-// finds a value for good if the lowest bit of its last word is that of the round; it may be overwritten by whom
-// data of all who found it has come to.
+// finds a value for good if the lowest bit of its last word is that of the round; it may be
+// overwritten by whom data of all who found it has come to.
 
 // A warp's looks at a float since it was told: the times of the first and the last one that found
 // it for good; which lanes have looked.
@@ -553,8 +554,8 @@ struct told_words {
 struct told_float {
     uint32_t launch;
     struct told_words before[2]; // values that were there, the last one first
-    uint64_t told[2];   // records of the last times that it was told, 0: none
-    struct flow flow;   // what came with the last one
+    uint64_t told[2];            // records of the last times that it was told, 0: none
+    struct flow flow;            // what came with the last one
     struct looks looks[MOST_RESIDENT * CLOCK_WARPS];
 };
 
@@ -643,8 +644,26 @@ static struct told_words look_at(const float *from, int count, unsigned round, c
     return words;
 }
 
+// Whoever looks for something goes on until it is found.
+static void note_look(const float *at, unsigned round, bool found) {
+    std::vector<struct sought> &all = current->sought;
+    auto is_it = [at, round](const struct sought &s) { return s.at == at && s.round == round; };
+    auto there = std::find_if(all.begin(), all.end(), is_it);
+    if (there == all.end() && !found)
+        all.push_back({at, round});
+    else if (there != all.end() && found)
+        all.erase(there);
+}
+
+void end_looks() {
+    if (!current->sought.empty())
+        emulate_fault("has looked for %p and goes on without it",
+                      (const void *)current->sought[0].at);
+}
+
 void emulate_look(const float *from, float *to, int count, unsigned round) {
     struct told_words words = look_at(from, count, round, __builtin_return_address(0));
+    note_look(from, round, is_of_round(words, round));
     memcpy(to, &words.first, sizeof words.first);
     memcpy(to + count - 1, &words.last, sizeof words.last);
 }
