@@ -94,7 +94,7 @@ struct cache_row {
             int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
             unsigned short *tile = (unsigned short *)(place + dim / TILE * WARP);
             if (dim < HEAD_DIM)
-                tile[index(dim % TILE)] = bf16_bits(values[i]);
+                tile[index(dim % TILE)] = bf16_bits(without_round(values[i]));
         }
         __syncwarp();
 #pragma unroll
@@ -151,9 +151,9 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
                 k = look(key + dim, round);
                 v = look(key + KV_HEADS * HEAD_DIM + dim, round);
             } while (look_again_alone(strange(k, round) | strange(v, round)));
-            tile[fragment_index(position % TILE, dim % TILE)] = bf16_bits(k);
+            tile[fragment_index(position % TILE, dim % TILE)] = bf16_bits(without_round(k));
             tile[HEAD_TILES * TILE_ELEMENTS + fragment_index(dim % TILE, position % TILE)] =
-                bf16_bits(v);
+                bf16_bits(without_round(v));
         }
     }
     __syncwarp(); // no lane tells of this layer before all have read

@@ -108,6 +108,12 @@ make_entry(const float *key, const float *value, unsigned round) {
     } while (TOLD && look_again(missing));
 #pragma unroll
     for (int n = 0; n < KEYS; n++)
+        k[n / 4][n % 4] = TOLD ? without_round(k[n / 4][n % 4]) : k[n / 4][n % 4];
+#pragma unroll
+    for (int n = 0; n < cache_entry::VALUE_BYTES; n++)
+        v[n] = TOLD ? without_round(v[n]) : v[n];
+#pragma unroll
+    for (int n = 0; n < KEYS; n++)
         most_key = larger_magnitude(most_key, k[n / 4][n % 4]);
 #pragma unroll
     for (int n = 0; n < cache_entry::VALUE_BYTES; n++)
@@ -340,6 +346,7 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
     for (int n = (warp_id() + 1) * gridDim.x - 1 - blockIdx.x; n < items; n += WARPS * gridDim.x)
         store_positions<1>(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r), 0, r,
                            r + 1, round);
+    __syncwarp(); // no lane tells of this layer before all have read
 }
 
 #if MODULES & 4

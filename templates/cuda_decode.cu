@@ -175,7 +175,7 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
     if (pair >= ADDED_PAIRS)
         return;
     if (more) { // left with the parity of the round before
-        float4 before = look(to, round ^ 1);
+        float4 before = without_round(look(to, round ^ 1));
         value = make_float4(before.x + value.x, before.y + value.y, before.z + value.z,
                             before.w + value.w);
     }
@@ -238,7 +238,7 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
         if (STREAMS > FEW_COLUMNS && lane_id() == 0 && first < (int)gridDim.x) // see row_product
             while (look_again_alone(strange(look(from, round), round)))
                 ;
-        __syncwarp();
+        converge();
         do {
             missing = 0;
             const float none = with_round(0, round);
@@ -256,9 +256,11 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
                 missing |= strange(part[i], round);
         } while (look_again(missing));
 #pragma unroll
-        for (int i = 0; i < TOGETHER; i++)
+        for (int i = 0; i < TOGETHER; i++) {
+            part[i] = without_round(part[i]);
             sum = make_float4(sum.x + part[i].x, sum.y + part[i].y, sum.z + part[i].z,
                               sum.w + part[i].w);
+        }
     }
     for (int distance = ADDED_LANES; distance < WARP; distance *= 2) {
         sum.x += __shfl_xor_sync(0xffffffff, sum.x, distance);

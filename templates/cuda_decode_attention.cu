@@ -64,11 +64,12 @@ await_queries(const struct gpu_task &task, const struct attention_item &item, un
         for (int i = 0; i < MINE; i++)
             missing |= strange(even[i], round) | strange(odd[i], round);
     } while (look_again_alone(missing));
+    converge();
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
         int n = i * THREADS + threadIdx.x, pair = n % PAIRS;
         int at = (pair / 8 * WARP + n / PAIRS * 4 + pair % 4) * 2 + pair % 8 / 4;
-        float x = even[i] * scale, y = odd[i] * scale;
+        float x = without_round(even[i]) * scale, y = without_round(odd[i]) * scale;
         unsigned high = to_bf16(x, y);
         if (n < 8 * PAIRS) {
             to[at] = high;
@@ -192,9 +193,10 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
                 if (first + i * LANES < split.parts)
-                    all.add(even[i], odd[i], column[i]);
+                    all.add(without_round(even[i]), without_round(odd[i]),
+                            without_round(column[i]));
         }
-        __syncwarp();
+        converge();
 #pragma unroll 1
         for (int distance = 2; distance < WARP; distance *= 2)
             all.add_lane(distance);

@@ -292,9 +292,19 @@ template <int ID, int COUNT> static __device__ inline void barrier_sync() {
 // read at once, carry in the lowest bit of their last word the parity of the round they belong to:
 // who waits for them reads them again until they have the round's. Of other memory that says
 // nothing. In the next round they may be overwritten when all who read them have told of what they
-// made of them. 16 bytes are two times 8. An infinity with that bit becomes a NaN.
+// made of them. 16 bytes are two times 8. Results do not depend on rounds: the bit is cleared where
+// it was read. An infinity with that bit becomes a NaN.
 static __device__ inline float with_round(float value, unsigned round) {
     return __uint_as_float((__float_as_uint(value) & ~1u) | (round & 1));
+}
+
+// What was told: the same in every round.
+static __device__ inline float without_round(float value) {
+    return with_round(value, 0);
+}
+
+static __device__ inline float4 without_round(const float4 &value) {
+    return make_float4(value.x, without_round(value.y), value.z, without_round(value.w));
 }
 
 // In its lowest bit: whether a number is of another round, or one of several.
@@ -386,6 +396,12 @@ static __device__ inline bool look_again_alone(unsigned missing) {
 
 static __device__ inline bool look_again(unsigned missing) {
     return look_again_alone(__any_sync(0xffffffff, missing & 1));
+}
+
+// Behind a loop that lanes leave one by one: from here on the warp is one again. Nothing depends on
+// that but the time that it takes.
+static __device__ inline void converge() {
+    __syncwarp();
 }
 
 // Barriers in shared memory that threads arrive at without waiting (PTX: mbarrier). A phase ends

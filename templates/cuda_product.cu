@@ -9,8 +9,10 @@
 enum {
     WARPS = 8, // that multiply
     THREADS = WARPS * WARP,
-    STEP_THREADS = THREADS + WARP, // of a decode step: the last warp is the producer
-    WARP_SUM_FLOATS = WARP * 4,    // what a warp leaves of a row of tiles and 8 columns
+    // Of a decode step: the warp behind those is the producer. Where warpgroups can pass registers
+    // on, there are three more, which only give theirs.
+    STEP_THREADS = THREADS + (WARPGROUPS ? 4 : 1) * WARP,
+    WARP_SUM_FLOATS = WARP * 4, // what a warp leaves of a row of tiles and 8 columns
     SPLIT_SUM_FLOATS = WARPS * WARP_SUM_FLOATS,
 };
 
@@ -136,7 +138,7 @@ struct column_scales {
             if (column < STREAMS) {
 #pragma unroll
                 for (int i = 0; i < PARTS; i++)
-                    sum += squares[c][i];
+                    sum += without_round(squares[c][i]);
                 sum = warp_sum(sum);
                 if (lane_id() == 0)
                     scales[column] = rsqrtf(sum * (1.0f / HIDDEN_SIZE) + RMS_NORM_EPS);

@@ -24,7 +24,8 @@ enum {
     KEPT_BYTES = THREADS * 16 + 768,                              // the rest of struct workplace
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
-    FEW_COLUMNS = 2,         // whose activations all are asked for at once
+    FEW_COLUMNS = 4,                   // whose activations all are asked for at once
+    MOST_GIVEN = WARPGROUPS ? 24 : 12, // float4 of activations that a lane keeps
     FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
     FLYING = FLYING_FIT < 2            ? 2
@@ -240,9 +241,9 @@ struct row_product {
         WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
         SLOTS = (ALL_TILES + SLOT_TILES - 1) / SLOT_TILES,
         GROUPS = (COLUMNS + 7) / 8,
-        GIVEN = FORMAT::INPUTS * GROUPS, // float4 of activations for a tile
-        PIECES = GIVEN * PARTS,          // of them as bf16, 8 bytes each
-        FIT = 12 / (WARP_TILES * GIVEN), // slots whose activations fit the registers
+        GIVEN = FORMAT::INPUTS * GROUPS,         // float4 of activations for a tile
+        PIECES = GIVEN * PARTS,                  // of them as bf16, 8 bytes each
+        FIT = MOST_GIVEN / (WARP_TILES * GIVEN), // slots whose activations fit the registers
         CHUNK = SLOTS <= FIT ? SLOTS
                 : FIT < 2    ? 1
                              : FIT / 2,
@@ -302,7 +303,7 @@ struct row_product {
             while (look_again_alone(strange(look(one, round), round)))
                 ;
         }
-        __syncwarp();
+        converge();
 #pragma unroll 1
         for (int chunk = CHUNKS - 1; chunk >= 0; chunk--)
             while (look_again(look_at(input, chunk, round)))
@@ -315,7 +316,7 @@ struct row_product {
         for (int n = 0; n < CHUNK_TILES; n++) {
 #pragma unroll
             for (int i = 0; i < GIVEN; i++) {
-                const float4 &a = given[n][i];
+                const float4 a = without_round(given[n][i]);
                 x[n][i] = {__float_as_uint(a.x), __float_as_uint(a.z)};
                 if (PARTS > 1)
                     x[n][PIECES - GIVEN + i] = {__float_as_uint(a.y), __float_as_uint(a.w)};

@@ -63,9 +63,14 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     }
     __syncthreads();
     if (threadIdx.x >= THREADS) {
-        fill_ring(given);
+        if (WARPGROUPS)
+            give_registers<40>();
+        if (warp_id() == WARPS)
+            fill_ring(given);
         return;
     }
+    if (WARPGROUPS) // what the third warpgroup gave
+        take_registers<232>();
     struct gpu_task task = given;
     struct step step = {{}, rounds[0] + 1, rounds[1] + 1};
     const struct told_input first(task, task.ids ? FOR_HEAD : FOR_QKV,

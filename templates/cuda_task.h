@@ -33,17 +33,17 @@ struct gpu_task {
     char *activation;        // bf16 activations [columns, intermediate]
     float *query;            // prefill: [columns, heads, head_dim]
     // What blocks of a decode step tell each other (see tell):
-    unsigned *rounds;        // each block's own: [blocks, 2], of layers and of steps before
-    float *inputs;           // [3], see struct told_input
-    float *qkv;              // [streams, heads + 2 kv_heads, head_dim]: queries, keys, values
-    float *partial;          // [streams, head groups, MOST_PARTS, ATTENTION_PARTIAL]
-    float *attended;         // [heads * head_dim, streams], as column_index has them
-    float *added;            // what parts of the MLP add: [blocks, ADDED_FLOATS]
-    float *mixed;            // one column: [hidden], as column_index has it
-    float *head_input;       // the same
-    float *stream_weights;   // [2, streams]; this and the next two by odd and even positions, so
-    float *logits;           // [2, vocab]    that a step can start before the last one is read
-    struct gpu_best *best;   // [2, blocks]
+    unsigned *rounds;      // each block's own: [blocks, 2], of layers and of steps before
+    float *inputs;         // [3], see struct told_input
+    float *qkv;            // [streams, heads + 2 kv_heads, head_dim]: queries, keys, values
+    float *partial;        // [streams, head groups, MOST_PARTS, ATTENTION_PARTIAL]
+    float *attended;       // [heads * head_dim, streams], as column_index has them
+    float *added;          // what parts of the MLP add: [blocks, ADDED_FLOATS]
+    float *mixed;          // one column: [hidden], as column_index has it
+    float *head_input;     // the same
+    float *stream_weights; // [2, streams]; this and the next two by odd and even positions, so
+    float *logits;         // [2, vocab]    that a step can start before the last one is read
+    struct gpu_best *best; // [2, blocks]
     const struct gpu_sampling *sampling;
     struct gpu_state *chosen; // [2]: state, in the host's memory
     unsigned *sums;           // read_memory: [blocks, WARPS]

@@ -65,7 +65,8 @@ static const struct {
 enum {
     GPU_WARPS = 8,
     GPU_THREADS = 32 * GPU_WARPS,
-    GPU_STEP_THREADS = GPU_THREADS + 32, // of a decode step: with the producer's warp
+    GPU_STEP_THREADS = GPU_THREADS + 32,            // of a decode step: with the producer's warp,
+    GPU_STEP_WARPGROUP_THREADS = GPU_THREADS + 128, // or its warpgroup
     GPU_PREFILL_THREADS = 128,
     GPU_WARPGROUP_THREADS = 384,
     GPU_SAMPLE_THREADS = 1024,
@@ -156,13 +157,18 @@ static int gpu_launch(struct gpu *gpu, enum kernel kernel, unsigned x, unsigned 
 
 // ---- The forward pass ----
 
+// Whether the kernels use warpgroups: engine.cu's WARPGROUPS.
+static bool has_warpgroups(const struct gpu *gpu) {
+    return gpu->info.sm == 90;
+}
+
 // A decode step, or behind a prefill what follows its layers: a block on every multiprocessor,
 // which wait for each other.
 static int launch_decode(struct gpu *gpu, struct error *error) {
     struct cuda_launch_attribute together = {.id = CUDA_LAUNCH_COOPERATIVE, .value = 1};
     struct cuda_launch launch = {
         .grid = {(unsigned)gpu->task.blocks, 1, 1},
-        .block = {GPU_STEP_THREADS, 1, 1},
+        .block = {has_warpgroups(gpu) ? GPU_STEP_WARPGROUP_THREADS : GPU_STEP_THREADS, 1, 1},
         .shared_bytes = (unsigned)gpu->shared_bytes,
         .stream = gpu->stream,
         .attributes = &together,
@@ -173,11 +179,6 @@ static int launch_decode(struct gpu *gpu, struct error *error) {
         &gpu->driver,
         gpu->driver.launch(&launch, gpu->functions[KERNEL_DECODE_STEP], arguments, NULL),
         KERNEL_TABLE[KERNEL_DECODE_STEP].name, error);
-}
-
-// Whether warpgroups multiply in prefill: engine.cu's WARPGROUPS.
-static bool has_warpgroups(const struct gpu *gpu) {
-    return gpu->info.sm == 90;
 }
 
 static size_t prefill_shared(const struct gpu *gpu) {
@@ -894,10 +895,9 @@ static int forget_told(struct gpu *gpu, struct error *error) {
     int code = EXIT_OK;
     for (size_t i = 0; i < GPU_PARTS && !code; i++)
         if (GPU_BUFFERS[i].told)
-            code = cuda_check(
-                &gpu->driver,
-                gpu->driver.fill(gpu->parts[i], 0, GPU_BUFFERS[i].bytes, gpu->stream),
-                "activations", error);
+            code = cuda_check(&gpu->driver,
+                              gpu->driver.fill(gpu->parts[i], 0, GPU_BUFFERS[i].bytes, gpu->stream),
+                              "activations", error);
     return code;
 }
 

@@ -35,10 +35,10 @@ end
 -- it keeps sums of, runs of several ids to sample from.
 local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwen2_parscale",
     hidden_size = 144, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 10,
-    num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 3,
+    num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 5,
     parscale_n_tokens = 160, rms_norm_eps = 1e-6, rope_theta = 10000.0, parscale_attn_smooth = 0.1,
     weight_dtype = "bf16", tie_word_embeddings = true, max_position_embeddings = 64 }]]
-local STREAMS = 3
+local STREAMS = 5
 
 -- Two machines: little shared memory, so that less is copied ahead; warpgroups.
 local SMALL = { defines = "-DSHARED_BYTES=101376", environment = "EMULATOR_SHARED=101376" }
@@ -47,7 +47,7 @@ local WARPGROUPS = { defines = "-DEMULATOR_WARPGROUPS " .. SMALL.defines,
 
 -- What runs, where, on how many multiprocessors: a prefill and decode steps, on many and on one,
 -- which has all work; the kernels that sample and measure.
-local COMPARE = { harness = "gpu_harness", arguments = "compare '%s/model.psc' 3 3" }
+local COMPARE = { harness = "gpu_harness", arguments = "compare '%s/model.psc' 5 3" }
 local CHAIN = { harness = "gpu_chain_harness", arguments = "'%s/model.psc' 36" }
 local RUNS = {
     { what = COMPARE, machine = SMALL, multiprocessors = 8 },
@@ -63,19 +63,19 @@ local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syn
     "fence_products%(%)", "wait_products<[^;]*>%(%)", "commit_products%(%)" }
 
 -- What is left out without harm, and why.
+local FIRST = "asks for one of those that are then waited for"
 local HARMLESS = {
     ["wait_for_previous_kernel() of embed"] =
         "the first kernel of a step, behind a copy or the end of a graph; kept to start the next",
     ["wait_barrier(&workplace()->full[oldest.slot], oldest.parity) of decode_step"] =
         "keeps few copies under way: who reads them waits too",
-    ["look_again_alone(strange(look(one, round), round)) of decode_step"] =
-        "asks for one of those that are then waited for",
-    ["look_again_alone(strange(look(from, round), round)) of decode_step"] =
-        "asks for one of those that are then waited for",
+    ["look_again_alone(strange(look(one, round), round)) of decode_step"] = FIRST,
+    ["look_again_alone(strange(look(from, round), round)) of decode_step"] = FIRST,
 }
 
 -- engine.cu with each of these statements, and each wait for numbers that are told, behind a
--- question to the emulator, but for those that only an architecture has. Returns it and the statements: their text and line.
+-- question to the emulator, but for those that only an architecture has. Returns it and the
+-- statements: their text and line.
 local function with_questions(text)
     local lines, found, compiled = {}, {}, true
     for line in text:gmatch("([^\n]*)\n") do
@@ -87,7 +87,8 @@ local function with_questions(text)
                 line = ("%sif (emulate_kept(%d)) %s;"):format(indent, #found, statement)
             end
         end
-        local before, look, after = line:match("^(.*while %()(.*look_again[_a-z]*%(.*%))(%);?)$")
+        local before, look, after =
+            line:match("^(.*while %()(.*look_again[_a-z]*%(.*%))(%);?)$")
         if look then -- once is not left out
             found[#found + 1] = { text = look, line = #lines + 1 }
             line = ("%s%s && emulate_kept(%d)%s"):format(before, look, #found, after)
