@@ -226,7 +226,8 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
 // and slices of their lanes take blocks in turn. To `to`, for finish_split behind a barrier.
 static __device__ __forceinline__ void add_parts(const struct gpu_task &task, int row_tile,
                                                  int group, float *to, unsigned round) {
-    const int SLICES = WARPS * (WARP / ADDED_LANES), TOGETHER = (136 + SLICES - 1) / SLICES;
+    const int SLICES = WARPS * (WARP / ADDED_LANES),
+              TOGETHER = ((WARPGROUPS ? 136 : 72) + SLICES - 1) / SLICES;
     const int slice = warp_id() * (WARP / ADDED_LANES) + lane_id() / ADDED_LANES;
     const int n = lane_id() % ADDED_LANES;
     float4 sum = make_float4(0, 0, 0, 0);
@@ -350,8 +351,10 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             finish_gate_up(row, batch);
             consumers_barrier(); // before others take the place of the sums
         }
-        if (part == share.first)
-            store_newest(task, step.round); // attention is over
+        if (part == share.first) { // attention is over
+            store_newest(task, step.round);
+            even_results(task);
+        }
         outer_part(task, step, rows > 0 ? tiles : 0, part > share.first,
                    part + MLP_TILES >= share.end);
         part += MLP_TILES;

@@ -156,10 +156,34 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
                   odd * inverse, round);
 }
 
+// The round of results. How many there are grows with the position, so in a launch each is told an
+// even number of times, and the rounds of every launch are the same.
+static __device__ __forceinline__ unsigned results_round(const struct gpu_task &task) {
+    return (unsigned)task.layer + 1;
+}
+
+// With an odd number of layers results are told once more, when all have read them.
+static __device__ __forceinline__ void even_results(const struct gpu_task &task) {
+    if (LAYERS % 2 == 0 || task.layer < LAYERS - 1)
+        return;
+    const struct attention_split split(task.state->position);
+    for (int n = blockIdx.x; n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
+        int part = n % split.splits * WARPS + warp_id();
+        float4 *to = (float4 *)attention_part(task, n / split.splits, part) + lane_id();
+        if (part >= split.tiles)
+            continue;
+        for (int d = 0; d < HEAD_TILES; d++)
+            tell(to + d * WARP, make_float4(0, 0, 0, 0), results_round(task) + 1);
+        if (lane_id() < 4)
+            tell(to + HEAD_TILES * WARP, make_float4(0, 0, 0, 0), results_round(task) + 1);
+    }
+}
+
 // Adds up what warps told. A warp takes two jobs, each 16 lanes: a job are two dimensions of two
 // heads. The lanes take parts in turn, AT_ONCE so that their loads are under way together.
 static __device__ __forceinline__ void
 add_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
+    const unsigned told = results_round(task);
     enum { LANES = 16, AT_ONCE = 3, ITEM_JOBS = RESULT_FLOATS / 8 };
 #pragma unroll 1
     for (int pair = warp_id() * gridDim.x + blockIdx.x; pair < ATTENTION_ITEMS * ITEM_JOBS / 2;
@@ -180,15 +204,15 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
                     for (int i = 0; i < AT_ONCE; i++) { // again the first one instead of none
                         int part = first + i * LANES < split.parts ? first + i * LANES : first;
                         const float4 *from = (const float4 *)(parts + part * ATTENTION_PARTIAL);
-                        even[i] = look(from + n, round);
-                        odd[i] = look(from + n + 4, round);
-                        column[i] = look(from + RESULT_FLOATS / 4 + n % 4, round);
+                        even[i] = look(from + n, told);
+                        odd[i] = look(from + n + 4, told);
+                        column[i] = look(from + RESULT_FLOATS / 4 + n % 4, told);
                     }
                 }
 #pragma unroll
                 for (int i = 0; i < AT_ONCE; i++)
-                    missing |= strange(even[i], round) | strange(odd[i], round) |
-                               strange(column[i], round);
+                    missing |=
+                        strange(even[i], told) | strange(odd[i], told) | strange(column[i], told);
             } while (look_again_alone(missing));
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
@@ -215,7 +239,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
                                                         unsigned round) {
     // As registers allow: values are loaded with their keys; both before the wait. Where lanes
     // copy, below sm_90, there are too few.
-    const bool LOADED = BULK_COPIES && HEAD_TILES <= 6, EARLY = BULK_COPIES && HEAD_TILES <= 8;
+    const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = BULK_COPIES && HEAD_TILES <= 8;
     const struct attention_split split(task.state->position);
 #pragma unroll 1
     for (int n = blockIdx.x; n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
@@ -252,7 +276,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
             attend_span<LOADED>(a, s, keys, values, split.positions);
         }
         if (part < split.tiles)
-            tell_results(a, attention_part(task, n / split.splits, part), round);
+            tell_results(a, attention_part(task, n / split.splits, part), results_round(task));
         consumers_barrier(); // before others take the place of the queries
     }
     add_attention(task, split, round);
