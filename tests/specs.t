@@ -95,9 +95,8 @@ local nvrtc = build.must("'%scodegen/find_nvrtc.sh' '%sout/nvrtc'", build.root, 
     :match("^[^\n]+")
 
 -- For one architecture; cubins.t has all of them, for one of these models. The 288 threads of a
--- decode step leave each 168 registers: heads of 128 and 160 take some more, and so do eight
--- streams of the 1.8B.
-local SPILLED = { ["3B"] = 96, ["4.7B"] = 96, ["1.8B-P8"] = 24 } -- bytes, at most; else none
+-- decode step leave each 168 registers at its start: heads of 128 and 160 take some more.
+local SPILLED = { ["3B"] = 640, ["4.7B"] = 640, ["1.8B"] = 64 } -- bytes, at most; else none
 local function test_nvrtc(name, P, folder)
     local code, out, err = build.shell("'%s' '%s' '%s/engine.cu' 90 %d 232448 '%s'", cubin, nvrtc,
         folder, P, build.path("kernels"))
@@ -106,7 +105,7 @@ local function test_nvrtc(name, P, folder)
         most = math.max(most, tonumber(bytes))
     end
     local size = name:match("^ParScale%-([%d.]+B)%-")
-    local allowed = SPILLED[size] or SPILLED[size .. "-P" .. P] or 0
+    local allowed = SPILLED[size] or 0
     tap.ok(code == 0 and out:find("decode_step") and most <= allowed,
         ("%s: NVRTC compiles engine.cu, at most %d bytes are spilled"):format(name, allowed),
         out .. err)
