@@ -26,9 +26,9 @@ local function kernels(report)
     return report:gmatch("\n| sm_(%d+), P = %d+: (%S+) | (%d+) | %d+ | (%d+) |")
 end
 
--- allowed: bytes that a kernel may spill, stores and loads. With the 288 threads of a decode step each
--- has 168 registers; what stays the same over all layers is spilled then. On sm_90 warpgroups pass
--- registers on: there decode spills next to nothing.
+-- allowed: bytes that a kernel may spill, stores and loads. With the 288 threads of a decode step
+-- each has 168 registers; what stays the same over all layers is spilled then. On sm_90 warpgroups
+-- pass registers on: there decode spills next to nothing.
 local function compiled(name, text, architectures, allowed)
     allowed = allowed or 0
     local spec = build.write(name .. ".lua", ([[return { name = "%s", rms_norm_eps = 1e-6,
