@@ -140,6 +140,15 @@ struct attended {
     }
 };
 
+// What the first number of float4 n of a result belongs to.
+static __device__ __forceinline__ int result_head(const struct attention_item &item, int n) {
+    return item.group * 8 + n % 4 * 2;
+}
+
+static __device__ __forceinline__ int result_dim(int n) {
+    return n / WARP * TILE + n / 4 % 8;
+}
+
 // Sum i of all positions, of the four that begin with float4 n: to the input of o_proj.
 static __device__ __forceinline__ void tell_attended(const struct gpu_task &task,
                                                      const struct attention_item &item, int n,
@@ -148,8 +157,7 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
     float even = i / 2 ? (i % 2 ? all.even.w : all.even.z) : (i % 2 ? all.even.y : all.even.x);
     float odd = i / 2 ? (i % 2 ? all.odd.w : all.odd.z) : (i % 2 ? all.odd.y : all.odd.x);
     float inverse = 1.0f / (i % 2 ? all.total.y : all.total.x);
-    int head = item.group * 8 + n % 4 * 2 + i % 2;
-    int dim = n / WARP * TILE + n / 4 % 8 + i / 2 * 8;
+    int head = result_head(item, n) + i % 2, dim = result_dim(n) + i / 2 * 8;
     if (head < GROUP_HEADS && dim < HEAD_DIM)
         tell_pair(task.attended, COLUMN_GROUPS,
                   (item.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim, item.stream, even * inverse,
@@ -189,12 +197,15 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
     for (int pair = warp_id() * gridDim.x + blockIdx.x; pair < ATTENTION_ITEMS * ITEM_JOBS / 2;
          pair += WARPS * gridDim.x) {
         int job = pair * 2 + lane_id() % 2, m = job % ITEM_JOBS, n = m / 4 * 8 + m % 4;
+        const struct attention_item item(job / ITEM_JOBS);
         const float *parts = attention_part(task, job / ITEM_JOBS, 0);
+        // Who tells nothing must not read, see even_results.
+        int end = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM ? split.parts : 0;
         const float nothing = -1e30f; // finite, for the differences of two lanes without parts
         struct attended all = {make_float4(0, 0, 0, 0), make_float4(0, 0, 0, 0),
                                make_float2(nothing, nothing), make_float2(0, 0)};
 #pragma unroll 1
-        for (int first = lane_id() / 2; first < split.parts; first += AT_ONCE * LANES) {
+        for (int first = lane_id() / 2; first < end; first += AT_ONCE * LANES) {
             float4 even[AT_ONCE] = {}, odd[AT_ONCE] = {}, column[AT_ONCE] = {};
             unsigned missing;
             do {
@@ -202,7 +213,7 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
                 if (together()) {
 #pragma unroll
                     for (int i = 0; i < AT_ONCE; i++) { // again the first one instead of none
-                        int part = first + i * LANES < split.parts ? first + i * LANES : first;
+                        int part = first + i * LANES < end ? first + i * LANES : first;
                         const float4 *from = (const float4 *)(parts + part * ATTENTION_PARTIAL);
                         even[i] = look(from + n, told);
                         odd[i] = look(from + n + 4, told);
@@ -216,7 +227,7 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
             } while (look_again_alone(missing));
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
-                if (first + i * LANES < split.parts)
+                if (first + i * LANES < end)
                     all.add(without_round(even[i]), without_round(odd[i]),
                             without_round(column[i]));
         }
@@ -225,7 +236,7 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
         for (int distance = 2; distance < WARP; distance *= 2)
             all.add_lane(distance);
         if (lane_id() < 8) // all lanes of a job have its sums
-            tell_attended(task, job / ITEM_JOBS, n, lane_id() / 2, all, round);
+            tell_attended(task, item, n, lane_id() / 2, all, round);
     }
     if (HEADS * HEAD_DIM % TILE && blockIdx.x == 0) // zeros to fill 16
         for (int n = threadIdx.x; n < STREAMS * (TILE - HEADS * HEAD_DIM % TILE) / 2; n += THREADS)

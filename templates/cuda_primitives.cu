@@ -401,7 +401,9 @@ static __device__ inline bool look_again(unsigned missing) {
 // Behind a loop that lanes leave one by one: from here on the warp is one again. Nothing depends on
 // that but the time that it takes.
 static __device__ inline void converge() {
+#ifndef EMULATOR
     __syncwarp();
+#endif
 }
 
 // Barriers in shared memory that threads arrive at without waiting (PTX: mbarrier). A phase ends

@@ -79,7 +79,10 @@ local HARMLESS = {
 local function with_questions(text)
     local lines, found, compiled = {}, {}, true
     for line in text:gmatch("([^\n]*)\n") do
-        if line:find("^#") then compiled = not line:find("^#elif defined%(__CUDA_ARCH__%)") end
+        if line:find("^#") then
+            compiled = not (line:find("^#elif defined%(__CUDA_ARCH__%)")
+                or line:find("^#ifndef EMULATOR"))
+        end
         for _, pattern in ipairs(STATEMENTS) do
             local indent, statement = line:match("^(%s+)(" .. pattern .. ");$")
             if statement and compiled then
