@@ -10,9 +10,13 @@
 // What a block carries from phase to phase.
 struct step {
     struct ring ring;
-    unsigned round;  // of this layer
-    unsigned launch; // of what is told once in a launch
+    unsigned round; // of this layer
 };
+
+// The round of what is told once in a launch.
+static __device__ __forceinline__ unsigned launch_round(const struct gpu_task &task) {
+    return task.rounds[2 * block_id() + 1] + 1;
+}
 
 // What a thread finishes of a batch of rows of tiles, gridDim.x apart from `first` on: two rows of
 // one column.
@@ -23,7 +27,7 @@ struct finish {
     bool mine;
 
     __device__ __forceinline__ finish(int first, int row_tiles) {
-        const int each = COLUMN_GROUPS * 64, n = threadIdx.x;
+        const int each = COLUMN_GROUPS * 64, n = thread_id();
         row_tile = first + n / each * gridDim.x;
         thread = n % each;
         at = split_place(thread);
@@ -63,7 +67,7 @@ static __device__ __forceinline__ void keep_terms(const struct gpu_task &task,
                                                   const struct finish &f, int position) {
     if (f.mine) {
         struct qkv_terms terms = find_terms(task, f.row_tile, f.at.row, position);
-        workplace()->kept[threadIdx.x] =
+        workplace()->kept[thread_id()] =
             make_float4(terms.low, terms.high, terms.cosine, terms.sine);
     }
 }
@@ -72,7 +76,7 @@ static __device__ __forceinline__ void keep_terms(const struct gpu_task &task,
 static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
                                                   const struct finish &f, unsigned round) {
     if (f.mine) {
-        float4 kept = workplace()->kept[threadIdx.x];
+        float4 kept = workplace()->kept[thread_id()];
         struct qkv_terms terms = {kept.x, kept.y, kept.z, kept.w};
         float2 y = finish_split(f.sums, f.thread);
         float scale = workplace()->scales[f.at.column];
@@ -114,7 +118,7 @@ static __device__ __forceinline__ void keep_rows(const struct gpu_task &task,
     int row = f.row_tile * TILE + f.at.row;
     if (f.mine) {
         const float *x = task.residual + f.at.column * HIDDEN_SIZE + row;
-        workplace()->kept[threadIdx.x] = make_float4(x[0], x[8], norm[row], norm[row + 8]);
+        workplace()->kept[thread_id()] = make_float4(x[0], x[8], norm[row], norm[row + 8]);
     }
 }
 
@@ -123,7 +127,7 @@ static __device__ __forceinline__ void
 finish_rows(const struct gpu_task &task, const struct told_input &out, const struct finish &f) {
     float2 y = make_float2(0, 0), norm = y;
     if (f.mine) {
-        float4 kept = workplace()->kept[threadIdx.x];
+        float4 kept = workplace()->kept[thread_id()];
         y = finish_split(f.sums, f.thread);
         y = make_float2(kept.x + y.x, kept.y + y.y);
         norm = make_float2(kept.z, kept.w);
@@ -137,7 +141,7 @@ finish_rows(const struct gpu_task &task, const struct told_input &out, const str
 static __device__ __forceinline__ void finish_gate_up(int first, int rows) {
     unsigned *inner = (unsigned *)workplace()->inner;
     const float *scales = workplace()->scales;
-    int row = threadIdx.x / (COLUMN_GROUPS * 64), thread = threadIdx.x % (COLUMN_GROUPS * 64);
+    int row = thread_id() / (COLUMN_GROUPS * 64), thread = thread_id() % (COLUMN_GROUPS * 64);
     struct place at = split_place(thread);
     float value = 0;
     if (row < rows && at.column < STREAMS) {
@@ -170,7 +174,7 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
                                                      int group, const float (&sum)[4],
                                                      unsigned round, bool more, bool last) {
     int pair = lane_id() % 4;
-    float4 *to = added_place(task, blockIdx.x, row_tile, group, lane_id() / 4 * ADDED_PAIRS + pair);
+    float4 *to = added_place(task, block_id(), row_tile, group, lane_id() / 4 * ADDED_PAIRS + pair);
     float4 value = make_float4(sum[0], sum[1], sum[2], sum[3]);
     if (pair >= ADDED_PAIRS)
         return;
@@ -285,16 +289,16 @@ static __device__ __forceinline__ void add_rows(const struct gpu_task &task, int
 static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, struct step &step) {
     const struct told_input in(task, FOR_QKV, step.round);
     const int position = task.state->position, stride = SUM_ROWS * gridDim.x;
-    if (blockIdx.x >= QKV_ROW_TILES)
+    if (block_id() >= QKV_ROW_TILES)
         return;
-    keep_terms(task, finish(blockIdx.x, QKV_ROW_TILES), position);
+    keep_terms(task, finish(block_id(), QKV_ROW_TILES), position);
     qkv_product product;
     product.await(in.normed, in.round);
     struct column_scales scales;
     scales.begin(in);
-    for (int first = blockIdx.x; first < QKV_ROW_TILES; first += stride) {
+    for (int first = block_id(); first < QKV_ROW_TILES; first += stride) {
         product.multiply_rows(step.ring, in.normed, batch_rows(first, QKV_ROW_TILES), in.round);
-        if (first == blockIdx.x)
+        if (first == block_id())
             scales.end(in, workplace()->scales);
         consumers_barrier();
         finish_qkv(task, finish(first, QKV_ROW_TILES), step.round);
@@ -309,12 +313,12 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
     const struct told_input out(task, FOR_MLP, step.round);
     const float *norm = (const float *)(layer_weights(task) + POST_NORM_OFFSET);
     const int stride = SUM_ROWS * gridDim.x;
-    if (blockIdx.x >= HIDDEN_TILES)
+    if (block_id() >= HIDDEN_TILES)
         return;
-    keep_rows(task, finish(blockIdx.x, HIDDEN_TILES), norm);
+    keep_rows(task, finish(block_id(), HIDDEN_TILES), norm);
     o_product product;
     product.await(task.attended, step.round);
-    for (int first = blockIdx.x; first < HIDDEN_TILES; first += stride) {
+    for (int first = block_id(); first < HIDDEN_TILES; first += stride) {
         product.multiply_rows(step.ring, task.attended, batch_rows(first, HIDDEN_TILES),
                               step.round);
         consumers_barrier();
@@ -361,10 +365,15 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     } while (part < share.end);
 }
 
-// residual += what all blocks' channels add. norm: of the next product, whose input `out` is.
+// residual += what all blocks' channels add; last: of all layers.
 static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step,
-                                                  const struct told_input &out, const float *norm) {
-    for (int first = blockIdx.x; first < HIDDEN_TILES; first += SUM_ROWS * gridDim.x) {
+                                                  bool last) {
+    const struct told_input out(task, last ? FOR_HEAD : FOR_QKV,
+                                last ? launch_round(task) : step.round + 1);
+    const char *layer = layer_weights(task);
+    const float *norm = (const float *)(last ? task.weights + FINAL_NORM_OFFSET
+                                             : layer + LAYER_STRIDE + INPUT_NORM_OFFSET);
+    for (int first = block_id(); first < HIDDEN_TILES; first += SUM_ROWS * gridDim.x) {
         const struct finish f(first, HIDDEN_TILES);
         keep_rows(task, f, norm);
         add_rows(task, first, batch_rows(first, HIDDEN_TILES), step.round);

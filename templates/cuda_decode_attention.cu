@@ -53,7 +53,7 @@ await_queries(const struct gpu_task &task, const struct attention_item &item, un
         if (together()) {
 #pragma unroll
             for (int i = 0; i < MINE; i++) {
-                int n = i * THREADS + threadIdx.x, column = n / PAIRS, dim = n % PAIRS * 2;
+                int n = i * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2;
                 if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM) {
                     even[i] = look(queries + column * HEAD_DIM + dim, round);
                     odd[i] = look(queries + column * HEAD_DIM + dim + 1, round);
@@ -67,7 +67,7 @@ await_queries(const struct gpu_task &task, const struct attention_item &item, un
     converge();
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
-        int n = i * THREADS + threadIdx.x, pair = n % PAIRS;
+        int n = i * THREADS + thread_id(), pair = n % PAIRS;
         int at = (pair / 8 * WARP + n / PAIRS * 4 + pair % 4) * 2 + pair % 8 / 4;
         float x = without_round(even[i]) * scale, y = without_round(odd[i]) * scale;
         unsigned high = to_bf16(x, y);
@@ -175,7 +175,7 @@ static __device__ __forceinline__ void even_results(const struct gpu_task &task)
     if (LAYERS % 2 == 0 || task.layer < LAYERS - 1)
         return;
     const struct attention_split split(task.state->position);
-    for (int n = blockIdx.x; n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
+    for (int n = block_id(); n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
         int part = n % split.splits * WARPS + warp_id();
         float4 *to = (float4 *)attention_part(task, n / split.splits, part) + lane_id();
         if (part >= split.tiles)
@@ -194,7 +194,7 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
     const unsigned told = results_round(task);
     enum { LANES = 16, AT_ONCE = 3, ITEM_JOBS = RESULT_FLOATS / 8 };
 #pragma unroll 1
-    for (int pair = warp_id() * gridDim.x + blockIdx.x; pair < ATTENTION_ITEMS * ITEM_JOBS / 2;
+    for (int pair = warp_id() * gridDim.x + block_id(); pair < ATTENTION_ITEMS * ITEM_JOBS / 2;
          pair += WARPS * gridDim.x) {
         int job = pair * 2 + lane_id() % 2, m = job % ITEM_JOBS, n = m / 4 * 8 + m % 4;
         const struct attention_item item(job / ITEM_JOBS);
@@ -238,8 +238,8 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
         if (lane_id() < 8) // all lanes of a job have its sums
             tell_attended(task, item, n, lane_id() / 2, all, round);
     }
-    if (HEADS * HEAD_DIM % TILE && blockIdx.x == 0) // zeros to fill 16
-        for (int n = threadIdx.x; n < STREAMS * (TILE - HEADS * HEAD_DIM % TILE) / 2; n += THREADS)
+    if (HEADS * HEAD_DIM % TILE && block_id() == 0) // zeros to fill 16
+        for (int n = thread_id(); n < STREAMS * (TILE - HEADS * HEAD_DIM % TILE) / 2; n += THREADS)
             tell_pair(task.attended, COLUMN_GROUPS, HEADS * HEAD_DIM + n / STREAMS * 2, n % STREAMS,
                       0.0f, 0.0f, round);
 }
@@ -248,12 +248,11 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
 // earlier steps: those are loaded before queries are told.
 static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
                                                         unsigned round) {
-    // As registers allow: values are loaded with their keys; both before the wait. Where lanes
-    // copy, below sm_90, there are too few.
-    const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = BULK_COPIES && HEAD_TILES <= 8;
+    // As registers allow: values are loaded with their keys; both before the wait.
+    const bool LOADED = MANY_REGISTERS, EARLY = WARPGROUPS && HEAD_TILES <= 8;
     const struct attention_split split(task.state->position);
 #pragma unroll 1
-    for (int n = blockIdx.x; n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
+    for (int n = block_id(); n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
         const struct attention_item item(n / split.splits);
         const int part = n % split.splits * WARPS + warp_id();
         int t = part;

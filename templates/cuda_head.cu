@@ -15,17 +15,18 @@ typedef struct row_product<head_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 2, HI
 static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, struct step &step) {
     const float *bias = (const float *)(task.weights + MIX_BIAS_OFFSET);
     float *scales = workplace()->scales;
-    int g = threadIdx.x / 16, stream = threadIdx.x % 16;
+    int g = thread_id() / 16, stream = thread_id() % 16;
     bool mine = g < 8 && stream < STREAMS;
     int thread = stream / 8 * 64 + (4 * g + stream % 8 / 2) * 2 + stream % 2; // of finish_split
-    const struct told_input in(task, FOR_HEAD, step.launch);
+    const unsigned round = launch_round(task);
+    const struct told_input in(task, FOR_HEAD, round);
     struct column_scales norm;
     norm.begin(in);
     norm.end(in, scales); // read behind a barrier
     mix_product product;
-    if (blockIdx.x < HIDDEN_TILES)
+    if (block_id() < HIDDEN_TILES)
         product.await(in.normed, in.round);
-    for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
+    for (int row_tile = block_id(); row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
         float2 sum = make_float2(0.0f, 0.0f);
         for (int first = 0; first < MIX_ROWS; first += SUM_ROWS) {
             int rows = MIX_ROWS - first < SUM_ROWS ? MIX_ROWS - first : SUM_ROWS;
@@ -51,8 +52,8 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
         float next_low = __shfl_xor_sync(0xffffffff, low, 16); // of row + 1, for even rows
         float next_high = __shfl_xor_sync(0xffffffff, high, 16);
         if (g < 8 && g % 2 == 0 && stream == 0) {
-            tell_pair(task.mixed, 1, row, 0, low, next_low, step.launch);
-            tell_pair(task.mixed, 1, row + 8, 0, high, next_high, step.launch);
+            tell_pair(task.mixed, 1, row, 0, low, next_low, round);
+            tell_pair(task.mixed, 1, row + 8, 0, high, next_high, round);
         }
     }
 }
@@ -64,17 +65,18 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
                                                     struct step &step) {
     const float *bias = (const float *)(task.weights + WEIGH_BIAS_OFFSET);
     const float *norm = (const float *)(task.weights + FINAL_NORM_OFFSET);
+    const unsigned round = launch_round(task);
     float *weights = workplace()->weights;
     const float *scales = workplace()->scales;
-    if (blockIdx.x < HIDDEN_TILES) {
+    if (block_id() < HIDDEN_TILES) {
         weigh_product product;
-        product.await(task.mixed, step.launch);
-        product.multiply_rows(step.ring, task.mixed, 1, step.launch);
+        product.await(task.mixed, round);
+        product.multiply_rows(step.ring, task.mixed, 1, round);
         consumers_barrier();
-        if (threadIdx.x < 8) {
-            float2 y = finish_split(work_floats(), threadIdx.x * 8);
-            weights[threadIdx.x] = y.x + bias[threadIdx.x];
-            weights[threadIdx.x + 8] = y.y + bias[threadIdx.x + 8];
+        if (thread_id() < 8) {
+            float2 y = finish_split(work_floats(), thread_id() * 8);
+            weights[thread_id()] = y.x + bias[thread_id()];
+            weights[thread_id() + 8] = y.y + bias[thread_id() + 8];
         }
         consumers_barrier();
         float max = weights[0], total = 0;
@@ -83,22 +85,22 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
         for (int p = 0; p < STREAMS; p++)
             total += expf(weights[p] - max);
         float factor = (1.0f - STREAM_SMOOTHING) / total, least = STREAM_SMOOTHING / STREAMS;
-        for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
-            if (threadIdx.x < WARP) { // rows twice
-                int i = row_tile * TILE + threadIdx.x % TILE;
+        for (int row_tile = block_id(); row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
+            if (thread_id() < WARP) { // rows twice
+                int i = row_tile * TILE + thread_id() % TILE;
                 float y = 0;
                 for (int p = 0; p < STREAMS; p++)
                     y += (expf(weights[p] - max) * factor + least) * scales[p] *
                          newest_residual(task, p)[i];
                 y *= norm[i];
                 float next = __shfl_xor_sync(0xffffffff, y, 1);
-                if (threadIdx.x < TILE && i % 2 == 0)
-                    tell_pair(task.head_input, 1, i, 0, y, next, step.launch);
+                if (thread_id() < TILE && i % 2 == 0)
+                    tell_pair(task.head_input, 1, i, 0, y, next, round);
             }
         }
-        if (blockIdx.x == 0 && threadIdx.x < STREAMS)
-            task.stream_weights[newest_position(task) % 2 * STREAMS + threadIdx.x] =
-                expf(weights[threadIdx.x] - max) * factor + least;
+        if (block_id() == 0 && thread_id() < STREAMS)
+            task.stream_weights[newest_position(task) % 2 * STREAMS + thread_id()] =
+                expf(weights[thread_id()] - max) * factor + least;
     }
     consumers_barrier(); // before others take the place of the sums
 }
@@ -135,22 +137,23 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
     float *logits = task.logits + (long long)(newest_position(task) % 2) * VOCAB_SIZE;
     float *scales = workplace()->scales, scale = 1;
     struct gpu_best best = {negative_infinity(), VOCAB_SIZE}, *found = workplace()->best;
-    const struct told_input in(task, FOR_HEAD, step.launch);
+    const unsigned round = launch_round(task);
+    const struct told_input in(task, FOR_HEAD, round);
     const float *input = STREAMS == 1 ? in.normed : task.head_input;
     head_product product;
-    product.await(input, step.launch);
+    product.await(input, round);
     struct column_scales norm;
     if (STREAMS == 1) {
         norm.begin(in);
         norm.end(in, scales); // read behind a barrier
     }
-    for (int first = blockIdx.x; first < HEAD_ROW_TILES; first += SUM_ROWS * gridDim.x) {
+    for (int first = block_id(); first < HEAD_ROW_TILES; first += SUM_ROWS * gridDim.x) {
         int rows = batch_rows(first, HEAD_ROW_TILES);
-        product.multiply_rows(step.ring, input, rows, step.launch);
+        product.multiply_rows(step.ring, input, rows, round);
         consumers_barrier();
         if (STREAMS == 1)
             scale = scales[0];
-        int row = threadIdx.x / 8, g = threadIdx.x % 8;
+        int row = thread_id() / 8, g = thread_id() % 8;
         if (row < rows) {
             float2 y = finish_split(work_floats() + row * head_product::ROW_FLOATS, 8 * g);
             int id = (first + row * (int)gridDim.x) * TILE + g;
@@ -168,9 +171,9 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
     if (lane_id() == 0)
         found[warp_id()] = best;
     consumers_barrier();
-    if (threadIdx.x == 0) {
-        blocks_best(task)[blockIdx.x] = best_of_warps(found);
-        if (STREAMS == 1 && blockIdx.x == 0)
+    if (thread_id() == 0) {
+        blocks_best(task)[block_id()] = best_of_warps(found);
+        if (STREAMS == 1 && block_id() == 0)
             task.stream_weights[newest_position(task) % 2] = 1.0f;
     }
 }

@@ -485,13 +485,10 @@ static __device__ inline void wait_barrier(unsigned long long *barrier, unsigned
 #endif
 }
 
-// BULK_COPIES: copies are made by one instruction, which takes no registers.
-#if defined(EMULATOR)
-enum { COPY_ARRIVALS = WARP, BULK_COPIES = 1 };
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-enum { COPY_ARRIVALS = 1, BULK_COPIES = 1 };
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+enum { COPY_ARRIVALS = 1 };
 #else
-enum { COPY_ARRIVALS = WARP, BULK_COPIES = 0 };
+enum { COPY_ARRIVALS = WARP };
 #endif
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -24,8 +24,8 @@ enum {
     KEPT_BYTES = THREADS * 16 + 768,                              // the rest of struct workplace
     SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
-    FEW_COLUMNS = 4,                   // whose activations all are asked for at once
-    MOST_GIVEN = WARPGROUPS ? 24 : 12, // float4 of activations that a lane keeps
+    FEW_COLUMNS = 4,                  // whose activations all are asked for at once
+    MOST_GIVEN = WARPGROUPS ? 24 : 8, // float4 of activations that a lane keeps
     FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
     FLYING = FLYING_FIT < 2            ? 2
@@ -80,7 +80,7 @@ struct share {
 
     __device__ __forceinline__ share() {
         int each = (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
-        first = blockIdx.x * each;
+        first = block_id() * each;
         end = first + each < DOWN_COLUMN_TILES ? first + each : DOWN_COLUMN_TILES;
     }
 
@@ -106,9 +106,9 @@ static __device__ __forceinline__ int inner_rows(int first, int tiles) {
 static __device__ __forceinline__ struct job rows_in_turn(const char *tiles, int groups, int rows,
                                                           int column_tiles, int tile_bytes) {
     const int bytes = column_tiles * tile_bytes, most = SLOT_BYTES / tile_bytes / WARPS * WARPS;
-    struct job job = {tiles + (long long)blockIdx.x * rows * bytes,
+    struct job job = {tiles + (long long)block_id() * rows * bytes,
                       (long long)gridDim.x * rows * bytes,
-                      (groups - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x,
+                      (groups - (int)block_id() + (int)gridDim.x - 1) / (int)gridDim.x,
                       rows,
                       bytes,
                       most * tile_bytes,
@@ -151,7 +151,7 @@ static __device__ __forceinline__ struct job head_job(const struct gpu_task &tas
     struct job weigh = rows_in_turn(task.weights + WEIGH_OFFSET, HIDDEN_TILES, 1,
                                     HIDDEN_TILES * WEIGHT_PLANES, bf16_tiles::BYTES);
     weigh.from = task.weights + WEIGH_OFFSET; // all who have rows of the result take all of it
-    weigh.groups = blockIdx.x < HIDDEN_TILES;
+    weigh.groups = block_id() < HIDDEN_TILES;
     struct job head = rows_in_turn(task.weights + HEAD_OFFSET, HEAD_ROW_TILES, 1,
                                    HIDDEN_COLUMN_TILES * WEIGHT_PLANES, head_tiles::BYTES);
     return n == 2 ? head : n == 1 ? weigh : mix;
@@ -296,7 +296,7 @@ struct row_product {
     // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
     // lanes ask for one of them alone first: many questions delay the answers.
     __device__ __forceinline__ void await(const float *input, unsigned round) {
-        const int spread = blockIdx.x % CHUNK_TILES * WARPS + warp_id();
+        const int spread = block_id() % CHUNK_TILES * WARPS + warp_id();
         const int tile = CHUNKS == 1 && spread < TILES ? spread : warp_id();
         if (COLUMNS > FEW_COLUMNS && lane_id() < 4 && tile < TILES) {
             const float4 *one = (const float4 *)input + tile * (GIVEN * WARP) + lane_id();
@@ -358,7 +358,7 @@ struct row_product {
                 if (CHUNKS > 1)
                     take();
             }
-            float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + threadIdx.x;
+            float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + thread_id();
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
                 const float(&a)[4] = sum[0][group], (&b)[4] = sum[1][group];

@@ -4,15 +4,15 @@
 // What the first product needs. Of the embedding of the token, or of what the prefill left.
 static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
                                                     const struct told_input &out) {
-    int id = task.ids ? 0 : task.state->token, stream = threadIdx.x / TILE;
+    int id = task.ids ? 0 : task.state->token, stream = thread_id() / TILE;
     id = id < 0 ? 0 : id; // a step that was started before it was known that the CPU must choose
-    if (!task.ids && blockIdx.x == 0 && threadIdx.x == 0)
+    if (!task.ids && block_id() == 0 && thread_id() == 0)
         task.history[task.state->position] = id;
     const float *weight =
         (const float *)(task.weights +
                         (task.ids ? FINAL_NORM_OFFSET : LAYERS_OFFSET + INPUT_NORM_OFFSET));
-    for (int row_tile = blockIdx.x; row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
-        int i = row_tile * TILE + threadIdx.x % TILE;
+    for (int row_tile = block_id(); row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
+        int i = row_tile * TILE + thread_id() % TILE;
         float x = 0;
         if (stream < STREAMS)
             x = task.ids ? newest_residual(task, stream)[i] : embedding_weight(task, id, i);
@@ -35,16 +35,11 @@ static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
 static __device__ __forceinline__ void decode_layers(struct gpu_task &task, struct step &step) {
 #pragma unroll 1
     for (task.layer = 0; task.layer < LAYERS; task.layer++) {
-        bool last = task.layer == LAYERS - 1;
-        const struct told_input next(task, last ? FOR_HEAD : FOR_QKV,
-                                     last ? step.launch : step.round + 1);
         decode_qkv(task, step);
         decode_attention(task, step.round);
         decode_o(task, step);
         decode_mlp(task, step);
-        decode_add(task, step, next,
-                   (const float *)(last ? task.weights + FINAL_NORM_OFFSET
-                                        : layer_weights(task) + LAYER_STRIDE + INPUT_NORM_OFFSET));
+        decode_add(task, step, task.layer == LAYERS - 1);
         step.round++;
     }
 }
@@ -53,7 +48,6 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     decode_step(const struct gpu_task given) {
     struct workplace *w = workplace();
-    unsigned *rounds = given.rounds + 2 * blockIdx.x; // of layers, of launches: those before
     if (threadIdx.x == 0) {
         for (int i = 0; i < RING_SLOTS; i++) {
             init_barrier(&w->full[i], COPY_ARRIVALS);
@@ -72,9 +66,9 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     if (WARPGROUPS) // what the third warpgroup gave
         take_registers<232>();
     struct gpu_task task = given;
-    struct step step = {{}, rounds[0] + 1, rounds[1] + 1};
+    struct step step = {{}, task.rounds[2 * block_id()] + 1};
     const struct told_input first(task, task.ids ? FOR_HEAD : FOR_QKV,
-                                  task.ids ? step.launch : step.round);
+                                  task.ids ? launch_round(task) : step.round);
     decode_start(task, first);
     if (!task.ids)
         decode_layers(task, step);
@@ -84,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     }
     decode_head(task, step);
     if (threadIdx.x == 0) { // all threads have read them: they met since
-        rounds[0] = step.round - 1;
-        rounds[1] = step.launch;
+        task.rounds[2 * block_id()] = step.round - 1;
+        task.rounds[2 * block_id() + 1]++;
     }
 }

@@ -94,9 +94,8 @@ build.must("%s -std=c11 -D_GNU_SOURCE -O1 -o '%s' '%scodegen/cubin.c' -ldl", bui
 local nvrtc = build.must("'%scodegen/find_nvrtc.sh' '%sout/nvrtc'", build.root, build.root)
     :match("^[^\n]+")
 
--- For one architecture; cubins.t has all of them, for one of these models. The 288 threads of a
--- decode step leave each 168 registers at its start: heads of 128 and 160 take some more.
-local SPILLED = { ["3B"] = 256, ["4.7B"] = 480, ["1.8B"] = 64 } -- bytes, at most; else none
+-- For one architecture; cubins.t has all of them, for one of these models.
+local SPILLED = { ["4.7B"] = 64 } -- bytes, at most, as heads of 160 take many registers; else none
 local function test_nvrtc(name, P, folder)
     local code, out, err = build.shell("'%s' '%s' '%s/engine.cu' 90 %d 232448 '%s'", cubin, nvrtc,
         folder, P, build.path("kernels"))
