@@ -1,6 +1,7 @@
 // Compiles engine.cu to the machine code of one GPU architecture, as the engine itself would do it,
-// and prints what the assembler says of each kernel: "NAME REGISTERS SHARED_BYTES SPILLED_BYTES".
-// A warning is a failure. Needs NVRTC, but no GPU.
+// and prints what the assembler says of each kernel: "NAME REGISTERS SHARED_BYTES LOCAL_BYTES".
+// Local memory is what registers are spilled to, and arrays that are in none. A warning is a
+// failure. Needs NVRTC, but no GPU.
 //
 //     cubin FOLDER ENGINE_CU ARCHITECTURE STREAMS SHARED_BYTES OUTPUT
 //
@@ -36,36 +37,37 @@ static int write_file(const char *path, const char *data, size_t bytes, struct e
 
 struct kernel_report {
     char name[128];
-    int registers, shared, spilled;
+    int registers, shared, local;
 };
 
 static void print_kernel(const struct kernel_report *kernel) {
     if (kernel->name[0])
-        printf("%s %d %d %d\n", kernel->name, kernel->registers, kernel->shared, kernel->spilled);
+        printf("%s %d %d %d\n", kernel->name, kernel->registers, kernel->shared, kernel->local);
+}
+
+// The number in front of `text`, 0 if that is not in `line`.
+static int number_before(const char *line, const char *text) {
+    const char *at = strstr(line, text);
+    while (at && at > line && at[-1] >= '0' && at[-1] <= '9')
+        at--;
+    return at ? atoi(at) : 0;
 }
 
 // The compiler's log, a few lines a kernel, as one line a kernel. What the functions that it calls
-// spill, if they are not inlined, stands behind what the kernel itself uses.
+// keep, if they are not inlined, stands behind what the kernel itself uses.
 static int print_report(char *log, struct error *error) {
     struct kernel_report kernel = {0};
     for (char *line = strtok(log, "\n"); line; line = strtok(NULL, "\n")) {
-        int stores = 0, loads = 0;
-        char *at = strstr(line, "Compiling entry function '");
+        const char *at = strstr(line, "Compiling entry function '");
         if (at) {
             print_kernel(&kernel);
             kernel = (struct kernel_report){0};
             sscanf(at, "Compiling entry function '%127[^']'", kernel.name);
-        } else if ((at = strstr(line, "bytes stack frame, "))) {
-            sscanf(at, "bytes stack frame, %d bytes spill stores, %d bytes spill loads", &stores,
-                   &loads);
-            kernel.spilled += stores + loads;
+        } else if (strstr(line, "bytes stack frame")) {
+            kernel.local += number_before(line, " bytes stack frame");
         } else if ((at = strstr(line, "Used "))) {
             sscanf(at, "Used %d registers", &kernel.registers);
-            char *smem = strstr(at, " bytes smem");
-            while (smem && smem > at && smem[-1] >= '0' && smem[-1] <= '9')
-                smem--;
-            if (smem)
-                sscanf(smem, "%d", &kernel.shared);
+            kernel.shared = number_before(at, " bytes smem");
         } else if (strstr(line, "warning") || strstr(line, "error")) {
             return fail(error, EXIT_DEVICE, "NVRTC: %.400s", line);
         }

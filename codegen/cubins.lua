@@ -62,10 +62,10 @@ local function compile(compiler, nvrtc, folder, path, sm, streams, shared)
         end
     end
     local kernels = {}
-    for name, registers, own, spilled in files.read(path .. ".txt", 1 << 20):gmatch(
+    for name, registers, own, memory in files.read(path .. ".txt", 1 << 20):gmatch(
             "(%S+) (%d+) (%d+) (%d+)\n") do
         kernels[#kernels + 1] = { name = name, registers = tonumber(registers),
-                                  shared = tonumber(own), spilled = tonumber(spilled) }
+                                  shared = tonumber(own), memory = tonumber(memory) }
     end
     return { sm = sm, streams = streams, shared = shared, kernels = kernels,
              image = files.read(path, 64 << 20) }

@@ -108,7 +108,7 @@ local function kernel_rows(p, compiled)
             rows[#rows + 1] = { ("sm_%d, P = %d: %s"):format(cubin.sm, cubin.streams, kernel.name),
                 kernel.registers,
                 kernel.shared + p.gpu.shared_bytes(kernel.name, cubin.sm, cubin.shared),
-                kernel.spilled }
+                kernel.memory }
         end
     end
     return rows
@@ -120,10 +120,10 @@ local function gpu_text(p, compiled)
         .. markdown_table({ "memory", "bytes", "shape" }, gpu_memory_rows(p)) .. "\n\n"
     if #compiled == 0 then
         return text .. "`make model ... SM=\"90\"` compiles the kernels when the engine is "
-            .. "generated; their registers and spills are then told here."
+            .. "generated; their registers and what they spill are then told here."
     end
     return text .. "Kernels in this engine, as the assembler made them:\n\n"
-        .. markdown_table({ "kernel", "registers", "shared memory, bytes", "spilled bytes" },
+        .. markdown_table({ "kernel", "registers", "shared memory, bytes", "spilled, bytes" },
             kernel_rows(p, compiled))
 end
 

@@ -65,26 +65,16 @@ struct cache_row {
                                              INDEX index) const {
         enum { MINE = (HEAD_DIM + 2 * WARP - 1) / (2 * WARP) }; // pairs of a lane
         float values[2 * MINE];
-        unsigned missing;
+        unsigned missing, told = round;
         if (newest < 0)
             return;
-        do {
-            missing = 0;
-#pragma unroll
-            for (int i = 0; i < 2 * MINE; i++)
-                values[i] = with_round(0, round);
-            if (together()) {
-#pragma unroll
-                for (int i = 0; i < 2 * MINE; i++) {
-                    int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
-                    if (dim < HEAD_DIM)
-                        values[i] = look(from + dim, round);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 2 * MINE; i++)
-                missing |= strange(values[i], round);
-        } while (look_again(missing));
+        do
+            missing = look_for_all(values, round, [from, told](int i, float &value) {
+                int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
+                if (dim < HEAD_DIM)
+                    value = look(from + dim, told);
+            });
+        while (look_again(missing));
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++)
             place[d * WARP + lane_id()] = tiles[d];

@@ -87,37 +87,27 @@ static __device__ __forceinline__ struct cache_entry
 make_entry(const float *key, const float *value, unsigned round) {
     enum { KEYS = 4 * cache_entry::KEY_WORDS, ALL = KEYS + cache_entry::VALUE_BYTES };
     struct cache_entry entry;
-    float k[cache_entry::KEY_WORDS][4], v[cache_entry::VALUE_BYTES];
-    unsigned most_key = 0, most_value = 0;
-    unsigned missing;
-    do {
-        missing = 0;
-#pragma unroll
-        for (int n = 0; n < ALL; n++) {
-            int i = n - KEYS, word = n / 4 * WARP + lane_id(), b = n % 4;
-            int dim = n < KEYS ? word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2
-                               : i * WARP + lane_id();
-            const float *from = (n < KEYS ? key : value) + dim;
-            float &x = n < KEYS ? k[n / 4 % cache_entry::KEY_WORDS][b] : v[i < 0 ? 0 : i];
-            x = 0;
-            if (dim < HEAD_DIM) {
+    float found[ALL]; // keys of words, then values
+    unsigned most_key = 0, most_value = 0, missing;
+    const auto place = [=](int n) {
+        int word = n / 4 * WARP + lane_id(), b = n % 4;
+        return n < KEYS ? word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2
+                        : (n - KEYS) * WARP + lane_id();
+    };
+    do
+        missing = look_for_all(found, round, [=](int n, float &x) {
+            const float *from = (n < KEYS ? key : value) + place(n);
+            if (place(n) < HEAD_DIM)
                 x = TOLD ? look(from, round) : *from;
-                missing |= TOLD ? strange(x, round) : 0;
-            }
-        }
-    } while (TOLD && look_again(missing));
+        });
+    while (TOLD && look_again(missing));
+    const float *k = found, *v = found + KEYS;
 #pragma unroll
-    for (int n = 0; n < KEYS; n++)
-        k[n / 4][n % 4] = TOLD ? without_round(k[n / 4][n % 4]) : k[n / 4][n % 4];
-#pragma unroll
-    for (int n = 0; n < cache_entry::VALUE_BYTES; n++)
-        v[n] = TOLD ? without_round(v[n]) : v[n];
-#pragma unroll
-    for (int n = 0; n < KEYS; n++)
-        most_key = larger_magnitude(most_key, k[n / 4][n % 4]);
-#pragma unroll
-    for (int n = 0; n < cache_entry::VALUE_BYTES; n++)
-        most_value = larger_magnitude(most_value, v[n]);
+    for (int n = 0; n < ALL; n++) {
+        found[n] = TOLD ? without_round(found[n]) : found[n];
+        unsigned &most = n < KEYS ? most_key : most_value;
+        most = larger_magnitude(most, found[n]);
+    }
     float largest_key = warp_magnitude(most_key), largest_value = warp_magnitude(most_value);
     float key_inverse = largest_key > 1e-30f ? 127.0f / largest_key : 0.0f;
     float value_inverse = largest_value > 1e-30f ? 127.0f / largest_value : 0.0f;
@@ -125,8 +115,9 @@ make_entry(const float *key, const float *value, unsigned round) {
     entry.value_scale = largest_value / 127.0f;
 #pragma unroll
     for (int n = 0; n < cache_entry::KEY_WORDS; n++)
-        entry.key[n] = quantize(k[n][0], key_inverse) | quantize(k[n][1], key_inverse) << 8 |
-                       quantize(k[n][2], key_inverse) << 16 | quantize(k[n][3], key_inverse) << 24;
+        entry.key[n] = quantize(k[4 * n], key_inverse) | quantize(k[4 * n + 1], key_inverse) << 8 |
+                       quantize(k[4 * n + 2], key_inverse) << 16 |
+                       quantize(k[4 * n + 3], key_inverse) << 24;
 #pragma unroll
     for (int n = 0; n < cache_entry::VALUE_BYTES; n++) {
         unsigned byte = quantize(v[n], value_inverse) << n % 4 * 8;
@@ -239,9 +230,11 @@ struct cache_row {
         if (newest >= 0) {
             entry = make_entry<true>(fresh, fresh + KV_HEADS * HEAD_DIM, round);
             bool mine = lane_id() / 4 == newest % 8, low = newest < 8;
-            if (mine) {
-                key_scale[low ? 0 : 1] = entry.key_scale;
-                value_scale[low ? 0 : 1] = entry.value_scale;
+#pragma unroll
+            for (int i = 0; i < 2; i++) { // not by an index: that would keep them in memory
+                bool this_one = mine && low == (i == 0);
+                key_scale[i] = this_one ? entry.key_scale : key_scale[i];
+                value_scale[i] = this_one ? entry.value_scale : value_scale[i];
             }
 #pragma unroll
             for (int d = 0; d < HEAD_TILES; d++) {

@@ -244,22 +244,12 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
             while (look_again_alone(strange(look(from, round), round)))
                 ;
         converge();
-        do {
-            missing = 0;
-            const float none = with_round(0, round);
-#pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                part[i] = make_float4(0, none, 0, none);
-            if (together()) {
-#pragma unroll
-                for (int i = 0; i < TOGETHER; i++)
-                    if (first + i * SLICES < (int)gridDim.x)
-                        part[i] = look(from + i * (SLICES * ADDED_FLOATS / 4), round);
-            }
-#pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                missing |= strange(part[i], round);
-        } while (look_again(missing));
+        do
+            missing = look_for_all(part, round, [first, from, round](int i, float4 &value) {
+                if (first + i * SLICES < (int)gridDim.x)
+                    value = look(from + i * (SLICES * ADDED_FLOATS / 4), round);
+            });
+        while (look_again(missing));
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++) {
             part[i] = without_round(part[i]);
@@ -358,6 +348,9 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
         if (part == share.first) { // attention is over
             store_newest(task, step.round);
             even_results(task);
+            if (HIDDEN_TILES <
+                WARPS) // a warp without rows adds nothing: others wait until it has read
+                consumers_barrier();
         }
         outer_part(task, step, rows > 0 ? tiles : 0, part > share.first,
                    part + MLP_TILES >= share.end);

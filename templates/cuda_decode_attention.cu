@@ -43,33 +43,21 @@ await_queries(const struct gpu_task &task, const struct attention_item &item, un
     enum { PAIRS = HEAD_TILES * TILE / 2, MINE = (8 * PAIRS + THREADS - 1) / THREADS };
     const float *queries = task.qkv + item.stream * QKV_FLOATS +
                            (item.kv_head * GROUP_HEADS + item.group * 8) * HEAD_DIM;
-    float even[MINE], odd[MINE];
+    float pairs[2 * MINE];
     unsigned missing;
-    do {
-        missing = 0;
-#pragma unroll
-        for (int i = 0; i < MINE; i++)
-            even[i] = odd[i] = with_round(0, round);
-        if (together()) {
-#pragma unroll
-            for (int i = 0; i < MINE; i++) {
-                int n = i * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2;
-                if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM) {
-                    even[i] = look(queries + column * HEAD_DIM + dim, round);
-                    odd[i] = look(queries + column * HEAD_DIM + dim + 1, round);
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < MINE; i++)
-            missing |= strange(even[i], round) | strange(odd[i], round);
-    } while (look_again_alone(missing));
+    do
+        missing = look_for_all(pairs, round, [queries, item, round](int i, float &value) {
+            int n = i / 2 * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2 + i % 2;
+            if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM)
+                value = look(queries + column * HEAD_DIM + dim, round);
+        });
+    while (look_again_alone(missing));
     converge();
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
         int n = i * THREADS + thread_id(), pair = n % PAIRS;
         int at = (pair / 8 * WARP + n / PAIRS * 4 + pair % 4) * 2 + pair % 8 / 4;
-        float x = without_round(even[i]) * scale, y = without_round(odd[i]) * scale;
+        float x = without_round(pairs[2 * i]) * scale, y = without_round(pairs[2 * i + 1]) * scale;
         unsigned high = to_bf16(x, y);
         if (n < 8 * PAIRS) {
             to[at] = high;
@@ -206,30 +194,22 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
                                make_float2(nothing, nothing), make_float2(0, 0)};
 #pragma unroll 1
         for (int first = lane_id() / 2; first < end; first += AT_ONCE * LANES) {
-            float4 even[AT_ONCE] = {}, odd[AT_ONCE] = {}, column[AT_ONCE] = {};
+            float4 found[3 * AT_ONCE]; // of each part two dimensions; maxima and totals
             unsigned missing;
-            do {
-                missing = 0;
-                if (together()) {
-#pragma unroll
-                    for (int i = 0; i < AT_ONCE; i++) { // again the first one instead of none
-                        int part = first + i * LANES < end ? first + i * LANES : first;
-                        const float4 *from = (const float4 *)(parts + part * ATTENTION_PARTIAL);
-                        even[i] = look(from + n, told);
-                        odd[i] = look(from + n + 4, told);
-                        column[i] = look(from + RESULT_FLOATS / 4 + n % 4, told);
-                    }
-                }
-#pragma unroll
-                for (int i = 0; i < AT_ONCE; i++)
-                    missing |=
-                        strange(even[i], told) | strange(odd[i], told) | strange(column[i], told);
-            } while (look_again_alone(missing));
+            do
+                missing = look_for_all(found, told, [=](int i, float4 &value) {
+                    int part = first + i / 3 * LANES; // again the first one instead of none
+                    part = part < end ? part : first;
+                    const float4 *from = (const float4 *)(parts + part * ATTENTION_PARTIAL);
+                    value =
+                        look(from + (i % 3 < 2 ? n + i % 3 * 4 : RESULT_FLOATS / 4 + n % 4), told);
+                });
+            while (look_again_alone(missing));
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
                 if (first + i * LANES < end)
-                    all.add(without_round(even[i]), without_round(odd[i]),
-                            without_round(column[i]));
+                    all.add(without_round(found[3 * i]), without_round(found[3 * i + 1]),
+                            without_round(found[3 * i + 2]));
         }
         converge();
 #pragma unroll 1

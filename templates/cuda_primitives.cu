@@ -384,6 +384,35 @@ static __device__ inline bool together() {
     return gridDim.x > 0;
 }
 
+// Zeros of this round.
+static __device__ inline void tell_nothing(float &value, unsigned round) {
+    value = with_round(0, round);
+}
+
+static __device__ inline void tell_nothing(float4 &value, unsigned round) {
+    value = make_float4(0, with_round(0, round), 0, with_round(0, round));
+}
+
+// COUNT numbers, all looked for before the first is checked: ask(i, found[i]) looks for number i,
+// or leaves it as it is, 0, where there is none. Returns `strange` of them.
+template <int COUNT, typename NUMBER, typename ASK>
+static __device__ __forceinline__ unsigned look_for_all(NUMBER (&found)[COUNT], unsigned round,
+                                                        ASK ask) {
+    unsigned missing = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        tell_nothing(found[i], round);
+    if (together()) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            ask(i, found[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        missing |= strange(found[i], round);
+    return missing;
+}
+
 // Whether to look again, after `strange` of what was found: by one thread; by all lanes, if one has
 // to.
 static __device__ inline bool look_again_alone(unsigned missing) {
