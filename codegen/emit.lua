@@ -318,6 +318,7 @@ function emit.cuda_dims(p)
         { "O_COLUMN_TILES", l.o.column_tiles },
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
         cache_block(p),
+        { "CACHE_ELEMENT_BYTES", s.cache_dtype == "int8" and 1 or 2 },
         { "GPU_COLUMNS", p.gpu_columns, "tokens x streams of a prefill, at most" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },

@@ -229,7 +229,7 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
 static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
                                                         unsigned round) {
     // As registers allow: values are loaded with their keys; both before the wait.
-    const bool LOADED = MANY_REGISTERS, EARLY = WARPGROUPS && HEAD_TILES <= 8;
+    const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = WARPGROUPS && HEAD_TILES <= 8;
     const struct attention_split split(task.state->position);
 #pragma unroll 1
     for (int n = block_id(); n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {

@@ -17,14 +17,41 @@ enum {
     INTERMEDIATE_TILES = DOWN_COLUMN_TILES * INPUT_TILES,
     ATTENDED_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
     QKV_FLOATS = (HEADS + 2 * KV_HEADS) * HEAD_DIM, // of a stream in a decode step
+    // Whether a decode step has registers to spare: 232 a thread, and attention takes fewer.
+    MANY_REGISTERS = WARPGROUPS && HEAD_TILES <= 6 && CACHE_ELEMENT_BYTES == 2,
 };
 
+// This thread's number in its block, and the block's. Without MANY_REGISTERS they are asked for
+// each time: else the compiler keeps what it makes of them in one phase over all others, and
+// spills.
+static __device__ __forceinline__ unsigned thread_id() {
+#if defined(__CUDA_ARCH__)
+    unsigned thread;
+    if (!MANY_REGISTERS) {
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+        return thread;
+    }
+#endif
+    return threadIdx.x;
+}
+
+static __device__ __forceinline__ unsigned block_id() {
+#if defined(__CUDA_ARCH__)
+    unsigned block;
+    if (!MANY_REGISTERS) {
+        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+        return block;
+    }
+#endif
+    return blockIdx.x;
+}
+
 static __device__ inline int lane_id() {
-    return threadIdx.x % WARP;
+    return thread_id() % WARP;
 }
 
 static __device__ inline int warp_id() {
-    return threadIdx.x / WARP;
+    return thread_id() / WARP;
 }
 
 // Which chunk of a tile of the pack is this lane's.

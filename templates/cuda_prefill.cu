@@ -128,14 +128,14 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
 #pragma unroll
         for (int i = 0; i < SLICE_FLOATS; i++)
             rest[i / 4][i % 4] = sum[i / 4][i % 4];
-        int first = slice.column + lane_id() % 4 * 2;
+        int row = lane_id() / 4, first = slice.column + lane_id() % 4 * 2;
         struct token_place at = {first % task.tokens, first / task.tokens};
 #pragma unroll 1
         for (int n = 0; n < 8; n += AT_ONCE) {
             struct qkv_terms terms[2 * AT_ONCE];
 #pragma unroll
             for (int i = 0; i < 2 * AT_ONCE; i++)
-                terms[i] = find_terms(task, slice.row_tile, lane_id() / 4,
+                terms[i] = find_terms(task, slice.row_tile, row,
                                       task.position + go_on(task, at, i / 2 * 8 + i % 2).token);
 #pragma unroll
             for (int i = 0; i < 2 * AT_ONCE; i++) {
@@ -143,8 +143,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
                 if (first + (n + i / 2) * 8 + i % 2 < p.columns)
                     pass_qkv(
                         stored_qkv{task, place.token, place.stream, task.position + place.token},
-                        slice.row_tile, lane_id() / 4, terms[i], rest[i / 2][i % 2],
-                        rest[i / 2][i % 2 + 2]);
+                        slice.row_tile, row, terms[i], rest[i / 2][i % 2], rest[i / 2][i % 2 + 2]);
             }
             at = go_on(task, at, AT_ONCE * 8);
 #pragma unroll

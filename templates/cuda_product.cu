@@ -12,36 +12,9 @@ enum {
     // Of a decode step: the warp behind those is the producer. Where warpgroups can pass registers
     // on, there are three more, which only give theirs.
     STEP_THREADS = THREADS + (WARPGROUPS ? 4 : 1) * WARP,
-    // Whether a decode step has registers to spare: 232 a thread, and attention takes fewer.
-    MANY_REGISTERS = WARPGROUPS && HEAD_TILES <= 6,
     WARP_SUM_FLOATS = WARP * 4, // what a warp leaves of a row of tiles and 8 columns
     SPLIT_SUM_FLOATS = WARPS * WARP_SUM_FLOATS,
 };
-
-// This thread's number in its block, and the block's. Without MANY_REGISTERS they are asked for
-// each time: else the compiler keeps what it makes of them in one phase over all others, and
-// spills.
-static __device__ __forceinline__ int thread_id() {
-#if defined(__CUDA_ARCH__)
-    int thread;
-    if (!MANY_REGISTERS) {
-        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-        return thread;
-    }
-#endif
-    return threadIdx.x;
-}
-
-static __device__ __forceinline__ int block_id() {
-#if defined(__CUDA_ARCH__)
-    int block;
-    if (!MANY_REGISTERS) {
-        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
-        return block;
-    }
-#endif
-    return blockIdx.x;
-}
 
 // A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
 // and how one in shared memory is multiplied with activations x [parts, INPUTS, GROUPS] in
