@@ -33,12 +33,15 @@ end
 -- A model small and odd enough that every statement of every kernel is needed, somewhere: attention
 -- in two parts, more steps of a product than are copied ahead, more rows of tiles in a block than
 -- it keeps sums of, runs of several ids to sample from.
-local SPEC = [[return { name = "small", backends = "cpu+cuda", model_type = "qwen2_parscale",
-    hidden_size = 144, intermediate_size = 176, num_hidden_layers = 2, num_attention_heads = 10,
+local SPEC = [[return { name = "%s", backends = "cpu+cuda", model_type = "qwen2_parscale",
+    hidden_size = %d, intermediate_size = 176, num_hidden_layers = %d, num_attention_heads = 10,
     num_key_value_heads = 2, head_dim = 16, vocab_size = 1040, parscale_n = 5,
     parscale_n_tokens = 160, rms_norm_eps = 1e-6, rope_theta = 10000.0, parscale_attn_smooth = 0.1,
     weight_dtype = "bf16", tie_word_embeddings = true, max_position_embeddings = 64 }]]
 local STREAMS = 5
+-- And one with warps that have no row of tiles of the residual. Its statements have the same order.
+local SMALL_MODEL = { name = "small", hidden_size = 144, layers = 2 }
+local NARROW_MODEL = { name = "narrow", hidden_size = 16, layers = 3 }
 
 -- Two machines: little shared memory, so that less is copied ahead; warpgroups.
 local SMALL = { defines = "-DSHARED_BYTES=101376", environment = "EMULATOR_SHARED=101376" }
@@ -46,14 +49,16 @@ local WARPGROUPS = { defines = "-DEMULATOR_WARPGROUPS " .. SMALL.defines,
                      environment = SMALL.environment }
 
 -- What runs, where, on how many multiprocessors: a prefill and decode steps, on many and on one,
--- which has all work; the kernels that sample and measure.
+-- which has all work; the kernels that sample and measure. A later run leaves out what no earlier
+-- one complained of.
 local COMPARE = { harness = "gpu_harness", arguments = "compare '%s/model.psc' 5 3" }
 local CHAIN = { harness = "gpu_chain_harness", arguments = "'%s/model.psc' 36" }
 local RUNS = {
-    { what = COMPARE, machine = SMALL, multiprocessors = 8 },
-    { what = COMPARE, machine = SMALL, multiprocessors = 1 },
-    { what = CHAIN, machine = SMALL, multiprocessors = 8 },
-    { what = COMPARE, machine = WARPGROUPS, multiprocessors = 1 },
+    { model = SMALL_MODEL, what = COMPARE, machine = SMALL, multiprocessors = 8 },
+    { model = SMALL_MODEL, what = COMPARE, machine = SMALL, multiprocessors = 1 },
+    { model = SMALL_MODEL, what = CHAIN, machine = SMALL, multiprocessors = 8 },
+    { model = SMALL_MODEL, what = COMPARE, machine = WARPGROUPS, multiprocessors = 1 },
+    { model = NARROW_MODEL, what = COMPARE, machine = SMALL, multiprocessors = 8 },
 }
 
 local STATEMENTS = { "wait_for_previous_kernel%(%)", "__syncthreads%(%)", "__syncwarp%(%)",
@@ -101,14 +106,15 @@ local function with_questions(text)
     return table.concat(lines, "\n") .. "\n", found
 end
 
-local function prepare()
-    local folder = build.generate_spec(SPEC, "small")
+local function prepare(model)
+    local folder = build.generate_spec(SPEC:format(model.name, model.hidden_size, model.layers),
+        model.name)
     build.pack(folder, 1)
     build.must("%s -std=c11 -O1 -DPARSCALE_NO_MAIN -o '%s/gpu_harness' '%sgpu_harness.c' "
         .. "'%s/engine.c' -lm -pthread", build.cc, folder, build.here, folder)
     build.must("mv '%s' '%s'", build.harness(folder, "gpu_chain_harness", "-std=c11 -O1"), folder)
     local text, statements = with_questions(build.read(folder .. "/engine.cu"))
-    return folder, statements, build.write("asking.cu", text)
+    return folder, statements, build.write(model.name .. ".cu", text)
 end
 
 -- The command of a run.
@@ -137,11 +143,14 @@ local function met_in(folder, run, statements, cases)
 end
 
 local function engine_kernels()
-    local folder, statements, asking = prepare()
-    local cases, machine = {}, nil
+    local folder, statements, asking, model, machine
+    local cases = {}
     for _, run in ipairs(RUNS) do
-        if run.machine ~= machine then
-            machine = run.machine
+        if run.model ~= model or run.machine ~= machine then
+            local found
+            model, machine = run.model, run.machine
+            folder, found, asking = prepare(model)
+            statements = statements or found
             emulated.emulator(folder, STREAMS, machine.defines, asking)
         end
         local met, commands = met_in(folder, run, statements, cases), {}

@@ -67,7 +67,8 @@ if wanted real && [ -d real ]; then
             "$results/real-$p.txt" 'v["sum"] <= 2e-2 * v["tokens"] && !v["wrong"] && v["tokens"]'
         bar=3e-4
         [ "$p" -eq 1 ] && bar=6e-4
-        real/paths real/model.psc "$p" 64 cuda <real/ids >"$results/paths-$p.txt" 2>&1
+        real/paths real/model.psc "$p" 64 "real/plain$p" cuda <real/ids \
+            >"$results/paths-$p.txt" 2>&1
         check "real model, P = $p: KL to the plain path" "$results/paths-$p.txt" \
             "v[\"kl\"] <= $bar && v[\"decodekl\"] <= $bar && (\"decodekl\" in v)"
     done

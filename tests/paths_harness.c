@@ -92,8 +92,10 @@ int main(int argc, char **argv) {
     static int32_t ids[MOST];
     struct reference reference = {0};
     size_t tokens = 0;
-    if (argc < 6)
+    if (argc < 6) {
+        fprintf(stderr, "paths_harness: PACK STREAMS DECODE REFERENCE ISA... expected\n");
         return 2;
+    }
     while (tokens < MOST && scanf("%d", &ids[tokens]) == 1)
         tokens++;
     size_t decode = strtoul(argv[3], NULL, 10);
