@@ -358,9 +358,9 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     } while (part < share.end);
 }
 
-// residual += what all blocks' channels add; last: of all layers.
-static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step,
-                                                  bool last) {
+// residual += what all blocks' channels add.
+static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step) {
+    const bool last = task.layer == LAYERS - 1;
     const struct told_input out(task, last ? FOR_HEAD : FOR_QKV,
                                 last ? launch_round(task) : step.round + 1);
     const char *layer = layer_weights(task);

@@ -21,29 +21,15 @@ enum {
     MANY_REGISTERS = WARPGROUPS && HEAD_TILES <= 6 && CACHE_ELEMENT_BYTES == 2,
 };
 
-// This thread's number in its block, and the block's. Without MANY_REGISTERS they are asked for
-// each time: else the compiler keeps what it makes of them in one phase over all others, and
+// This thread's number in its block, and the block's. Without MANY_REGISTERS they are read each
+// time: else the compiler keeps what it makes of them in one phase over all others, and
 // spills.
 static __device__ __forceinline__ unsigned thread_id() {
-#if defined(__CUDA_ARCH__)
-    unsigned thread;
-    if (!MANY_REGISTERS) {
-        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-        return thread;
-    }
-#endif
-    return threadIdx.x;
+    return MANY_REGISTERS ? threadIdx.x : read_thread_id();
 }
 
 static __device__ __forceinline__ unsigned block_id() {
-#if defined(__CUDA_ARCH__)
-    unsigned block;
-    if (!MANY_REGISTERS) {
-        asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
-        return block;
-    }
-#endif
-    return blockIdx.x;
+    return MANY_REGISTERS ? blockIdx.x : read_block_id();
 }
 
 static __device__ inline int lane_id() {

@@ -178,6 +178,28 @@ static __device__ inline void keep(float (&sum)[8][4]) {
 #endif
 }
 
+// threadIdx.x and blockIdx.x, read each time: the compiler does not know them again, and keeps
+// nothing that it made of them before.
+static __device__ __forceinline__ unsigned read_thread_id() {
+#ifdef EMULATOR
+    return threadIdx.x;
+#else
+    unsigned number;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+    return number;
+#endif
+}
+
+static __device__ __forceinline__ unsigned read_block_id() {
+#ifdef EMULATOR
+    return blockIdx.x;
+#else
+    unsigned number;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+    return number;
+#endif
+}
+
 // 2^x to a few units in the last place; 0 for minus infinity.
 static __device__ inline float power_of_two(float x) {
 #ifdef EMULATOR

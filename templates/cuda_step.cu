@@ -39,7 +39,7 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
         decode_attention(task, step.round);
         decode_o(task, step);
         decode_mlp(task, step);
-        decode_add(task, step, task.layer == LAYERS - 1);
+        decode_add(task, step);
         step.round++;
     }
 }

@@ -146,11 +146,14 @@ local function engine_kernels()
     local folder, statements, asking, model, machine
     local cases = {}
     for _, run in ipairs(RUNS) do
-        if run.model ~= model or run.machine ~= machine then
+        if run.model ~= model then
             local found
-            model, machine = run.model, run.machine
+            model, machine = run.model, nil
             folder, found, asking = prepare(model)
             statements = statements or found
+        end
+        if run.machine ~= machine then
+            machine = run.machine
             emulated.emulator(folder, STREAMS, machine.defines, asking)
         end
         local met, commands = met_in(folder, run, statements, cases), {}
