@@ -381,7 +381,7 @@ end
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
-    local MOST_PARTS, MOST_BLOCKS = 128, 192
+    local MOST_SPLITS, MOST_BLOCKS = 16, 192
     local TOLD = true -- a buffer of numbers that tell of their arrival: zero when P changes
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
@@ -411,7 +411,7 @@ local function gpu_plan(spec, p)
         { "inputs", 3 * tiles(h) * (groups_of(P) * 128 + P * 2) * 4,
           "[3, hidden and sums of squares, P]", TOLD },
         { "qkv", P * (H + 2 * G) * d * 4, "[P, heads + 2 kv_heads, head_dim]", TOLD },
-        { "partial", items * MOST_PARTS * partial * 4, "[P, head groups, warps, partial sums]",
+        { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, blocks, partial sums]",
           TOLD },
         { "attended", tiles(H * d) * groups_of(P) * 128 * 4, "[heads * head_dim, P]", TOLD },
         { "added", MOST_BLOCKS * tiles(h) * groups_of(P) * lanes * 4 * 4,

@@ -33,12 +33,16 @@ static __device__ inline void store_key(const struct gpu_task &task, int stream,
 // A row of tiles: 16 positions, which are multiplied as they are. The newest position of a decode
 // step is put in by the warp that attends it, and stored when attention is over.
 struct cache_row {
-    enum { QUANTIZED = 0, SCALE_BYTES = 0 };
+    enum {
+        QUANTIZED = 0,
+        SCALE_BYTES = 0,
+        PAIRS = (HEAD_DIM + 2 * WARP - 1) / (2 * WARP), // of dimensions, of a lane
+        NUMBERS = 4 * PAIRS,                            // keys, then values
+        NEWEST_BYTES = 2 * HEAD_TILES * TILE * 2,
+    };
 
-    int newest;         // a position that the cache has not yet; -1: it has all
-    const float *fresh; // its key, told; its value is KV_HEADS heads further
-    unsigned round;
-    struct tile *place; // in shared memory, for a row of tiles
+    int newest;          // a position that the cache has not yet; -1: it has all
+    const char *entries; // in shared memory: its key and its value, bf16 [2, HEAD_TILES, TILE]
 
     // This lane's part of the row's tiles.
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
@@ -50,58 +54,63 @@ struct cache_row {
         return keys + HEAD_TILES * WARP;
     }
 
-    __device__ __forceinline__ void add_newest(const float *key, int position, unsigned told,
-                                               char *shared) {
-        newest = position % TILE;
-        fresh = key;
-        round = told;
-        place = (struct tile *)shared;
+    // Where number n of this lane's share of a new key and value is told, from the key on; -1: it
+    // has none.
+    static __device__ __forceinline__ int number_place(int n) {
+        int dim = n / 2 % PAIRS * 2 * WARP + 2 * lane_id() + n % 2;
+        return dim < HEAD_DIM ? n / (2 * PAIRS) * KV_HEADS * HEAD_DIM + dim : -1;
     }
 
-    // A row of tiles with the newest position in its place, by way of shared memory: element n of
-    // it belongs to number n at `from`.
-    template <typename INDEX>
-    __device__ __forceinline__ void complete(struct tile (&tiles)[HEAD_TILES], const float *from,
-                                             INDEX index) const {
-        enum { MINE = (HEAD_DIM + 2 * WARP - 1) / (2 * WARP) }; // pairs of a lane
-        float values[2 * MINE];
-        unsigned missing, told = round;
-        if (newest < 0)
-            return;
-        do
-            missing = look_for_all(values, round, [from, told](int i, float &value) {
-                int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
-                if (dim < HEAD_DIM)
-                    value = look(from + dim, told);
-            });
-        while (look_again(missing));
+    // Leaves those numbers in shared memory, for the warp.
+    static __device__ __forceinline__ void leave_newest(char *shared, const float *numbers) {
+        enum { WORDS = HEAD_TILES * TILE / 2 };
+        unsigned *words = (unsigned *)shared;
 #pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++)
-            place[d * WARP + lane_id()] = tiles[d];
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 2 * MINE; i++) {
-            int dim = i / 2 * 2 * WARP + 2 * lane_id() + i % 2;
-            unsigned short *tile = (unsigned short *)(place + dim / TILE * WARP);
-            if (dim < HEAD_DIM)
-                tile[index(dim % TILE)] = bf16_bits(without_round(values[i]));
+        for (int n = 0; n < 2 * PAIRS; n++) {
+            int word = n % PAIRS * WARP + lane_id();
+            if (word < WORDS)
+                words[n / PAIRS * WORDS + word] = to_bf16(numbers[2 * n], numbers[2 * n + 1]);
         }
         __syncwarp();
-#pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++)
-            tiles[d] = place[d * WARP + lane_id()];
-        __syncwarp(); // before others of the warp take the place
+    }
+
+    __device__ __forceinline__ void add_newest(const char *shared, int position) {
+        newest = position % TILE;
+        entries = shared;
     }
 
     __device__ __forceinline__ void complete_keys(struct tile (&keys)[HEAD_TILES]) const {
-        int position = newest;
-        complete(keys, fresh, [position](int dim) { return fragment_index(position, dim); });
+        if (newest < 0)
+            return;
+        const unsigned *key = (const unsigned *)entries + lane_id() % 4;
+        const bool mine = lane_id() / 4 == newest % 8, low = mine && newest < 8,
+                   high = mine && newest >= 8;
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            unsigned first = key[d * 8], second = key[d * 8 + 4];
+            keys[d] = {low ? first : keys[d].x, low ? second : keys[d].y, high ? first : keys[d].z,
+                       high ? second : keys[d].w};
+        }
     }
 
     __device__ __forceinline__ void complete_values(struct tile (&values)[HEAD_TILES]) const {
-        int position = newest;
-        complete(values, fresh + KV_HEADS * HEAD_DIM,
-                 [position](int dim) { return fragment_index(dim, position); });
+        if (newest < 0)
+            return;
+        const unsigned short *value =
+            (const unsigned short *)entries + HEAD_TILES * TILE + lane_id() / 4;
+        const bool mine = lane_id() % 4 == newest / 2 % 4, low = mine && newest < 8,
+                   high = mine && newest >= 8;
+        const int shift = newest % 2 * 16;
+        const unsigned others = 0xffff0000u >> shift;
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            unsigned first = (unsigned)value[d * TILE] << shift,
+                     second = (unsigned)value[d * TILE + 8] << shift;
+            values[d] = {low ? (values[d].x & others) | first : values[d].x,
+                         high ? (values[d].y & others) | first : values[d].y,
+                         low ? (values[d].z & others) | second : values[d].z,
+                         high ? (values[d].w & others) | second : values[d].w};
+        }
     }
 
     // What an int8 cache has besides.

@@ -57,10 +57,24 @@ static __device__ inline struct columns load_columns(const struct columns *from)
 // where word 4 d + i is columns 2i, 2i + 8, 2i + 1, 2i + 9 of tile d, and bytes l, l + 32, ... of
 // the value.
 struct cache_entry {
-    enum { KEY_WORDS = (HEAD_TILES + 7) / 8, VALUE_BYTES = (HEAD_TILES + 1) / 2 };
+    enum {
+        KEY_WORDS = (HEAD_TILES + 7) / 8,
+        VALUE_BYTES = (HEAD_TILES + 1) / 2,
+        KEYS = 4 * KEY_WORDS, // numbers that a lane makes that of: keys of words, then values
+        NUMBERS = KEYS + VALUE_BYTES,
+    };
 
     unsigned key[KEY_WORDS], value[(VALUE_BYTES + 3) / 4];
     float key_scale, value_scale;
+
+    // Where number n of this lane is, from the key on, if the value is `value` further; -1: it has
+    // none.
+    static __device__ __forceinline__ int number_place(int n, int value) {
+        int word = n / 4 * WARP + lane_id(), b = n % 4;
+        int dim = n < KEYS ? word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2
+                           : (n - KEYS) * WARP + lane_id();
+        return dim >= HEAD_DIM ? -1 : n < KEYS ? dim : value + dim;
+    }
 };
 
 // A float's magnitude as an integer: these have the same order, and a NaN, the largest, is not
@@ -81,32 +95,15 @@ static __device__ __forceinline__ unsigned quantize(float x, float inverse) {
     return __float_as_uint(fmaf(x, inverse, 12583040.0f)) & 255;
 }
 
-// From a key and a value, fp32 [head_dim]; TOLD: by blocks of a decode step.
-template <bool TOLD>
-static __device__ __forceinline__ struct cache_entry
-make_entry(const float *key, const float *value, unsigned round) {
-    enum { KEYS = 4 * cache_entry::KEY_WORDS, ALL = KEYS + cache_entry::VALUE_BYTES };
+// By a warp, of the numbers of each lane.
+static __device__ __forceinline__ struct cache_entry make_entry(const float *numbers) {
     struct cache_entry entry;
-    float found[ALL]; // keys of words, then values
-    unsigned most_key = 0, most_value = 0, missing;
-    const auto place = [=](int n) {
-        int word = n / 4 * WARP + lane_id(), b = n % 4;
-        return n < KEYS ? word / 4 * TILE + word % 4 * 2 + b % 2 * 8 + b / 2
-                        : (n - KEYS) * WARP + lane_id();
-    };
-    do
-        missing = look_for_all(found, round, [=](int n, float &x) {
-            const float *from = (n < KEYS ? key : value) + place(n);
-            if (place(n) < HEAD_DIM)
-                x = TOLD ? look(from, round) : *from;
-        });
-    while (TOLD && look_again(missing));
-    const float *k = found, *v = found + KEYS;
+    unsigned most_key = 0, most_value = 0;
+    const float *k = numbers, *v = numbers + cache_entry::KEYS;
 #pragma unroll
-    for (int n = 0; n < ALL; n++) {
-        found[n] = TOLD ? without_round(found[n]) : found[n];
-        unsigned &most = n < KEYS ? most_key : most_value;
-        most = larger_magnitude(most, found[n]);
+    for (int n = 0; n < cache_entry::NUMBERS; n++) {
+        unsigned &most = n < cache_entry::KEYS ? most_key : most_value;
+        most = larger_magnitude(most, numbers[n]);
     }
     float largest_key = warp_magnitude(most_key), largest_value = warp_magnitude(most_value);
     float key_inverse = largest_key > 1e-30f ? 127.0f / largest_key : 0.0f;
@@ -124,6 +121,26 @@ make_entry(const float *key, const float *value, unsigned round) {
         entry.value[n / 4] = n % 4 ? entry.value[n / 4] | byte : byte;
     }
     return entry;
+}
+
+// The same of a key and a value that lie at `key` and `value` further; TOLD: by blocks of a decode
+// step.
+template <bool TOLD>
+static __device__ __forceinline__ struct cache_entry load_entry(const float *key, int value,
+                                                                unsigned round) {
+    float numbers[cache_entry::NUMBERS];
+    unsigned missing;
+    do
+        missing = look_for_all(numbers, round, [=](int n, float &x) {
+            int place = cache_entry::number_place(n, value);
+            if (place >= 0)
+                x = TOLD ? look(key + place, round) : key[place];
+        });
+    while (TOLD && look_again(missing));
+#pragma unroll
+    for (int n = 0; TOLD && n < cache_entry::NUMBERS; n++)
+        numbers[n] = without_round(numbers[n]);
+    return make_entry(numbers);
 }
 
 // Of 16 positions, word i of a value's dimension has 2i, 2i + 8, 2i + 1, 2i + 9: the word and the
@@ -146,13 +163,16 @@ static __device__ __forceinline__ unsigned insert_byte(unsigned word, unsigned b
 
 // A row of 16 positions, as a lane 4g + i attends it.
 struct cache_row {
-    enum { QUANTIZED = 1, SCALE_BYTES = 2 * TILE * 4 };
+    enum {
+        QUANTIZED = 1,
+        SCALE_BYTES = 2 * TILE * 4,
+        NUMBERS = cache_entry::NUMBERS,
+        NEWEST_BYTES = WARP * (int)sizeof(struct cache_entry),
+    };
 
     float key_scale[2], value_scale[2]; // of positions g and g + 8
     int newest;                         // a position that the cache has not yet; -1: it has all
-    const float *fresh;                 // its key, told; its value is KV_HEADS heads further
-    unsigned round;                     //
-    struct cache_entry entry;           // made of them
+    const struct cache_entry *entries;  // made of them, [WARP]
 
     static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
                                                               int stream, int kv_head, int row) {
@@ -212,12 +232,17 @@ struct cache_row {
             x[n / 4][n % 4] *= scales[n % 2 * 4 + n / 4];
     }
 
-    // Decode: `position` is the newest.
-    __device__ __forceinline__ void add_newest(const float *key, int position, unsigned told,
-                                               char *) {
+    // Of a decode step's newest position: see cuda_cache_bf16.cu.
+    static __device__ __forceinline__ int number_place(int n) {
+        return cache_entry::number_place(n, KV_HEADS * HEAD_DIM);
+    }
+    static __device__ __forceinline__ void leave_newest(char *shared, const float *numbers) {
+        ((struct cache_entry *)shared)[lane_id()] = make_entry(numbers);
+        __syncwarp();
+    }
+    __device__ __forceinline__ void add_newest(const char *shared, int position) {
         newest = position % TILE;
-        fresh = key;
-        round = told;
+        entries = (const struct cache_entry *)shared;
     }
 
     static __device__ __forceinline__ struct tile widen(const struct tile &t) {
@@ -228,7 +253,7 @@ struct cache_row {
 
     __device__ __forceinline__ void complete_keys(struct tile (&keys)[HEAD_TILES]) {
         if (newest >= 0) {
-            entry = make_entry<true>(fresh, fresh + KV_HEADS * HEAD_DIM, round);
+            const struct cache_entry entry = entries[lane_id()];
             bool mine = lane_id() / 4 == newest % 8, low = newest < 8;
 #pragma unroll
             for (int i = 0; i < 2; i++) { // not by an index: that would keep them in memory
@@ -251,6 +276,7 @@ struct cache_row {
 
     __device__ __forceinline__ void complete_values(struct tile (&values)[HEAD_TILES]) const {
         if (newest >= 0) {
+            const struct cache_entry entry = entries[lane_id()];
             bool mine = lane_id() % 4 == value_word(newest);
             int n = value_byte(newest);
 #pragma unroll
@@ -301,8 +327,7 @@ static __device__ __forceinline__ void store_positions(const struct gpu_task &ta
         const float *key = COUNT == 1
                                ? task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM
                                : new_entry(task, column + r, kv_head);
-        const float *value = key + (COUNT == 1 ? KV_HEADS : 1) * HEAD_DIM;
-        entries[n] = make_entry<COUNT == 1>(key, value, round);
+        entries[n] = load_entry<COUNT == 1>(key, (COUNT == 1 ? KV_HEADS : 1) * HEAD_DIM, round);
 #pragma unroll
         for (int k = 0; k < cache_entry::KEY_WORDS; k++) {
             int d = k * 8 + lane_id() / 4, at = (d * WARP + r % 8 * 4 + lane_id() % 4) * 2 + r / 8;

@@ -1,11 +1,10 @@
 // Attention of a decode step. An item is a group of up to 8 query heads of one kv head and stream.
-// Its positions are divided among blocks, and in them among warps. What each warp finds is told;
-// then all blocks add up, each some dimensions of some items.
+// Its positions are divided among blocks, and in them among warps, whose results a block adds up.
+// What blocks found is told and added once more, where an item has several.
 
 enum {
     ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS,
     MOST_SPLITS = 16, // blocks that share an item
-    MOST_PARTS = MOST_SPLITS * WARPS,
 };
 
 struct attention_item {
@@ -21,7 +20,7 @@ struct attention_item {
 // How a step's attention is divided.
 struct attention_split {
     int positions, tiles; // tiles: rows of tiles, of prefix and cache
-    int splits, parts;    // blocks that share an item; warps
+    int splits;           // blocks that share an item
 
     __device__ __forceinline__ attention_split(int position) {
         const int most = (int)gridDim.x / ATTENTION_ITEMS;
@@ -30,23 +29,36 @@ struct attention_split {
         splits = (tiles + WARPS - 1) / WARPS;
         splits = splits < most ? splits : most;
         splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
-        parts = splits * WARPS < tiles ? splits * WARPS : tiles;
     }
 };
 
 // The queries of an item, scaled for powers of two, to shared memory: a lane's fragments of 16
-// dimensions side by side, their low parts behind them. Columns without a head are zeros.
-static __device__ __forceinline__ void
-await_queries(const struct gpu_task &task, const struct attention_item &item, unsigned round) {
+// dimensions side by side, their low parts behind them. Columns without a head are zeros. With the
+// newest key and value, for the warp that attends these: all is asked for at once.
+static __device__ __forceinline__ void await_queries(const struct gpu_task &task,
+                                                     const struct attention_item &item,
+                                                     bool with_newest, unsigned round) {
     const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
     unsigned *to = (unsigned *)work_floats();
-    enum { PAIRS = HEAD_TILES * TILE / 2, MINE = (8 * PAIRS + THREADS - 1) / THREADS };
+    enum {
+        PAIRS = HEAD_TILES * TILE / 2,
+        MINE = (8 * PAIRS + THREADS - 1) / THREADS,
+        NUMBERS = cache_row::NUMBERS,
+    };
     const float *queries = task.qkv + item.stream * QKV_FLOATS +
                            (item.kv_head * GROUP_HEADS + item.group * 8) * HEAD_DIM;
-    float pairs[2 * MINE];
+    const float *newest = task.qkv + item.stream * QKV_FLOATS + (HEADS + item.kv_head) * HEAD_DIM;
+    float found[NUMBERS + 2 * MINE];
     unsigned missing;
     do
-        missing = look_for_all(pairs, round, [queries, item, round](int i, float &value) {
+        missing = look_for_all(found, round, [=](int i, float &value) {
+            if (i < NUMBERS) {
+                int place = cache_row::number_place(i);
+                if (with_newest && place >= 0)
+                    value = look(newest + place, round);
+                return;
+            }
+            i -= NUMBERS;
             int n = i / 2 * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2 + i % 2;
             if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM)
                 value = look(queries + column * HEAD_DIM + dim, round);
@@ -54,10 +66,16 @@ await_queries(const struct gpu_task &task, const struct attention_item &item, un
     while (look_again_alone(missing));
     converge();
 #pragma unroll
+    for (int i = 0; i < NUMBERS + 2 * MINE; i++)
+        found[i] = without_round(found[i]);
+    if (with_newest)
+        cache_row::leave_newest(newest_entries(), found);
+    const float *pairs = found + NUMBERS;
+#pragma unroll
     for (int i = 0; i < MINE; i++) {
         int n = i * THREADS + thread_id(), pair = n % PAIRS;
         int at = (pair / 8 * WARP + n / PAIRS * 4 + pair % 4) * 2 + pair % 8 / 4;
-        float x = without_round(pairs[2 * i]) * scale, y = without_round(pairs[2 * i + 1]) * scale;
+        float x = pairs[2 * i] * scale, y = pairs[2 * i + 1] * scale;
         unsigned high = to_bf16(x, y);
         if (n < 8 * PAIRS) {
             to[at] = high;
@@ -75,81 +93,64 @@ static __device__ __forceinline__ void load_queries(struct attention &a) {
     }
 }
 
-// Tells what a warp found: sums as its lanes have them, then of each pair of columns the maxima and
-// the totals.
-static __device__ __forceinline__ void tell_results(const struct attention &a, float *part,
-                                                    unsigned round) {
-    float4 *to = (float4 *)part + lane_id();
-#pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++)
-        tell(to + d * WARP, make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]), round);
-    float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
-    if (lane_id() < 4)
-        tell(to + HEAD_TILES * WARP, make_float4(a.max[0], a.max[1], total.x, total.y), round);
+// A result: sums [HEAD_TILES, WARP, 4] as the lanes of a warp have them, and of each pair of
+// columns maxima and totals [4, 4].
+static __device__ __forceinline__ float4 *attention_result(const struct gpu_task &task, int item,
+                                                           int split) {
+    return (float4 *)(task.partial + ((long long)item * MOST_SPLITS + split) * ATTENTION_PARTIAL);
 }
 
-static __device__ __forceinline__ float *attention_part(const struct gpu_task &task, int item,
-                                                        int part) {
-    return task.partial + ((long long)item * MOST_PARTS + part) * ATTENTION_PARTIAL;
-}
-
-// What is attended of a row of tiles by each lane: four sums of two dimensions, one behind the
-// other, of two columns: x and z, y and w.
-struct attended {
-    float4 even, odd;
-    float2 max, total;
-
-    // Adds one whose maxima and totals are in `column`.
-    __device__ __forceinline__ void add(const float4 &e, const float4 &o, const float4 &column) {
-        float2 most = make_float2(fmaxf(max.x, column.x), fmaxf(max.y, column.y));
-        float2 old = make_float2(power_of_two(max.x - most.x), power_of_two(max.y - most.y));
-        float2 add = make_float2(power_of_two(column.x - most.x), power_of_two(column.y - most.y));
-        even = make_float4(even.x * old.x + e.x * add.x, even.y * old.y + e.y * add.y,
-                           even.z * old.x + e.z * add.x, even.w * old.y + e.w * add.y);
-        odd = make_float4(odd.x * old.x + o.x * add.x, odd.y * old.y + o.y * add.y,
-                          odd.z * old.x + o.z * add.x, odd.w * old.y + o.w * add.y);
-        total = make_float2(total.x * old.x + column.z * add.x, total.y * old.y + column.w * add.y);
-        max = most;
-    }
-
-    // Adds that of the lane `distance` apart.
-    __device__ __forceinline__ void add_lane(int distance) {
-        const unsigned all = 0xffffffff;
-        float4 e = make_float4(
-            __shfl_xor_sync(all, even.x, distance), __shfl_xor_sync(all, even.y, distance),
-            __shfl_xor_sync(all, even.z, distance), __shfl_xor_sync(all, even.w, distance));
-        float4 o = make_float4(
-            __shfl_xor_sync(all, odd.x, distance), __shfl_xor_sync(all, odd.y, distance),
-            __shfl_xor_sync(all, odd.z, distance), __shfl_xor_sync(all, odd.w, distance));
-        float4 column = make_float4(
-            __shfl_xor_sync(all, max.x, distance), __shfl_xor_sync(all, max.y, distance),
-            __shfl_xor_sync(all, total.x, distance), __shfl_xor_sync(all, total.y, distance));
-        add(e, o, column);
-    }
-};
-
-// What the first number of float4 n of a result belongs to.
+// What float4 n of a result begins with: a head of the kv head, a dimension.
 static __device__ __forceinline__ int result_head(const struct attention_item &item, int n) {
     return item.group * 8 + n % 4 * 2;
 }
 
 static __device__ __forceinline__ int result_dim(int n) {
-    return n / WARP * TILE + n / 4 % 8;
+    return n / WARP * TILE + n % WARP / 4;
 }
 
-// Sum i of all positions, of the four that begin with float4 n: to the input of o_proj.
+// Float4 n of an item's sums over all positions, and the maxima and totals of its columns: to the
+// input of o_proj. By all threads of a warp, n in turn.
 static __device__ __forceinline__ void tell_attended(const struct gpu_task &task,
                                                      const struct attention_item &item, int n,
-                                                     int i, const struct attended &all,
+                                                     const float4 &sum, const float4 &column,
                                                      unsigned round) {
-    float even = i / 2 ? (i % 2 ? all.even.w : all.even.z) : (i % 2 ? all.even.y : all.even.x);
-    float odd = i / 2 ? (i % 2 ? all.odd.w : all.odd.z) : (i % 2 ? all.odd.y : all.odd.x);
-    float inverse = 1.0f / (i % 2 ? all.total.y : all.total.x);
-    int head = result_head(item, n) + i % 2, dim = result_dim(n) + i / 2 * 8;
-    if (head < GROUP_HEADS && dim < HEAD_DIM)
-        tell_pair(task.attended, COLUMN_GROUPS,
-                  (item.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim, item.stream, even * inverse,
-                  odd * inverse, round);
+    const float first = 1.0f / column.z, second = 1.0f / column.w;
+    const float4 x = make_float4(sum.x * first, sum.y * second, sum.z * first, sum.w * second);
+    // Of the other dimension of a pair; of the two pairs that two lanes have, each tells one.
+    const float4 other =
+        make_float4(__shfl_xor_sync(0xffffffff, x.x, 4), __shfl_xor_sync(0xffffffff, x.y, 4),
+                    __shfl_xor_sync(0xffffffff, x.z, 4), __shfl_xor_sync(0xffffffff, x.w, 4));
+    const int odd = n / 4 % 2, dim = result_dim(n) + (odd ? 7 : 0);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int head = result_head(item, n) + i;
+        float low = odd ? (i ? other.w : other.z) : i ? x.y : x.x;
+        float high = odd ? (i ? x.w : x.z) : i ? other.y : other.x;
+        if (head < GROUP_HEADS && dim < HEAD_DIM)
+            tell_pair(task.attended, COLUMN_GROUPS,
+                      (item.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim, item.stream, low, high,
+                      round);
+    }
+}
+
+// What a pair of columns of a result is multiplied with when its maxima become those of `all`.
+static __device__ __forceinline__ float2 factors(const float4 &column, const float4 &all) {
+    return make_float2(power_of_two(column.x - all.x), power_of_two(column.y - all.y));
+}
+
+// Maxima and totals of two results together, of columns that have positions in `b`.
+static __device__ __forceinline__ float4 both(const float4 &a, const float4 &b) {
+    float4 all = make_float4(fmaxf(a.x, b.x), fmaxf(a.y, b.y), 0, 0);
+    float2 old = factors(a, all), add = factors(b, all);
+    all.z = a.z * old.x + b.z * add.x;
+    all.w = a.w * old.y + b.w * add.y;
+    return all;
+}
+
+static __device__ __forceinline__ void add_scaled(float4 &sum, const float4 &x, float2 factor) {
+    sum = make_float4(sum.x + x.x * factor.x, sum.y + x.y * factor.y, sum.z + x.z * factor.x,
+                      sum.w + x.w * factor.y);
 }
 
 // The round of results. How many there are grows with the position, so in a launch each is told an
@@ -158,68 +159,125 @@ static __device__ __forceinline__ unsigned results_round(const struct gpu_task &
     return (unsigned)task.layer + 1;
 }
 
+// Adds up what the warps of a block found, in shared memory: `half` of them write what the others
+// add, then those write theirs. All have what they need of the queries, whose place that takes.
+static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
+                                                 const struct attention_split &split, int item,
+                                                 int number, const struct attention &a,
+                                                 unsigned round) {
+    enum { HALF = WARPS / 2 };
+    float4 *columns = workplace()->kept, *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF, ...]
+    const float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
+    if (lane_id() < 4)
+        columns[warp_id() * 4 + lane_id()] = make_float4(a.max[0], a.max[1], total.x, total.y);
+    consumers_barrier();
+    // The first warp always has positions.
+    float4 all = columns[lane_id() % 4];
+#pragma unroll
+    for (int warp = 1; warp < WARPS; warp++)
+        all = both(all, columns[warp * 4 + lane_id() % 4]);
+    const float2 factor = factors(make_float4(a.max[0], a.max[1], 0, 0), all);
+    float4 *mine = sums + warp_id() % HALF * (HEAD_TILES * WARP) + lane_id();
+    if (warp_id() >= HALF)
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++)
+            mine[d * WARP] = make_float4(a.sum[d][0] * factor.x, a.sum[d][1] * factor.y,
+                                         a.sum[d][2] * factor.x, a.sum[d][3] * factor.y);
+    consumers_barrier();
+    if (warp_id() < HALF)
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            float4 sum = mine[d * WARP];
+            add_scaled(sum, make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]),
+                       factor);
+            mine[d * WARP] = sum;
+        }
+    consumers_barrier();
+    float4 *to = attention_result(task, item, number);
+#pragma unroll
+    for (int n = thread_id(); n < HEAD_TILES * WARP; n += THREADS) {
+        float4 sum = sums[n];
+#pragma unroll
+        for (int i = 1; i < HALF; i++)
+            add_scaled(sum, sums[i * (HEAD_TILES * WARP) + n], make_float2(1, 1));
+        if (split.splits == 1)
+            tell_attended(task, attention_item(item), n, sum, all, round);
+        else
+            tell(to + n, sum, results_round(task));
+    }
+    if (split.splits > 1 && thread_id() < 4)
+        tell(to + HEAD_TILES * WARP + thread_id(), all, results_round(task));
+}
+
 // With an odd number of layers results are told once more, when all have read them.
 static __device__ __forceinline__ void even_results(const struct gpu_task &task) {
     if (LAYERS % 2 == 0 || task.layer < LAYERS - 1)
         return;
     const struct attention_split split(task.state->position);
+    if (split.splits == 1)
+        return;
     for (int n = block_id(); n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
-        int part = n % split.splits * WARPS + warp_id();
-        float4 *to = (float4 *)attention_part(task, n / split.splits, part) + lane_id();
-        if (part >= split.tiles)
-            continue;
-        for (int d = 0; d < HEAD_TILES; d++)
-            tell(to + d * WARP, make_float4(0, 0, 0, 0), results_round(task) + 1);
-        if (lane_id() < 4)
-            tell(to + HEAD_TILES * WARP, make_float4(0, 0, 0, 0), results_round(task) + 1);
+        float4 *to = attention_result(task, n / split.splits, n % split.splits);
+        for (int i = thread_id(); i < ATTENTION_PARTIAL / 4; i += THREADS)
+            tell(to + i, make_float4(0, 0, 0, 0), results_round(task) + 1);
     }
 }
 
-// Adds up what warps told. A warp takes two jobs, each 16 lanes: a job are two dimensions of two
-// heads. The lanes take parts in turn, AT_ONCE so that their loads are under way together.
+// Adds up what blocks told, if an item has several: a warp takes a row of tiles of an item's
+// result, AT_ONCE blocks' so that their loads are under way together. The last blocks first: they
+// have the least to do.
 static __device__ __forceinline__ void
 add_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
     const unsigned told = results_round(task);
-    enum { LANES = 16, AT_ONCE = 3, ITEM_JOBS = RESULT_FLOATS / 8 };
+    enum { AT_ONCE = 8 };
 #pragma unroll 1
-    for (int pair = warp_id() * gridDim.x + block_id(); pair < ATTENTION_ITEMS * ITEM_JOBS / 2;
-         pair += WARPS * gridDim.x) {
-        int job = pair * 2 + lane_id() % 2, m = job % ITEM_JOBS, n = m / 4 * 8 + m % 4;
-        const struct attention_item item(job / ITEM_JOBS);
-        const float *parts = attention_part(task, job / ITEM_JOBS, 0);
+    for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id();
+         split.splits > 1 && job < ATTENTION_ITEMS * HEAD_TILES; job += WARPS * gridDim.x) {
+        const int n = job % HEAD_TILES * WARP + lane_id(), pair = HEAD_TILES * WARP + n % 4;
+        const struct attention_item item(job / HEAD_TILES);
+        const float4 *results = attention_result(task, job / HEAD_TILES, 0);
         // Who tells nothing must not read, see even_results.
-        int end = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM ? split.parts : 0;
-        const float nothing = -1e30f; // finite, for the differences of two lanes without parts
-        struct attended all = {make_float4(0, 0, 0, 0), make_float4(0, 0, 0, 0),
-                               make_float2(nothing, nothing), make_float2(0, 0)};
+        int end = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM ? split.splits : 0;
+        float4 sum = make_float4(0, 0, 0, 0);
+        float4 all = make_float4(negative_infinity(), negative_infinity(), 0, 0);
 #pragma unroll 1
-        for (int first = lane_id() / 2; first < end; first += AT_ONCE * LANES) {
-            float4 found[3 * AT_ONCE]; // of each part two dimensions; maxima and totals
+        for (int first = 0; first < end; first += AT_ONCE) {
+            float4 found[2 * AT_ONCE]; // sums; maxima and totals
             unsigned missing;
             do
                 missing = look_for_all(found, told, [=](int i, float4 &value) {
-                    int part = first + i / 3 * LANES; // again the first one instead of none
-                    part = part < end ? part : first;
-                    const float4 *from = (const float4 *)(parts + part * ATTENTION_PARTIAL);
-                    value =
-                        look(from + (i % 3 < 2 ? n + i % 3 * 4 : RESULT_FLOATS / 4 + n % 4), told);
+                    if (first + i / 2 < end)
+                        value = look(results + (first + i / 2) * (ATTENTION_PARTIAL / 4) +
+                                         (i % 2 ? pair : n),
+                                     told);
                 });
             while (look_again_alone(missing));
+            float4 old = all;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                found[2 * i] = without_round(found[2 * i]);
+                found[2 * i + 1] = without_round(found[2 * i + 1]);
+                if (first + i < end)
+                    all = both(all, found[2 * i + 1]);
+            }
+            float4 scaled = make_float4(0, 0, 0, 0);
+            add_scaled(scaled, sum, factors(old, all));
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
-                if (first + i * LANES < end)
-                    all.add(without_round(found[3 * i]), without_round(found[3 * i + 1]),
-                            without_round(found[3 * i + 2]));
+                if (first + i < end)
+                    add_scaled(scaled, found[2 * i], factors(found[2 * i + 1], all));
+            sum = scaled;
         }
         converge();
-#pragma unroll 1
-        for (int distance = 2; distance < WARP; distance *= 2)
-            all.add_lane(distance);
-        if (lane_id() < 8) // all lanes of a job have its sums
-            tell_attended(task, item, n, lane_id() / 2, all, round);
+        tell_attended(task, item, n, sum, all, round);
     }
-    if (HEADS * HEAD_DIM % TILE && block_id() == 0) // zeros to fill 16
-        for (int n = thread_id(); n < STREAMS * (TILE - HEADS * HEAD_DIM % TILE) / 2; n += THREADS)
+}
+
+// Zeros that fill the input of o_proj to whole 16s.
+static __device__ __forceinline__ void fill_attended(const struct gpu_task &task, unsigned round) {
+    const int PAIRS = (TILE - HEADS * HEAD_DIM % TILE) % TILE / 2;
+    if (block_id() == 0)
+        for (int n = thread_id(); n < STREAMS * PAIRS; n += THREADS)
             tell_pair(task.attended, COLUMN_GROUPS, HEADS * HEAD_DIM + n / STREAMS * 2, n % STREAMS,
                       0.0f, 0.0f, round);
 }
@@ -245,7 +303,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
             if (LOADED)
                 load_values(values, s, 0);
         }
-        await_queries(task, item, round);
+        await_queries(task, item, (split.tiles - 1) % (split.splits * WARPS) == part, round);
         consumers_barrier();
         struct attention a;
         load_queries(a);
@@ -259,15 +317,13 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
                     load_values(values, s, 0);
             }
             if (t == split.tiles - 1)
-                s.row.add_newest(task.qkv + item.stream * QKV_FLOATS +
-                                     (HEADS + item.kv_head) * HEAD_DIM,
-                                 split.positions - 1, round, newest_row());
+                s.row.add_newest(newest_entries(), split.positions - 1);
             loaded = false;
             attend_span<LOADED>(a, s, keys, values, split.positions);
         }
-        if (part < split.tiles)
-            tell_results(a, attention_part(task, n / split.splits, part), results_round(task));
-        consumers_barrier(); // before others take the place of the queries
+        add_warps(task, split, n / split.splits, n % split.splits, a, round);
+        consumers_barrier(); // before others take the place of the sums
     }
     add_attention(task, split, round);
+    fill_attended(task, round);
 }

@@ -6,10 +6,13 @@ enum {
                 : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
                                                                   : bf16_tiles::BYTES,
     SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
-    SUM_ROWS = 2 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
+    SUM_ROWS = 4 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
-    QUERY_BYTES = HEAD_TILES * WARP * 16, // of attention, and behind them one row of tiles
-    ATTENTION_BYTES = QUERY_BYTES + HEAD_TILES * TILE_BYTES,
+    QUERY_BYTES = HEAD_TILES * WARP * 16, // of attention, and behind them the newest key and value;
+    RESULTS_BYTES = WARPS / 2 * RESULT_FLOATS * 4, // then what half of the warps found
+    ATTENTION_BYTES = QUERY_BYTES + (int)cache_row::NEWEST_BYTES > RESULTS_BYTES
+                          ? QUERY_BYTES + (int)cache_row::NEWEST_BYTES
+                          : RESULTS_BYTES,
     WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
     // The part of the MLP that a block does in one go: channels, and tiles of down_proj's rows.
     MLP_CHANNELS = 64,
@@ -50,7 +53,7 @@ static __device__ inline float *work_floats() {
     return (float *)(shared_memory() + RING_SLOTS * SLOT_BYTES);
 }
 
-static __device__ inline char *newest_row() {
+static __device__ inline char *newest_entries() {
     return (char *)work_floats() + QUERY_BYTES;
 }
 

@@ -36,7 +36,7 @@ struct gpu_task {
     unsigned *rounds;      // each block's own: [blocks, 2], of layers and of steps before
     float *inputs;         // [3], see struct told_input
     float *qkv;            // [streams, heads + 2 kv_heads, head_dim]: queries, keys, values
-    float *partial;        // [streams, head groups, MOST_PARTS, ATTENTION_PARTIAL]
+    float *partial;        // [streams, head groups, MOST_SPLITS, ATTENTION_PARTIAL]
     float *attended;       // [heads * head_dim, streams], as column_index has them
     float *added;          // what parts of the MLP add: [blocks, ADDED_FLOATS]
     float *mixed;          // one column: [hidden], as column_index has it
