@@ -396,6 +396,7 @@ local function gpu_plan(spec, p)
     local BEHIND = 256 * 64 * 2 -- a copy of a block of columns may go beyond the last column
     local partial = tiles(d) * 128 + 16
     local items = P * G * groups
+    local team = tiles(h) >= 32 and 4 or 1 -- of blocks
     local list = {
         { "rotary", spec.context * d * 4, "[context, head_dim / 2, 2]: cosine, sine" },
         { "state", 8, "token and position" },
@@ -414,8 +415,10 @@ local function gpu_plan(spec, p)
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, blocks, partial sums]",
           TOLD },
         { "attended", tiles(H * d) * groups_of(P) * 128 * 4, "[heads * head_dim, P]", TOLD },
-        { "added", MOST_BLOCKS * tiles(h) * groups_of(P) * lanes * 4 * 4,
-          "[blocks, hidden, P]: what parts of the MLP add", TOLD },
+        { "inner", tiles(align(spec.intermediate_size, 32)) * groups_of(P) * 128 * 4,
+          "[intermediate, P]", TOLD },
+        { "added", MOST_BLOCKS / team * tiles(h) * groups_of(P) * lanes * 4 * 4,
+          "[teams, hidden, P]: what parts of the MLP add", TOLD },
         { "mixed", h * 8 * 4, "[hidden], one of 8 columns", TOLD },
         { "head_input", h * 8 * 4, "[hidden], one of 8 columns", TOLD },
         { "stream_weights", 2 * P * 4, "[2, P]" },

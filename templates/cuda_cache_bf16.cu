@@ -142,17 +142,20 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
         const float *key = task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM;
         unsigned short *row = (unsigned short *)cache_block(task, stream, kv_head) +
                               position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
-#pragma unroll 1
-        for (int dim = lane_id(); dim < HEAD_DIM; dim += WARP) {
-            unsigned short *tile = row + dim / TILE * TILE_ELEMENTS;
-            float k, v;
-            do {
-                k = look(key + dim, round);
-                v = look(key + KV_HEADS * HEAD_DIM + dim, round);
-            } while (look_again_alone(strange(k, round) | strange(v, round)));
-            tile[fragment_index(position % TILE, dim % TILE)] = bf16_bits(without_round(k));
-            tile[HEAD_TILES * TILE_ELEMENTS + fragment_index(dim % TILE, position % TILE)] =
-                bf16_bits(without_round(v));
+        float numbers[cache_row::NUMBERS];
+        await_all(numbers, round, [=](int i, float &number) {
+            if (cache_row::number_place(i) >= 0)
+                number = look(key + cache_row::number_place(i), round);
+        });
+#pragma unroll
+        for (int i = 0; i < cache_row::NUMBERS; i++) {
+            const bool value = i >= cache_row::NUMBERS / 2;
+            const int dim = cache_row::number_place(i) - (value ? KV_HEADS * HEAD_DIM : 0);
+            unsigned short *tile = row + ((value ? HEAD_TILES : 0) + dim / TILE) * TILE_ELEMENTS;
+            int at = value ? fragment_index(dim % TILE, position % TILE)
+                           : fragment_index(position % TILE, dim % TILE);
+            if (dim >= 0)
+                tile[at] = bf16_bits(without_round(numbers[i]));
         }
     }
     __syncwarp(); // no lane tells of this layer before all have read

@@ -129,17 +129,17 @@ template <bool TOLD>
 static __device__ __forceinline__ struct cache_entry load_entry(const float *key, int value,
                                                                 unsigned round) {
     float numbers[cache_entry::NUMBERS];
-    unsigned missing;
-    do
-        missing = look_for_all(numbers, round, [=](int n, float &x) {
+    if (TOLD)
+        await_all(numbers, round, [=](int n, float &x) {
             int place = cache_entry::number_place(n, value);
             if (place >= 0)
-                x = TOLD ? look(key + place, round) : key[place];
+                x = look(key + place, round);
         });
-    while (TOLD && look_again(missing));
 #pragma unroll
-    for (int n = 0; TOLD && n < cache_entry::NUMBERS; n++)
-        numbers[n] = without_round(numbers[n]);
+    for (int n = 0; n < cache_entry::NUMBERS; n++) {
+        int place = cache_entry::number_place(n, value);
+        numbers[n] = TOLD ? without_round(numbers[n]) : place >= 0 ? key[place] : 0;
+    }
     return make_entry(numbers);
 }
 

@@ -3,9 +3,10 @@
 // blocks it looks for until it is told. Before that, a block loads what no other block writes; its
 // weights arrive all the time.
 //
-// What is told in one layer may be told over in the next: every block adds its part of the MLP, be
-// it nothing, when it has read all that it needs of that layer, and who sums the parts up waits for
-// all of them; nothing of the next layer can be told before that, as it depends on all sums.
+// What is told in one layer may be told over in the next: every block adds to its rows what its
+// team's part of the MLP is, be it nothing, when it has read all that it needs of that layer, and
+// the parts of all teams are summed up; nothing of the next layer can be told before that, as it
+// depends on all sums.
 
 // What a block carries from phase to phase.
 struct step {
@@ -135,11 +136,10 @@ finish_rows(const struct gpu_task &task, const struct told_input &out, const str
     leave_rows(task, out, f, y, norm);
 }
 
-// Channels of silu(gate) * up to shared memory, of `rows` rows of tiles whose sums are there, from
-// row `first` on; zeros for those of SUM_ROWS that are missing. A row of tiles is 8 gates and their
-// 8 ups.
-static __device__ __forceinline__ void finish_gate_up(int first, int rows) {
-    unsigned *inner = (unsigned *)workplace()->inner;
+// Channels of silu(gate) * up, from `channel` on, of `rows` rows of tiles whose sums are there;
+// zeros of those up to `all`. A row of tiles is 8 gates and their 8 ups.
+static __device__ __forceinline__ void finish_gate_up(const struct gpu_task &task, int channel,
+                                                      int rows, int all, unsigned round) {
     const float *scales = workplace()->scales;
     int row = thread_id() / (COLUMN_GROUPS * 64), thread = thread_id() % (COLUMN_GROUPS * 64);
     struct place at = split_place(thread);
@@ -149,12 +149,31 @@ static __device__ __forceinline__ void finish_gate_up(int first, int rows) {
         value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
     }
     float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
-    int at_word = column_index(COLUMN_GROUPS, (first + row) * 8 + at.row, at.column) / 2;
-    if (at.row % 2 == 0 && row < SUM_ROWS)
-        inner[at_word] = to_bf16(value, next);
+    if (at.row % 2 == 0 && row < all && at.column < STREAMS)
+        tell_pair(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column, value, next,
+                  round);
 }
 
-// What a block adds to the residual: of a tile the sums of those lanes that have columns.
+// A team's channels, `count` 16s of them from the 16s `first` on, to shared memory.
+static __device__ __forceinline__ void gather_inner(const struct gpu_task &task, int first,
+                                                    int count, unsigned round) {
+    enum { EACH = COLUMN_GROUPS * WARP, MINE = (INNER_COLUMNS + THREADS - 1) / THREADS };
+    const float4 *from = (const float4 *)task.inner + first * EACH;
+    float4 found[MINE];
+    await_all(found, round, [=](int i, float4 &value) {
+        int n = i * THREADS + thread_id();
+        if (n < count * EACH && n / WARP % COLUMN_GROUPS * 8 + n % WARP / 4 < STREAMS)
+            value = look(from + n, round);
+    });
+#pragma unroll
+    for (int i = 0; i < MINE; i++) {
+        struct columns high = {__float_as_uint(found[i].x), __float_as_uint(found[i].z)};
+        if (i * THREADS + thread_id() < INNER_COLUMNS)
+            workplace()->inner[i * THREADS + thread_id()] = high;
+    }
+}
+
+// What a team adds to the residual: of a tile the sums of those lanes that have columns.
 enum {
     ADDED_PAIRS = STREAMS > 4   ? 4
                   : STREAMS > 2 ? 2
@@ -163,19 +182,19 @@ enum {
     ADDED_FLOATS = HIDDEN_TILES * COLUMN_GROUPS * ADDED_LANES * 4,
 };
 
-static __device__ __forceinline__ float4 *added_place(const struct gpu_task &task, int block,
+static __device__ __forceinline__ float4 *added_place(const struct gpu_task &task, int team,
                                                       int row_tile, int group, int n) {
-    float4 *added = (float4 *)(task.added + (long long)block * ADDED_FLOATS);
+    float4 *added = (float4 *)(task.added + (long long)team * ADDED_FLOATS);
     return added + (row_tile * COLUMN_GROUPS + group) * ADDED_LANES + n;
 }
 
-// This block's part of a tile. more: to what is there; last: nothing is added any more, it is told.
-static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task, int row_tile,
-                                                     int group, const float (&sum)[4],
+// A team's part of a tile. more: to what is there; last: nothing is added any more, it is told.
+static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task, int team,
+                                                     int row_tile, int group, const float4 &part,
                                                      unsigned round, bool more, bool last) {
     int pair = lane_id() % 4;
-    float4 *to = added_place(task, block_id(), row_tile, group, lane_id() / 4 * ADDED_PAIRS + pair);
-    float4 value = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    float4 *to = added_place(task, team, row_tile, group, lane_id() / 4 * ADDED_PAIRS + pair);
+    float4 value = part;
     if (pair >= ADDED_PAIRS)
         return;
     if (more) { // left with the parity of the round before
@@ -186,70 +205,88 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
     tell(to, value, last ? round : round ^ 1);
 }
 
-// What those channels, tiles of down_proj's rows, add to the residual. Each warp has rows of its
-// own. A block without channels adds nothing, but it has waited for its input all the same: see
-// above. more: to what another part added; last: no other part follows.
+// A tile's share of a team's channels.
+template <typename INPUT> static __device__ __forceinline__ INPUT inner_input(int tile) {
+    enum { PIECES = layer_tiles::INPUTS * COLUMN_GROUPS };
+    INPUT in;
+#pragma unroll
+    for (int i = 0; i < PIECES; i++)
+        in.x[i] = workplace()->inner[(tile * PIECES + i) * WARP + lane_id()];
+    in.complete();
+    return in;
+}
+
+// What `tiles` tiles of the team's channels add to this block's rows of the residual, each of which
+// has one warp. A block without channels adds nothing, but it has waited for its input all the
+// same: see above. more: to what another part added; last: no other part follows.
 static __device__ __forceinline__ void outer_part(const struct gpu_task &task, struct step &step,
-                                                  int tiles, bool more, bool last) {
-    const struct columns *inner = workplace()->inner;
-    struct columns x[MLP_TILES][layer_tiles::INPUTS * COLUMN_GROUPS];
+                                                  const struct team &team, int tiles, bool more,
+                                                  bool last) {
+    typedef struct layer_tiles::input<COLUMN_GROUPS, layer_tiles::INPUTS * COLUMN_GROUPS> input;
+    input in[TEAM_TILES];
 #pragma unroll
-    for (int i = 0; i < MLP_CHANNELS / TILE * COLUMN_GROUPS; i++)
-        if (tiles > 0)
-            x[i / (layer_tiles::INPUTS * COLUMN_GROUPS)]
-             [i % (layer_tiles::INPUTS * COLUMN_GROUPS)] = inner[i * WARP + lane_id()];
+    for (int t = 0; t < TEAM_TILES; t++)
+        in[t] = inner_input<input>(t);
 #pragma unroll 1
-    for (int n = 0; n < WEIGHT_PLANES * OUTER_SLOTS; n++) {
-        const int first = n % OUTER_SLOTS * SLOT_PIECES;
-        const bool add = more || n >= OUTER_SLOTS,
-                   ends = last && n >= (WEIGHT_PLANES - 1) * OUTER_SLOTS;
-        if (tiles > 0)
-            step.ring.wait();
-        const char *slot = ring_slot(step.ring.slot);
+    for (int row = warp_id(); row - warp_id() < team.rows(); row += WARPS) {
+        float sum[2][COLUMN_GROUPS][4] = {};
+#pragma unroll 1
+        for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
 #pragma unroll
-        for (int i = 0; i < SLOT_PIECES / WARPS; i++) {
-            int piece = i * WARPS + warp_id();
-            if (first + piece >= HIDDEN_TILES)
-                break;
-            float sum[COLUMN_GROUPS][4] = {};
+            for (int first = 0; first < TEAM_TILES; first += PIECE_TILES) {
+                if (first >= tiles)
+                    break;
+                step.ring.wait();
+                const char *piece = ring_slot(step.ring.slot) + warp_id() * PIECE_BYTES;
+                if (row < team.rows() && first + PIECE_TILES <= tiles) {
 #pragma unroll
-            for (int t = 0; t < MLP_TILES; t++)
-                if (t < tiles)
-                    layer_tiles::multiply_tile(
-                        sum, slot + piece * PIECE_BYTES + t * layer_tiles::BYTES, x[t]);
-#pragma unroll
-            for (int group = 0; group < COLUMN_GROUPS; group++)
-                add_tile_part(task, first + piece, group, sum[group], step.round, add, ends);
+                    for (int t = 0; t < PIECE_TILES; t++)
+                        layer_tiles::multiply_tile(sum[t % 2], piece + t * layer_tiles::BYTES,
+                                                   in[first + t]);
+                } else if (row < team.rows()) {
+#pragma unroll 1
+                    for (int t = 0; first + t < tiles; t++)
+                        layer_tiles::multiply_tile(sum[0], piece + t * layer_tiles::BYTES,
+                                                   inner_input<input>(first + t));
+                }
+                step.ring.leave();
+            }
         }
-        if (tiles > 0)
-            step.ring.leave();
+        if (row >= team.rows())
+            break;
+#pragma unroll
+        for (int group = 0; group < COLUMN_GROUPS; group++) {
+            const float(&a)[4] = sum[0][group], (&b)[4] = sum[1][group];
+            add_tile_part(task, team.number, row * team.size + team.member, group,
+                          make_float4(a[0] + b[0], STREAMS > 1 ? a[1] + b[1] : 0, a[2] + b[2],
+                                      STREAMS > 1 ? a[3] + b[3] : 0),
+                          step.round, more, last);
+        }
     }
 }
 
-// The sum of all blocks' parts of a row of tiles and a group of columns, in a fixed order: warps
-// and slices of their lanes take blocks in turn. To `to`, for finish_split behind a barrier.
+// The sum of all teams' parts of a row of tiles and a group of columns, in a fixed order: warps and
+// slices of their lanes take teams in turn. To `to`, for finish_split behind a barrier.
 static __device__ __forceinline__ void add_parts(const struct gpu_task &task, int row_tile,
                                                  int group, float *to, unsigned round) {
     const int SLICES = WARPS * (WARP / ADDED_LANES),
-              TOGETHER = ((WARPGROUPS ? 136 : 72) + SLICES - 1) / SLICES;
+              TOGETHER = ((WARPGROUPS ? 136 : 72) / TEAM + SLICES - 1) / SLICES;
+    const int teams = ((int)gridDim.x + TEAM - 1) / TEAM;
     const int slice = warp_id() * (WARP / ADDED_LANES) + lane_id() / ADDED_LANES;
     const int n = lane_id() % ADDED_LANES;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 1
-    for (int first = slice; first - slice < (int)gridDim.x; first += TOGETHER * SLICES) {
+    for (int first = slice; first - slice < teams; first += TOGETHER * SLICES) {
         const float4 *from = added_place(task, first, row_tile, group, n);
         float4 part[TOGETHER];
-        unsigned missing;
-        if (STREAMS > FEW_COLUMNS && lane_id() == 0 && first < (int)gridDim.x) // see row_product
+        if (STREAMS > FEW_COLUMNS && lane_id() == 0 && first < teams) // see row_product
             while (look_again_alone(strange(look(from, round), round)))
                 ;
         converge();
-        do
-            missing = look_for_all(part, round, [first, from, round](int i, float4 &value) {
-                if (first + i * SLICES < (int)gridDim.x)
-                    value = look(from + i * (SLICES * ADDED_FLOATS / 4), round);
-            });
-        while (look_again(missing));
+        await_all(part, round, [first, from, round, teams](int i, float4 &value) {
+            if (first + i * SLICES < teams)
+                value = look(from + i * (SLICES * ADDED_FLOATS / 4), round);
+        });
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++) {
             part[i] = without_round(part[i]);
@@ -319,46 +356,48 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
     }
 }
 
-// normed -> what this block's channels of the MLP add to the residual. Gate, up and down are one
-// phase, as no other block is asked.
+// normed -> what this team's channels of the MLP add to the residual. Gate, up and down are one
+// phase, as only a few other blocks are asked in between.
 static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, struct step &step) {
     const struct told_input in(task, FOR_MLP, step.round);
-    const struct share share;
+    const struct team team;
     gate_up_product product;
     product.await(in.normed, in.round);
     struct column_scales scales;
-    if (share.first < share.end)
+    if (team.my_tiles(team.first) > 0)
         scales.begin(in);
-    else
-        consumers_barrier(); // not every warp has waited for an input
-    int part = share.first;
+    int part = team.first;
     do {
-        const int tiles = share.part_tiles(part), rows = tiles > 0 ? inner_rows(part, tiles) : 0;
+        const int tiles = team.tiles(part), all = team.my_tiles(part) * (TILE_COLUMNS / 8);
+        const int first = team.my_first(part),
+                  rows = all > 0 ? inner_rows(first, team.my_tiles(part)) : 0;
 #pragma unroll 1
-        for (int row = 0; row < MLP_ROWS && rows > 0; row += SUM_ROWS) {
+        for (int row = 0; row < all; row += SUM_ROWS) {
             const int left = rows - row < 0 ? 0 : rows - row;
             const int batch = left < SUM_ROWS ? left : (int)SUM_ROWS;
             product.multiply_rows(step.ring, in.normed, batch, in.round);
-            if (row == 0 && part == share.first)
+            if (row == 0 && part == team.first)
                 scales.end(in, workplace()->scales);
             consumers_barrier();
-            finish_gate_up(row, batch);
+            finish_gate_up(task, first * TILE_COLUMNS + row * 8, batch,
+                           all - row < SUM_ROWS ? all - row : (int)SUM_ROWS, step.round);
             consumers_barrier(); // before others take the place of the sums
         }
-        if (part == share.first) { // attention is over
+        if (part == team.first) { // attention is over
             store_newest(task, step.round);
             even_results(task);
-            if (HIDDEN_TILES <
-                WARPS) // a warp without rows adds nothing: others wait until it has read
-                consumers_barrier();
         }
-        outer_part(task, step, rows > 0 ? tiles : 0, part > share.first,
-                   part + MLP_TILES >= share.end);
-        part += MLP_TILES;
-    } while (part < share.end);
+        gather_inner(task, part * layer_tiles::INPUTS, tiles * layer_tiles::INPUTS, step.round);
+        consumers_barrier();
+        const bool more = part > team.first;
+        part += team.size * MLP_TILES;
+        outer_part(task, step, team, tiles, more, part >= team.end);
+        if (part < team.end)
+            consumers_barrier(); // before others take the place of the channels
+    } while (part < team.end);
 }
 
-// residual += what all blocks' channels add.
+// residual += what all channels add.
 static __device__ __forceinline__ void decode_add(const struct gpu_task &task, struct step &step) {
     const bool last = task.layer == LAYERS - 1;
     const struct told_input out(task, last ? FOR_HEAD : FOR_QKV,

@@ -49,22 +49,18 @@ static __device__ __forceinline__ void await_queries(const struct gpu_task &task
                            (item.kv_head * GROUP_HEADS + item.group * 8) * HEAD_DIM;
     const float *newest = task.qkv + item.stream * QKV_FLOATS + (HEADS + item.kv_head) * HEAD_DIM;
     float found[NUMBERS + 2 * MINE];
-    unsigned missing;
-    do
-        missing = look_for_all(found, round, [=](int i, float &value) {
-            if (i < NUMBERS) {
-                int place = cache_row::number_place(i);
-                if (with_newest && place >= 0)
-                    value = look(newest + place, round);
-                return;
-            }
-            i -= NUMBERS;
-            int n = i / 2 * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2 + i % 2;
-            if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM)
-                value = look(queries + column * HEAD_DIM + dim, round);
-        });
-    while (look_again_alone(missing));
-    converge();
+    await_all(found, round, [=](int i, float &value) {
+        if (i < NUMBERS) {
+            int place = cache_row::number_place(i);
+            if (with_newest && place >= 0)
+                value = look(newest + place, round);
+            return;
+        }
+        i -= NUMBERS;
+        int n = i / 2 * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2 + i % 2;
+        if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM)
+            value = look(queries + column * HEAD_DIM + dim, round);
+    });
 #pragma unroll
     for (int i = 0; i < NUMBERS + 2 * MINE; i++)
         found[i] = without_round(found[i]);
@@ -134,23 +130,39 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
     }
 }
 
-// What a pair of columns of a result is multiplied with when its maxima become those of `all`.
-static __device__ __forceinline__ float2 factors(const float4 &column, const float4 &all) {
-    return make_float2(power_of_two(column.x - all.x), power_of_two(column.y - all.y));
-}
-
-// Maxima and totals of two results together, of columns that have positions in `b`.
-static __device__ __forceinline__ float4 both(const float4 &a, const float4 &b) {
-    float4 all = make_float4(fmaxf(a.x, b.x), fmaxf(a.y, b.y), 0, 0);
-    float2 old = factors(a, all), add = factors(b, all);
-    all.z = a.z * old.x + b.z * add.x;
-    all.w = a.w * old.y + b.w * add.y;
-    return all;
+// What a pair of columns of a result, with these maxima, is multiplied with when they become
+// `most`.
+static __device__ __forceinline__ float2 factors(float first, float second, float2 most) {
+    return make_float2(power_of_two(first - most.x), power_of_two(second - most.y));
 }
 
 static __device__ __forceinline__ void add_scaled(float4 &sum, const float4 &x, float2 factor) {
     sum = make_float4(sum.x + x.x * factor.x, sum.y + x.y * factor.y, sum.z + x.z * factor.x,
                       sum.w + x.w * factor.y);
+}
+
+// Maxima and totals of a pair of columns, of COUNT results together and of `all` before; those
+// without positions have maxima of minus infinity, but never all.
+template <int COUNT>
+static __device__ __forceinline__ float4 all_columns(const float4 &all,
+                                                     const float4 (&columns)[COUNT]) {
+    float2 most = make_float2(all.x, all.y);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        most = make_float2(fmaxf(most.x, columns[i].x), fmaxf(most.y, columns[i].y));
+    const float2 old = factors(all.x, all.y, most);
+    float2 total = make_float2(all.z * old.x, all.w * old.y);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        const float2 factor = factors(columns[i].x, columns[i].y, most);
+        total = make_float2(total.x + columns[i].z * factor.x, total.y + columns[i].w * factor.y);
+    }
+    return make_float4(most.x, most.y, total.x, total.y);
+}
+
+// The same of nothing.
+static __device__ __forceinline__ float4 no_columns() {
+    return make_float4(negative_infinity(), negative_infinity(), 0, 0);
 }
 
 // The round of results. How many there are grows with the position, so in a launch each is told an
@@ -166,17 +178,18 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
                                                  int number, const struct attention &a,
                                                  unsigned round) {
     enum { HALF = WARPS / 2 };
-    float4 *columns = workplace()->kept, *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF, ...]
+    float4 *columns = workplace()->columns,
+           *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF, ...]
     const float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
     if (lane_id() < 4)
         columns[warp_id() * 4 + lane_id()] = make_float4(a.max[0], a.max[1], total.x, total.y);
     consumers_barrier();
-    // The first warp always has positions.
-    float4 all = columns[lane_id() % 4];
+    float4 found[WARPS];
 #pragma unroll
-    for (int warp = 1; warp < WARPS; warp++)
-        all = both(all, columns[warp * 4 + lane_id() % 4]);
-    const float2 factor = factors(make_float4(a.max[0], a.max[1], 0, 0), all);
+    for (int warp = 0; warp < WARPS; warp++)
+        found[warp] = columns[warp * 4 + lane_id() % 4];
+    const float4 all = all_columns(no_columns(), found);
+    const float2 factor = factors(a.max[0], a.max[1], make_float2(all.x, all.y));
     float4 *mine = sums + warp_id() % HALF * (HEAD_TILES * WARP) + lane_id();
     if (warp_id() >= HALF)
 #pragma unroll
@@ -237,38 +250,33 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
         const struct attention_item item(job / HEAD_TILES);
         const float4 *results = attention_result(task, job / HEAD_TILES, 0);
         // Who tells nothing must not read, see even_results.
-        int end = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM ? split.splits : 0;
-        float4 sum = make_float4(0, 0, 0, 0);
-        float4 all = make_float4(negative_infinity(), negative_infinity(), 0, 0);
+        const bool mine = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM;
+        float4 sum = make_float4(0, 0, 0, 0), all = no_columns();
 #pragma unroll 1
-        for (int first = 0; first < end; first += AT_ONCE) {
-            float4 found[2 * AT_ONCE]; // sums; maxima and totals
-            unsigned missing;
-            do
-                missing = look_for_all(found, told, [=](int i, float4 &value) {
-                    if (first + i / 2 < end)
-                        value = look(results + (first + i / 2) * (ATTENTION_PARTIAL / 4) +
-                                         (i % 2 ? pair : n),
-                                     told);
-                });
-            while (look_again_alone(missing));
-            float4 old = all;
+        for (int first = 0; first < split.splits; first += AT_ONCE) {
+            float4 found[2 * AT_ONCE], columns[AT_ONCE]; // sums, then maxima and totals
+            await_all(found, told, [=](int i, float4 &value) {
+                const float4 *from = results + (first + i % AT_ONCE) * (ATTENTION_PARTIAL / 4);
+                if (mine && first + i % AT_ONCE < split.splits)
+                    value = look(from + (i < AT_ONCE ? n : pair), told);
+            });
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
-                found[2 * i] = without_round(found[2 * i]);
-                found[2 * i + 1] = without_round(found[2 * i + 1]);
-                if (first + i < end)
-                    all = both(all, found[2 * i + 1]);
+                columns[i] = without_round(found[AT_ONCE + i]);
+                if (first + i >= split.splits)
+                    columns[i] = no_columns();
             }
+            const float4 old = all;
+            all = all_columns(old, columns);
+            const float2 most = make_float2(all.x, all.y);
             float4 scaled = make_float4(0, 0, 0, 0);
-            add_scaled(scaled, sum, factors(old, all));
+            add_scaled(scaled, sum, factors(old.x, old.y, most));
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
-                if (first + i < end)
-                    add_scaled(scaled, found[2 * i], factors(found[2 * i + 1], all));
+                add_scaled(scaled, without_round(found[i]),
+                           factors(columns[i].x, columns[i].y, most));
             sum = scaled;
         }
-        converge();
         tell_attended(task, item, n, sum, all, round);
     }
 }

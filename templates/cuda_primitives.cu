@@ -48,6 +48,13 @@ static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
 #endif
 }
 
+// Two words side by side, for `multiply`: by an instruction that does not change them. Where they
+// are only copied, the assembler does that again for each product.
+static __device__ __forceinline__ struct columns pair_of(float x, float y) {
+    const unsigned zero = gridDim.y - 1;
+    return {__float_as_uint(x) ^ zero, __float_as_uint(y) ^ zero};
+}
+
 // Four 8 x 8 matrices of bf16 from shared memory: lane 8m + r gives the address of row r of matrix
 // m, 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
 static __device__ inline struct tile load_matrices(const void *row) {
@@ -329,13 +336,23 @@ static __device__ inline float4 without_round(const float4 &value) {
     return make_float4(value.x, without_round(value.y), value.z, without_round(value.w));
 }
 
-// In its lowest bit: whether a number is of another round, or one of several.
-static __device__ inline unsigned strange(float value, unsigned round) {
-    return __float_as_uint(value) ^ round;
+// In its lowest bit: whether a number is of another round, or `others` has that bit. In one
+// instruction: of many such bits the compiler makes predicates, one after the other.
+static __device__ inline unsigned strange(float value, unsigned round, unsigned others = 0) {
+#ifdef EMULATOR
+    return (__float_as_uint(value) ^ round) | others;
+#else
+    unsigned result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xbe;"
+        : "=r"(result)
+        : "r"(__float_as_uint(value)), "r"(round), "r"(others));
+    return result;
+#endif
 }
 
-static __device__ inline unsigned strange(const float4 &value, unsigned round) {
-    return strange(value.y, round) | strange(value.w, round);
+static __device__ inline unsigned strange(const float4 &value, unsigned round,
+                                          unsigned others = 0) {
+    return strange(value.w, round, strange(value.y, round, others));
 }
 
 static __device__ inline void tell(float *to, float value, unsigned round) {
@@ -415,26 +432,6 @@ static __device__ inline void tell_nothing(float4 &value, unsigned round) {
     value = make_float4(0, with_round(0, round), 0, with_round(0, round));
 }
 
-// COUNT numbers, all looked for before the first is checked: ask(i, found[i]) looks for number i,
-// or leaves it as it is, 0, where there is none. Returns `strange` of them.
-template <int COUNT, typename NUMBER, typename ASK>
-static __device__ __forceinline__ unsigned look_for_all(NUMBER (&found)[COUNT], unsigned round,
-                                                        ASK ask) {
-    unsigned missing = 0;
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-        tell_nothing(found[i], round);
-    if (together()) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++)
-            ask(i, found[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-        missing |= strange(found[i], round);
-    return missing;
-}
-
 // Whether to look again, after `strange` of what was found: by one thread; by all lanes, if one has
 // to.
 static __device__ inline bool look_again_alone(unsigned missing) {
@@ -447,6 +444,27 @@ static __device__ inline bool look_again_alone(unsigned missing) {
 
 static __device__ inline bool look_again(unsigned missing) {
     return look_again_alone(__any_sync(0xffffffff, missing & 1));
+}
+
+// Waits for COUNT numbers of each lane of a warp: ask(i, found[i]) looks for number i, or leaves it
+// as it is, 0, where there is none. All are looked for before the first is checked.
+template <int COUNT, typename NUMBER, typename ASK>
+static __device__ __forceinline__ void await_all(NUMBER (&found)[COUNT], unsigned round, ASK ask) {
+    unsigned missing[2];
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        tell_nothing(found[i], round);
+    do {
+        if (together()) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++)
+                ask(i, found[i]);
+        }
+        missing[0] = missing[1] = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+            missing[i % 2] = strange(found[i], round, missing[i % 2]);
+    } while (look_again(missing[0] | missing[1]));
 }
 
 // Behind a loop that lanes leave one by one: from here on the warp is one again. Nothing depends on

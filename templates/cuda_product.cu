@@ -17,19 +17,26 @@ enum {
 };
 
 // A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
-// and how one in shared memory is multiplied with activations x [parts, INPUTS, GROUPS] in
-// registers. This
-// is bf16; an engine with quantised weights has it for its adapters.
+// and how one in shared memory is multiplied with these in registers: x [parts, INPUTS, GROUPS] and
+// what `complete` makes of it. This is bf16; an engine with quantised weights has it for its
+// adapters.
 struct bf16_tiles {
     enum { BYTES = TILE_BYTES, INPUTS = 1 };
 
+    template <int GROUPS, int PIECES> struct input {
+        struct columns x[PIECES];
+
+        __device__ __forceinline__ void complete() {
+        }
+    };
+
     template <int GROUPS, int PIECES>
     static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
-                                                         const struct columns (&x)[PIECES]) {
+                                                         const struct input<GROUPS, PIECES> &in) {
         struct tile weights = load_fragment((const struct tile *)tile);
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++)
-            multiply(sum[piece % GROUPS], weights, x[piece]);
+            multiply(sum[piece % GROUPS], weights, in.x[piece]);
     }
 };
 
@@ -122,7 +129,7 @@ struct column_scales {
         unsigned some = 0;
 #pragma unroll
         for (int i = 0; i < COLUMNS * PARTS; i++)
-            some |= strange(squares[i / PARTS][i % PARTS], round);
+            some = strange(squares[i / PARTS][i % PARTS], round, some);
         return some;
     }
 

@@ -5,27 +5,32 @@ enum {
     TILE_ROOM = (int)layer_tiles::BYTES > (int)head_tiles::BYTES  ? layer_tiles::BYTES
                 : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
                                                                   : bf16_tiles::BYTES,
-    SLOT_BYTES = 32 * TILE_ROOM,  // a slot holds at least 32 tiles
-    SUM_ROWS = 4 / COLUMN_GROUPS, // rows of tiles whose sums are kept until they are added
+    SLOT_BYTES = 32 * TILE_ROOM, // a slot holds at least 32 tiles
+    // Rows of tiles whose sums are kept until they are added: with few bytes adding is what takes
+    // time, with many the slots that its place takes.
+    SUM_ROWS = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2 : 4) / COLUMN_GROUPS,
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
-    QUERY_BYTES = HEAD_TILES * WARP * 16, // of attention, and behind them the newest key and value;
-    RESULTS_BYTES = WARPS / 2 * RESULT_FLOATS * 4, // then what half of the warps found
-    ATTENTION_BYTES = QUERY_BYTES + (int)cache_row::NEWEST_BYTES > RESULTS_BYTES
-                          ? QUERY_BYTES + (int)cache_row::NEWEST_BYTES
-                          : RESULTS_BYTES,
-    WORK_BYTES = SUMS_BYTES > ATTENTION_BYTES ? SUMS_BYTES : ATTENTION_BYTES,
-    // The part of the MLP that a block does in one go: channels, and tiles of down_proj's rows.
-    MLP_CHANNELS = 64,
+    // Blocks that share what their channels of the MLP are, and each the rows of down_proj: as many
+    // as leave every warp a row of tiles.
+    TEAM = HIDDEN_TILES >= 4 * WARPS ? 4 : 1,
+    MLP_CHANNELS = 64, // of a block, in one go
     MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
-    MLP_ROWS = MLP_CHANNELS / 8, // of tiles, of gate and up
-    INNER_BYTES = MLP_CHANNELS / TILE * COLUMN_GROUPS * COLUMN_BYTES,
-    PIECE_BYTES = MLP_TILES * layer_tiles::BYTES,                 // of a row of down_proj
-    SLOT_PIECES = SLOT_BYTES / PIECE_BYTES / WARPS * WARPS < WARP // a lane copies one
-                      ? SLOT_BYTES / PIECE_BYTES / WARPS * WARPS
-                      : WARP,
-    OUTER_SLOTS = (HIDDEN_TILES + SLOT_PIECES - 1) / SLOT_PIECES, // of down_proj, in one plane
-    KEPT_BYTES = THREADS * 16 + 768,                              // the rest of struct workplace
-    SLOTS_THAT_FIT = (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES) / SLOT_BYTES,
+    TEAM_TILES = TEAM * MLP_TILES,
+    INNER_COLUMNS = TEAM_TILES * layer_tiles::INPUTS * COLUMN_GROUPS * WARP, // of activations
+    PIECE_TILES = MLP_TILES < 4 && TEAM == 1 ? MLP_TILES : 4, // of a row of down_proj, in a slot
+    PIECE_BYTES = PIECE_TILES * layer_tiles::BYTES,
+    INNER_BYTES = INNER_COLUMNS * 8,
+    KEPT_BYTES = THREADS * 16,
+    // Attention has its queries, and behind them the newest key and value; then what half of the
+    // warps found, which takes the place of `inner` and `kept` too.
+    QUERY_BYTES = HEAD_TILES * WARP * 16,
+    ATTENTION_BYTES = QUERY_BYTES + (int)cache_row::NEWEST_BYTES,
+    RESULTS_BYTES = WARPS / 2 * RESULT_FLOATS * 4 - INNER_BYTES - KEPT_BYTES,
+    MOST_BYTES = RESULTS_BYTES > ATTENTION_BYTES ? RESULTS_BYTES : ATTENTION_BYTES,
+    WORK_BYTES = SUMS_BYTES > MOST_BYTES ? SUMS_BYTES : MOST_BYTES,
+    REST_BYTES = 1280, // of struct workplace
+    SLOTS_THAT_FIT =
+        (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES - REST_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
     FEW_COLUMNS = 4,                  // whose activations all are asked for at once
     MOST_GIVEN = WARPGROUPS ? 24 : 8, // float4 of activations that a lane keeps
@@ -34,14 +39,19 @@ enum {
     FLYING = FLYING_FIT < 2            ? 2
              : FLYING_FIT < RING_SLOTS ? FLYING_FIT
                                        : RING_SLOTS,
+    // The same, in slots, of what is copied while blocks tell each other most: a layer's weights up
+    // to the first of the MLP that fill the ring. It takes longer with many streams.
+    CALM = 2,
+    CALM_MLP = STREAMS > FEW_COLUMNS ? 1 : 2,
 };
 
 // What lies in shared memory behind the slots and the sums.
 struct workplace {
-    struct columns inner[INNER_BYTES / 8]; // activations of MLP_CHANNELS, see column_index
+    struct columns inner[INNER_COLUMNS]; // activations of a team's channels, see column_index
+    float4 kept[THREADS];                // each thread's own, from one phase to the next
+    float4 columns[WARPS * 4];           // of attention: maxima and totals of each warp's columns
     unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
-    float4 kept[THREADS];              // each thread's own, from one phase to the next
-    float scales[TILE], weights[TILE]; // of norms; of streams
+    float scales[TILE], weights[TILE];                      // of norms; of streams
     struct gpu_best best[WARPS];
 };
 
@@ -67,33 +77,52 @@ static __device__ inline void consumers_barrier() {
 }
 
 // What a block copies of a matrix: rows of tiles in groups. A slot is a part of one row; or, where
-// `pieces` is not 0, a group of up to SLOT_PIECES pieces, `stride` apart, of all of them.
+// `pieces` is not 0, such a part of up to WARPS rows, `piece_stride` apart, of all of them.
 struct job {
     const char *from;
     long long group_stride;
-    int groups, rows;         // rows: of a group
-    int row_bytes, most;      // most: bytes of a row in a slot
-    int pieces, piece_stride; //
+    int groups, rows;    // rows: of a group
+    int row_bytes, most; // most: bytes of a row in a slot
+    long long row_gap;   // from the end of a row to the next one
+    int pieces, piece_stride;
 };
 
-// This block's share of the MLP: tiles of a row of down_proj, in one plane, and the channels of
-// gate and up that they are multiplied with.
-struct share {
+// A team, and this block's place in it. Its share of the MLP are tiles of a row of down_proj, in
+// one plane, and the channels of gate and up that they are multiplied with. It takes them in parts.
+struct team {
+    int number, size, member;
     int first, end;
 
-    __device__ __forceinline__ share() {
-        int each = (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
-        first = block_id() * each;
-        end = first + each < DOWN_COLUMN_TILES ? first + each : DOWN_COLUMN_TILES;
+    __device__ __forceinline__ team() {
+        const int each = (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
+        number = block_id() / TEAM;
+        member = block_id() % TEAM;
+        size = (int)gridDim.x - number * TEAM < TEAM ? (int)gridDim.x - number * TEAM : (int)TEAM;
+        first = number * TEAM * each;
+        end = first + size * each < DOWN_COLUMN_TILES ? first + size * each : DOWN_COLUMN_TILES;
     }
 
     __device__ __forceinline__ int parts() const {
-        return first < end ? (end - first + MLP_TILES - 1) / MLP_TILES : 0;
+        return first < end ? (end - first + size * MLP_TILES - 1) / (size * MLP_TILES) : 0;
     }
 
-    // Of the part that starts with tile `first`.
-    __device__ __forceinline__ int part_tiles(int from) const {
-        return end - from < MLP_TILES ? end - from : MLP_TILES;
+    // Of the part that starts with tile `from`: tiles, of the team; this block's first and how
+    // many.
+    __device__ __forceinline__ int tiles(int from) const {
+        int left = end - from < 0 ? 0 : end - from;
+        return left < size * MLP_TILES ? left : size * MLP_TILES;
+    }
+    __device__ __forceinline__ int my_first(int from) const {
+        return from + member * ((tiles(from) + size - 1) / size);
+    }
+    __device__ __forceinline__ int my_tiles(int from) const {
+        int each = (tiles(from) + size - 1) / size, left = tiles(from) - member * each;
+        return left < 0 ? 0 : left < each ? left : each;
+    }
+
+    // Rows of tiles of down_proj: `size` apart from `member` on.
+    __device__ __forceinline__ int rows() const {
+        return (HIDDEN_TILES - member + size - 1) / size;
     }
 };
 
@@ -116,35 +145,41 @@ static __device__ __forceinline__ struct job rows_in_turn(const char *tiles, int
                       bytes,
                       most * tile_bytes,
                       0,
+                      0,
                       0};
     return job;
 }
 
 enum { MIX_ROWS = STREAMS * WEIGHT_PLANES }; // of tiles for one row of tiles: see decode_mix
 
-// Of a layer, n = 0: q|k|v, 1: o; then of each part of the MLP gate and up, and planes of down.
-static __device__ __forceinline__ struct job layer_job(const char *layer, const struct share &share,
+// Of a layer, n = 0: q|k|v, 1: o; then of each part of the MLP gate and up, and down.
+static __device__ __forceinline__ struct job layer_job(const char *layer, const struct team &team,
                                                        int n) {
     const int bytes = layer_tiles::BYTES, tiles = HIDDEN_COLUMN_TILES * WEIGHT_PLANES;
     if (n < 2)
         return rows_in_turn(layer + (n ? O_OFFSET : QKV_OFFSET), n ? HIDDEN_TILES : QKV_ROW_TILES,
                             1, n ? O_COLUMN_TILES * WEIGHT_PLANES : tiles, bytes);
-    int first = share.first + (n - 2) / (1 + WEIGHT_PLANES) * MLP_TILES;
-    int plane = (n - 2) % (1 + WEIGHT_PLANES) - 1, part = share.part_tiles(first);
+    const int part = team.first + (n - 2) / 2 * team.size * MLP_TILES;
+    if (n % 2 == 0) {
+        const int first = team.my_first(part);
+        struct job gate_up = rows_in_turn(layer + GATE_UP_OFFSET, 0, 1, tiles, bytes);
+        gate_up.from =
+            layer + GATE_UP_OFFSET + (long long)first * (TILE_COLUMNS / 8) * tiles * bytes;
+        gate_up.groups = team.my_tiles(part) > 0;
+        gate_up.rows = inner_rows(first, team.my_tiles(part));
+        return gate_up;
+    }
     const int stride = DOWN_COLUMN_TILES * WEIGHT_PLANES * bytes;
-    struct job gate_up = rows_in_turn(layer + GATE_UP_OFFSET, 0, 1, tiles, bytes);
-    gate_up.from = layer + GATE_UP_OFFSET + (long long)first * (TILE_COLUMNS / 8) * tiles * bytes;
-    gate_up.groups = 1;
-    gate_up.rows = inner_rows(first, part);
-    struct job down = {layer + DOWN_OFFSET + (plane * DOWN_COLUMN_TILES + first) * bytes,
-                       (long long)SLOT_PIECES * stride,
-                       (HIDDEN_TILES + SLOT_PIECES - 1) / SLOT_PIECES,
-                       1,
-                       part * bytes,
-                       part * bytes,
-                       HIDDEN_TILES,
-                       stride};
-    return plane < 0 ? gate_up : down;
+    struct job down = {layer + DOWN_OFFSET + (long long)team.member * stride + part * bytes,
+                       (long long)WARPS * team.size * stride,
+                       (team.rows() + WARPS - 1) / WARPS,
+                       WEIGHT_PLANES,
+                       team.tiles(part) * bytes,
+                       PIECE_BYTES,
+                       (DOWN_COLUMN_TILES - team.tiles(part)) * bytes,
+                       team.rows(),
+                       team.size * stride};
+    return down;
 }
 
 // Behind the layers: the aggregation network, if there is one, and the head.
@@ -177,6 +212,13 @@ struct ring : ring_place<RING_SLOTS> {
 struct filling {
     struct ring to, oldest;
     int flying;
+    int most, slots; // under way; slots for which that holds, then FLYING does
+
+    // For the next `count` slots at most `most_flying` copies are under way.
+    __device__ __forceinline__ void limit(int most_flying, int count) {
+        most = most_flying;
+        slots = count;
+    }
 
     __device__ __forceinline__ void wait_for_oldest() {
         wait_barrier(&workplace()->full[oldest.slot], oldest.parity);
@@ -186,7 +228,9 @@ struct filling {
 
     // The next slot, when it is free.
     __device__ __forceinline__ char *take_slot() {
-        if (flying == FLYING)
+        if (slots-- == 0)
+            most = FLYING;
+        while (flying >= most)
             wait_for_oldest();
         wait_barrier(&workplace()->empty[to.slot], to.parity ^ 1);
         return ring_slot(to.slot);
@@ -196,8 +240,8 @@ struct filling {
 #pragma unroll 1
         for (int group = 0; group < job.groups; group++) {
             const char *from = job.from + group * job.group_stride;
-            int pieces = job.pieces - group * SLOT_PIECES;
-            pieces = job.pieces == 0 ? 1 : pieces < SLOT_PIECES ? pieces : SLOT_PIECES;
+            int pieces = job.pieces - group * WARPS;
+            pieces = job.pieces == 0 ? 1 : pieces < WARPS ? pieces : (int)WARPS;
             int left = job.row_bytes;
 #pragma unroll 1
             for (int row = 0; row < job.rows;) {
@@ -210,6 +254,7 @@ struct filling {
                 left -= bytes;
                 if (left == 0) {
                     left = job.row_bytes;
+                    from += job.row_gap;
                     row++;
                 }
             }
@@ -219,16 +264,21 @@ struct filling {
 
 // The producer's whole work: all that this block multiplies.
 static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
-    struct filling filling = {{}, {}, 0};
-    const struct share share;
+    struct filling filling = {{}, {}, 0, FLYING, 0};
+    const struct team team;
 #pragma unroll 1
     for (int layer = task.ids ? LAYERS : 0; layer <= LAYERS; layer++) {
         const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
         int first = layer == LAYERS && STREAMS == 1 ? 2 : 0;
-        int end = layer == LAYERS ? 3 : 2 + share.parts() * (1 + WEIGHT_PLANES);
+        int end = layer == LAYERS ? 3 : 2 + 2 * team.parts();
 #pragma unroll 1
-        for (int n = first; n < end; n++)
-            filling.copy(layer == LAYERS ? head_job(task, n) : layer_job(weights, share, n));
+        for (int n = first; n < end; n++) {
+            if (layer < LAYERS && n < 2)
+                filling.limit(CALM, 1 << 30);
+            if (n == 2)
+                filling.limit(CALM_MLP, layer < LAYERS ? RING_SLOTS : 0);
+            filling.copy(layer == LAYERS ? head_job(task, n) : layer_job(weights, team, n));
+        }
     }
     while (filling.flying > 0) // a block must not end before its copies
         filling.wait_for_oldest();
@@ -256,22 +306,17 @@ struct row_product {
     };
 
     float4 given[CHUNK_TILES][GIVEN];
-    struct columns x[CHUNK_TILES][PIECES];
+    typename FORMAT::template input<GROUPS, PIECES> in[CHUNK_TILES];
 
     // Whether this warp has a tile from `first` on, which is warp 0's.
     static __device__ __forceinline__ bool has_tile(int first) {
         return (CHUNKS == 1 && first + WARPS <= ALL_TILES) || first + warp_id() < ALL_TILES;
     }
 
-    // Looks for the activations of chunk `chunk`, for this warp's tiles. Returns `strange` of them.
-    __device__ __forceinline__ unsigned look_at(const float *input, int chunk, unsigned round) {
+    // Looks for the activations of chunk `chunk`, for this warp's tiles.
+    __device__ __forceinline__ void ask(const float *input, int chunk, unsigned round) {
         const int first = chunk * CHUNK * SLOT_TILES, TILE_FLOATS = GIVEN * WARP; // float4
         const float4 *from = (const float4 *)input + (first + warp_id()) * TILE_FLOATS + lane_id();
-        const float none = with_round(0, round);
-        unsigned missing = 0;
-#pragma unroll
-        for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
-            given[i / GIVEN][i % GIVEN] = make_float4(0, none, 0, none);
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             if (lane_id() / 4 >= COLUMNS - group * 8)
@@ -290,10 +335,15 @@ struct row_product {
                 }
             }
         }
+    }
+
+    // `strange` of what was found; of what was not asked for it is still that of zeros.
+    __device__ __forceinline__ unsigned missing(unsigned round) const {
+        unsigned some[2] = {0, 0};
 #pragma unroll
         for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
-            missing |= strange(given[i / GIVEN][i % GIVEN], round);
-        return missing;
+            some[i % 2] = strange(given[i / GIVEN][i % GIVEN], round, some[i % 2]);
+        return some[0] | some[1];
     }
 
     // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
@@ -307,10 +357,15 @@ struct row_product {
                 ;
         }
         converge();
+#pragma unroll
+        for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
+            tell_nothing(given[i / GIVEN][i % GIVEN], round);
 #pragma unroll 1
-        for (int chunk = CHUNKS - 1; chunk >= 0; chunk--)
-            while (look_again(look_at(input, chunk, round)))
-                ;
+        for (int chunk = CHUNKS - 1; chunk >= 0; chunk--) {
+            do
+                ask(input, chunk, round);
+            while (look_again(missing(round)));
+        }
         take();
     }
 
@@ -320,10 +375,11 @@ struct row_product {
 #pragma unroll
             for (int i = 0; i < GIVEN; i++) {
                 const float4 a = without_round(given[n][i]);
-                x[n][i] = {__float_as_uint(a.x), __float_as_uint(a.z)};
+                in[n].x[i] = pair_of(a.x, a.z);
                 if (PARTS > 1)
-                    x[n][PIECES - GIVEN + i] = {__float_as_uint(a.y), __float_as_uint(a.w)};
+                    in[n].x[PIECES - GIVEN + i] = pair_of(a.y, a.w);
             }
+            in[n].complete();
         }
     }
 
@@ -341,7 +397,7 @@ struct row_product {
             for (int i = 0; i < WARP_TILES; i++)
                 if (has_tile(first + i * WARPS))
                     FORMAT::multiply_tile(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
-                                          x[s * WARP_TILES + i]);
+                                          in[s * WARP_TILES + i]);
             ring.leave();
         }
     }
@@ -356,7 +412,7 @@ struct row_product {
 #pragma unroll 1
             for (int chunk = 0; chunk < CHUNKS; chunk++) {
                 if (CHUNKS > 1) // all are told: await saw them
-                    (void)look_at(input, chunk + 1 < CHUNKS ? chunk + 1 : 0, round);
+                    ask(input, chunk + 1 < CHUNKS ? chunk + 1 : 0, round);
                 multiply_chunk(sum, ring, chunk);
                 if (CHUNKS > 1)
                     take();
@@ -365,8 +421,8 @@ struct row_product {
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
                 const float(&a)[4] = sum[0][group], (&b)[4] = sum[1][group];
-                to[group * THREADS] =
-                    make_float4(a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]);
+                to[group * THREADS] = make_float4(a[0] + b[0], COLUMNS > 1 ? a[1] + b[1] : 0,
+                                                  a[2] + b[2], COLUMNS > 1 ? a[3] + b[3] : 0);
             }
         }
     }

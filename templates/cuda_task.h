@@ -38,7 +38,8 @@ struct gpu_task {
     float *qkv;            // [streams, heads + 2 kv_heads, head_dim]: queries, keys, values
     float *partial;        // [streams, head groups, MOST_SPLITS, ATTENTION_PARTIAL]
     float *attended;       // [heads * head_dim, streams], as column_index has them
-    float *added;          // what parts of the MLP add: [blocks, ADDED_FLOATS]
+    float *inner;          // [intermediate, streams], likewise
+    float *added;          // what parts of the MLP add: [teams, ADDED_FLOATS]
     float *mixed;          // one column: [hidden], as column_index has it
     float *head_input;     // the same
     float *stream_weights; // [2, streams]; this and the next two by odd and even positions, so

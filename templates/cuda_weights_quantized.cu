@@ -103,7 +103,7 @@ template <> struct quantized<INT4_TILE_BYTES> {
 template <int BYTES>
 static __device__ __forceinline__ void add_tile(float (&sum)[4], const struct quants &q,
                                                 const float (&products)[4],
-                                                const float (&inputs)[4]) {
+                                                const float (&inputs)[2]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         sum[i] += q.scale[i / 2] * products[i];
@@ -126,20 +126,34 @@ template <int TILE_BYTES> struct quantized_tiles {
         return n / CHUNKS * CHUNKS + quantized<BYTES>::place(n % CHUNKS);
     }
 
+    template <int GROUPS, int PIECES> struct input {
+        struct columns x[PIECES];
+        float sums[GROUPS][2]; // of x over a tile's columns, of this lane's two of the products'
+
+        __device__ __forceinline__ void complete() {
+#pragma unroll
+            for (int group = 0; group < GROUPS; group++) {
+                float all[4] = {};
+#pragma unroll
+                for (int n = 0; n < PIECES / GROUPS; n++)
+                    multiply(all, ones(), x[n * GROUPS + group]);
+                sums[group][0] = all[0];
+                sums[group][1] = all[1];
+            }
+        }
+    };
+
     template <int GROUPS, int PIECES>
     static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
-                                                         const struct columns (&x)[PIECES]) {
+                                                         const struct input<GROUPS, PIECES> &in) {
         struct quants q = quantized<BYTES>::template unpack<false>(tile);
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
-            float products[4] = {}, inputs[4] = {};
+            float products[4] = {};
 #pragma unroll
-            for (int n = 0; n < PIECES / GROUPS; n++) {
-                multiply(products, q.halves[n % INPUTS], x[n * GROUPS + group]);
-                if (quantized<BYTES>::OFFSETS)
-                    multiply(inputs, ones(), x[n * GROUPS + group]);
-            }
-            add_tile<BYTES>(sum[group], q, products, inputs);
+            for (int n = 0; n < PIECES / GROUPS; n++)
+                multiply(products, q.halves[n % INPUTS], in.x[n * GROUPS + group]);
+            add_tile<BYTES>(sum[group], q, products, in.sums[group]);
         }
     }
 };
