@@ -381,7 +381,7 @@ end
 -- What the GPU takes beside the pack and the cache, in the order of struct gpu_task, and the shared
 -- memory of its kernels. Sizes are those of the largest P; WARPS and the like are engine.cu's.
 local function gpu_plan(spec, p)
-    local MOST_SPLITS, MOST_BLOCKS = 16, 192
+    local MOST_SPLITS, MOST_BLOCKS = 32, 192
     local TOLD = true -- a buffer of numbers that tell of their arrival: zero when P changes
     local C, P, h, V = p.gpu_columns, p.max_streams, spec.hidden_size, spec.vocab_size
     local H, G, d = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim

@@ -363,6 +363,7 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     const struct team team;
     gate_up_product product;
     product.await(in.normed, in.round);
+    prefetch_attention(task);
     struct column_scales scales;
     if (team.my_tiles(team.first) > 0)
         scales.begin(in);

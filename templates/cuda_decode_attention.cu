@@ -4,7 +4,7 @@
 
 enum {
     ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS,
-    MOST_SPLITS = 16, // blocks that share an item
+    MOST_SPLITS = 32, // blocks that share an item
 };
 
 struct attention_item {
@@ -242,7 +242,7 @@ static __device__ __forceinline__ void even_results(const struct gpu_task &task)
 static __device__ __forceinline__ void
 add_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
     const unsigned told = results_round(task);
-    enum { AT_ONCE = 8 };
+    enum { AT_ONCE = WARPGROUPS ? 9 : 6 };
 #pragma unroll 1
     for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id();
          split.splits > 1 && job < ATTENTION_ITEMS * HEAD_TILES; job += WARPS * gridDim.x) {
@@ -288,6 +288,28 @@ static __device__ __forceinline__ void fill_attended(const struct gpu_task &task
         for (int n = thread_id(); n < STREAMS * PAIRS; n += THREADS)
             tell_pair(task.attended, COLUMN_GROUPS, HEADS * HEAD_DIM + n / STREAMS * 2, n % STREAMS,
                       0.0f, 0.0f, round);
+}
+
+// Asks for the first keys and values that the warps of this block attend in the next layer: loads
+// that wait for memory delay those behind them, also of what other blocks tell. With many streams
+// so much is asked for that it delays more than it saves.
+static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task) {
+    const struct attention_split split(task.state->position);
+    const struct attention_item item(block_id() / split.splits);
+    const int t = block_id() % split.splits * WARPS + warp_id();
+    if (STREAMS > FEW_COLUMNS || task.layer == LAYERS - 1 ||
+        block_id() >= ATTENTION_ITEMS * split.splits || t >= split.tiles)
+        return;
+    struct gpu_task next = task;
+    next.layer++;
+    const struct span s = find_span(next, item.stream, item.kv_head, t);
+    const bool bytes = cache_row::QUANTIZED && s.causal;
+    const int tile = bytes ? WARP / 2 : WARP, mine = bytes ? lane_id() / 2 : 0;
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        prefetch(s.keys + d * tile + mine);
+        prefetch(s.values + d * s.value_stride * tile + mine);
+    }
 }
 
 // queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in

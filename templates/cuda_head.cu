@@ -20,12 +20,12 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
     int thread = stream / 8 * 64 + (4 * g + stream % 8 / 2) * 2 + stream % 2; // of finish_split
     const unsigned round = launch_round(task);
     const struct told_input in(task, FOR_HEAD, round);
-    struct column_scales norm;
-    norm.begin(in);
-    norm.end(in, scales); // read behind a barrier
     mix_product product;
     if (block_id() < HIDDEN_TILES)
         product.await(in.normed, in.round);
+    struct column_scales norm;
+    norm.begin(in);
+    norm.end(in, scales); // read behind a barrier
     for (int row_tile = block_id(); row_tile < HIDDEN_TILES; row_tile += gridDim.x) {
         float2 sum = make_float2(0.0f, 0.0f);
         for (int first = 0; first < MIX_ROWS; first += SUM_ROWS) {

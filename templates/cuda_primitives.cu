@@ -261,6 +261,15 @@ static __device__ inline struct tile load_tile(const struct tile *from) {
 #endif
 }
 
+// Asks for what is read soon, to be in the L2 cache then.
+static __device__ inline void prefetch(const void *global) {
+#ifdef EMULATOR
+    (void)global;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+#endif
+}
+
 // Copies 16 bytes from global to shared memory past the L1 cache, behind the thread's back; zeros
 // without a look at `global` if they are not `wanted`.
 static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {

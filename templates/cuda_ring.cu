@@ -34,13 +34,14 @@ enum {
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
     FEW_COLUMNS = 4,                  // whose activations all are asked for at once
     MOST_GIVEN = WARPGROUPS ? 24 : 8, // float4 of activations that a lane keeps
-    FLYING_BYTES = 48 << 10, // under way, at most: more would delay what the blocks tell each other
+    FLYING_BYTES = 80 << 10,          // under way, at most
     FLYING_FIT = FLYING_BYTES / SLOT_BYTES,
     FLYING = FLYING_FIT < 2            ? 2
              : FLYING_FIT < RING_SLOTS ? FLYING_FIT
                                        : RING_SLOTS,
-    // The same, in slots, of what is copied while blocks tell each other most: a layer's weights up
-    // to the first of the MLP that fill the ring. It takes longer with many streams.
+    // The same, in slots, of what is copied while blocks tell each other most, which more would
+    // delay: a layer's weights up to the first of the MLP that fill the ring. With many streams
+    // there is more time for these.
     CALM = 2,
     CALM_MLP = STREAMS > FEW_COLUMNS ? 1 : 2,
 };

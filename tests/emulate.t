@@ -151,6 +151,12 @@ local SHAPES = {
         intermediate_size = 314, num_hidden_layers = 3, num_attention_heads = 20,
         num_key_value_heads = 4, head_dim = 26, vocab_size = 36, parscale_n = 9,
         parscale_n_tokens = 48, tie_word_embeddings = false, max_position_embeddings = 100]] },
+    -- Teams of four blocks, the last one smaller; rows of tiles that they do not divide.
+    { name = "p5-teams", streams = 5, text = [[model_type = "qwen2_parscale", hidden_size = 528,
+        intermediate_size = 424, num_hidden_layers = 3, num_attention_heads = 6,
+        num_key_value_heads = 2, head_dim = 48, vocab_size = 200, parscale_n = 5,
+        parscale_n_tokens = 40, tie_word_embeddings = true, max_position_embeddings = 100]],
+      environment = "EMULATOR_MULTIPROCESSORS=6" },
 }
 
 local function shape_tests()
@@ -163,7 +169,8 @@ local function shape_tests()
             .. "'%s/engine.c' -lm -pthread -ldl", out, build.here, out)
         emulated.emulator(out, shape.streams, SMALL_RING)
         commands[i] = ("%s '%s/harness' compare '%s/model.psc' %d %d"):format(
-            emulated.environment(shape, SMALL), out, out, shape.streams, SHAPE_TOKENS)
+            emulated.environment(shape, SMALL .. " " .. (shape.environment or "")), out, out,
+            shape.streams, SHAPE_TOKENS)
     end
     for i, result in ipairs(emulated.run_all(commands)) do
         for _, how in ipairs({ "prefill", "decode" }) do
