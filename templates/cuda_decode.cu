@@ -367,6 +367,8 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     struct column_scales scales;
     if (team.my_tiles(team.first) > 0)
         scales.begin(in);
+    else
+        consumers_barrier(); // not every warp has waited for an input
     int part = team.first;
     do {
         const int tiles = team.tiles(part), all = team.my_tiles(part) * (TILE_COLUMNS / 8);
