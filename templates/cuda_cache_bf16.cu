@@ -61,7 +61,7 @@ struct cache_row {
         return dim < HEAD_DIM ? n / (2 * PAIRS) * KV_HEADS * HEAD_DIM + dim : -1;
     }
 
-    // Leaves those numbers in shared memory, for the warp.
+    // Leaves those numbers in shared memory; a barrier must follow.
     static __device__ __forceinline__ void leave_newest(char *shared, const float *numbers) {
         enum { WORDS = HEAD_TILES * TILE / 2 };
         unsigned *words = (unsigned *)shared;
@@ -71,7 +71,6 @@ struct cache_row {
             if (word < WORDS)
                 words[n / PAIRS * WORDS + word] = to_bf16(numbers[2 * n], numbers[2 * n + 1]);
         }
-        __syncwarp();
     }
 
     __device__ __forceinline__ void add_newest(const char *shared, int position) {

@@ -238,7 +238,6 @@ struct cache_row {
     }
     static __device__ __forceinline__ void leave_newest(char *shared, const float *numbers) {
         ((struct cache_entry *)shared)[lane_id()] = make_entry(numbers);
-        __syncwarp();
     }
     __device__ __forceinline__ void add_newest(const char *shared, int position) {
         newest = position % TILE;
