@@ -11,6 +11,7 @@ parts=${*:-golden real sanitize random repeat fill start speed}
 streams=${STREAMS:-1 2 4 8}
 count=0 failures=0
 export CUDA_DEVICE_MAX_CONNECTIONS=1 # as the engine's program has it
+export CUDA_CACHE_DISABLE=1           # NVRTC's: a first start is to compile
 mkdir -p "$results"
 
 wanted() {

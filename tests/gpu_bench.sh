@@ -18,6 +18,7 @@ contexts=${CONTEXTS:-512 2000}
 prompt=${PROMPT:-1984}
 csv=$results/bench.csv
 failures=0
+export CUDA_CACHE_DISABLE=1 # NVRTC's: a first start is to compile
 mkdir -p "$results"
 
 wanted() {
