@@ -10,8 +10,8 @@ enum {
     // time, with many the slots that its place takes.
     SUM_ROWS = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2 : 4) / COLUMN_GROUPS,
     SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
-    // Blocks that share what their channels of the MLP are, and each the rows of down_proj: as many
-    // as leave every warp a row of tiles.
+    // Blocks of a team tell each other their channels of the MLP, and each has a part of
+    // down_proj's rows: four, if that leaves every warp a row of tiles.
     TEAM = HIDDEN_TILES >= 4 * WARPS ? 4 : 1,
     MLP_CHANNELS = 64, // of a block, in one go
     MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
