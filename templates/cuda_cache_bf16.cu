@@ -54,10 +54,13 @@ struct cache_row {
         return keys + HEAD_TILES * WARP;
     }
 
-    // Where number n of this lane's share of a new key and value is told, from the key on; -1: it
-    // has none.
+    // Number n of this lane's share of a new key and value: which dimension that is, if the head
+    // has it; where it is told, from the key on, or -1.
+    static __device__ __forceinline__ int number_dim(int n) {
+        return n / 2 % PAIRS * 2 * WARP + 2 * lane_id() + n % 2;
+    }
     static __device__ __forceinline__ int number_place(int n) {
-        int dim = n / 2 % PAIRS * 2 * WARP + 2 * lane_id() + n % 2;
+        int dim = number_dim(n);
         return dim < HEAD_DIM ? n / (2 * PAIRS) * KV_HEADS * HEAD_DIM + dim : -1;
     }
 
@@ -149,11 +152,11 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
 #pragma unroll
         for (int i = 0; i < cache_row::NUMBERS; i++) {
             const bool value = i >= cache_row::NUMBERS / 2;
-            const int dim = cache_row::number_place(i) - (value ? KV_HEADS * HEAD_DIM : 0);
+            const int dim = cache_row::number_dim(i);
             unsigned short *tile = row + ((value ? HEAD_TILES : 0) + dim / TILE) * TILE_ELEMENTS;
             int at = value ? fragment_index(dim % TILE, position % TILE)
                            : fragment_index(position % TILE, dim % TILE);
-            if (dim >= 0)
+            if (dim < HEAD_DIM)
                 tile[at] = bf16_bits(without_round(numbers[i]));
         }
     }

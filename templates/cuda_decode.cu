@@ -190,19 +190,15 @@ static __device__ __forceinline__ float4 *added_place(const struct gpu_task &tas
 
 // A team's part of a tile. more: to what is there; last: nothing is added any more, it is told.
 static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task, int team,
-                                                     int row_tile, int group, const float4 &part,
+                                                     int row_tile, int group, float4 part,
                                                      unsigned round, bool more, bool last) {
     int pair = lane_id() % 4;
     float4 *to = added_place(task, team, row_tile, group, lane_id() / 4 * ADDED_PAIRS + pair);
-    float4 value = part;
     if (pair >= ADDED_PAIRS)
         return;
-    if (more) { // left with the parity of the round before
-        float4 before = without_round(look(to, round ^ 1));
-        value = make_float4(before.x + value.x, before.y + value.y, before.z + value.z,
-                            before.w + value.w);
-    }
-    tell(to, value, last ? round : round ^ 1);
+    if (more) // left with the parity of the round before
+        part = add(without_round(look(to, round ^ 1)), part);
+    tell(to, part, last ? round : round ^ 1);
 }
 
 // A tile's share of a team's channels.
@@ -255,13 +251,9 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
         if (row >= team.rows())
             break;
 #pragma unroll
-        for (int group = 0; group < COLUMN_GROUPS; group++) {
-            const float(&a)[4] = sum[0][group], (&b)[4] = sum[1][group];
+        for (int group = 0; group < COLUMN_GROUPS; group++)
             add_tile_part(task, team.number, row * team.size + team.member, group,
-                          make_float4(a[0] + b[0], STREAMS > 1 ? a[1] + b[1] : 0, a[2] + b[2],
-                                      STREAMS > 1 ? a[3] + b[3] : 0),
-                          step.round, more, last);
-        }
+                          add_sums<STREAMS>(sum[0][group], sum[1][group]), step.round, more, last);
     }
 }
 
@@ -288,11 +280,8 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
                 value = look(from + i * (SLICES * ADDED_FLOATS / 4), round);
         });
 #pragma unroll
-        for (int i = 0; i < TOGETHER; i++) {
-            part[i] = without_round(part[i]);
-            sum = make_float4(sum.x + part[i].x, sum.y + part[i].y, sum.z + part[i].z,
-                              sum.w + part[i].w);
-        }
+        for (int i = 0; i < TOGETHER; i++)
+            sum = add(sum, without_round(part[i]));
     }
     for (int distance = ADDED_LANES; distance < WARP; distance *= 2) {
         sum.x += __shfl_xor_sync(0xffffffff, sum.x, distance);

@@ -212,7 +212,7 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
         float4 sum = sums[n];
 #pragma unroll
         for (int i = 1; i < HALF; i++)
-            add_scaled(sum, sums[i * (HEAD_TILES * WARP) + n], make_float2(1, 1));
+            sum = add(sum, sums[i * (HEAD_TILES * WARP) + n]);
         if (split.splits == 1)
             tell_attended(task, attention_item(item), n, sum, all, round);
         else

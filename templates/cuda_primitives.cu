@@ -455,25 +455,35 @@ static __device__ inline bool look_again(unsigned missing) {
     return look_again_alone(__any_sync(0xffffffff, missing & 1));
 }
 
+// The same of an array of numbers.
+template <int COUNT, typename NUMBER>
+static __device__ __forceinline__ void tell_nothing(NUMBER (&found)[COUNT], unsigned round) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        tell_nothing(found[i], round);
+}
+
+template <int COUNT, typename NUMBER>
+static __device__ __forceinline__ unsigned strange(const NUMBER (&found)[COUNT], unsigned round) {
+    unsigned some[2] = {0, 0}; // shorter chains
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        some[i % 2] = strange(found[i], round, some[i % 2]);
+    return some[0] | some[1];
+}
+
 // Waits for COUNT numbers of each lane of a warp: ask(i, found[i]) looks for number i, or leaves it
 // as it is, 0, where there is none. All are looked for before the first is checked.
 template <int COUNT, typename NUMBER, typename ASK>
 static __device__ __forceinline__ void await_all(NUMBER (&found)[COUNT], unsigned round, ASK ask) {
-    unsigned missing[2];
-#pragma unroll
-    for (int i = 0; i < COUNT; i++)
-        tell_nothing(found[i], round);
+    tell_nothing(found, round);
     do {
         if (together()) {
 #pragma unroll
             for (int i = 0; i < COUNT; i++)
                 ask(i, found[i]);
         }
-        missing[0] = missing[1] = 0;
-#pragma unroll
-        for (int i = 0; i < COUNT; i++)
-            missing[i % 2] = strange(found[i], round, missing[i % 2]);
-    } while (look_again(missing[0] | missing[1]));
+    } while (look_again(strange(found, round)));
 }
 
 // Behind a loop that lanes leave one by one: from here on the warp is one again. Nothing depends on

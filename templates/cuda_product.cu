@@ -66,6 +66,18 @@ static __device__ inline float2 finish_split(const float *sums, int thread) {
     return total;
 }
 
+static __device__ inline float4 add(const float4 &a, const float4 &b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// The same of two sums as a product of COLUMNS columns leaves them; with one, nobody reads the
+// second of each pair.
+template <int COLUMNS>
+static __device__ __forceinline__ float4 add_sums(const float (&a)[4], const float (&b)[4]) {
+    return make_float4(a[0] + b[0], COLUMNS > 1 ? a[1] + b[1] : 0, a[2] + b[2],
+                       COLUMNS > 1 ? a[3] + b[3] : 0);
+}
+
 // The sum of x over the warp, the same in all lanes.
 static __device__ inline float warp_sum(float x) {
     for (int distance = 16; distance > 0; distance /= 2)
@@ -112,31 +124,22 @@ struct column_scales {
         PARTS = (told_input::PARTS + WARP - 1) / WARP,
     };
 
-    float squares[COLUMNS][PARTS];
+    float squares[COLUMNS * PARTS];
 
     __device__ __forceinline__ void begin(const struct told_input &in) {
 #pragma unroll
         for (int i = 0; i < COLUMNS * PARTS; i++) {
             int column = i / PARTS * WARPS + warp_id(), part = i % PARTS * WARP + lane_id();
-            squares[i / PARTS][i % PARTS] = with_round(0, in.round);
+            tell_nothing(squares[i], in.round);
             if (part < told_input::PARTS && column < STREAMS)
-                squares[i / PARTS][i % PARTS] =
-                    look(in.squares + column * told_input::PARTS + part, in.round);
+                squares[i] = look(in.squares + column * told_input::PARTS + part, in.round);
         }
-    }
-
-    __device__ __forceinline__ unsigned missing(unsigned round) const {
-        unsigned some = 0;
-#pragma unroll
-        for (int i = 0; i < COLUMNS * PARTS; i++)
-            some = strange(squares[i / PARTS][i % PARTS], round, some);
-        return some;
     }
 
     __device__ __forceinline__ void end(const struct told_input &in, float *scales) {
         if (warp_id() >= STREAMS)
             return;
-        while (look_again(missing(in.round)))
+        while (look_again(strange(squares, in.round)))
             begin(in);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
@@ -145,7 +148,7 @@ struct column_scales {
             if (column < STREAMS) {
 #pragma unroll
                 for (int i = 0; i < PARTS; i++)
-                    sum += without_round(squares[c][i]);
+                    sum += without_round(squares[c * PARTS + i]);
                 sum = warp_sum(sum);
                 if (lane_id() == 0)
                     scales[column] = rsqrtf(sum * (1.0f / HIDDEN_SIZE) + RMS_NORM_EPS);

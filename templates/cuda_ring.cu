@@ -17,7 +17,7 @@ enum {
     MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
     TEAM_TILES = TEAM * MLP_TILES,
     INNER_COLUMNS = TEAM_TILES * layer_tiles::INPUTS * COLUMN_GROUPS * WARP, // of activations
-    PIECE_TILES = MLP_TILES < 4 && TEAM == 1 ? MLP_TILES : 4, // of a row of down_proj, in a slot
+    PIECE_TILES = TEAM_TILES < 4 ? TEAM_TILES : 4, // of a row of down_proj, in a slot
     PIECE_BYTES = PIECE_TILES * layer_tiles::BYTES,
     INNER_BYTES = INNER_COLUMNS * 8,
     KEPT_BYTES = THREADS * 16,
@@ -107,18 +107,21 @@ struct team {
         return first < end ? (end - first + size * MLP_TILES - 1) / (size * MLP_TILES) : 0;
     }
 
-    // Of the part that starts with tile `from`: tiles, of the team; this block's first and how
-    // many.
+    // Of the part that starts with tile `from`: tiles of the team, at most of each member; this
+    // block's first and how many.
     __device__ __forceinline__ int tiles(int from) const {
         int left = end - from < 0 ? 0 : end - from;
         return left < size * MLP_TILES ? left : size * MLP_TILES;
     }
+    __device__ __forceinline__ int each(int from) const {
+        return (tiles(from) + size - 1) / size;
+    }
     __device__ __forceinline__ int my_first(int from) const {
-        return from + member * ((tiles(from) + size - 1) / size);
+        return from + member * each(from);
     }
     __device__ __forceinline__ int my_tiles(int from) const {
-        int each = (tiles(from) + size - 1) / size, left = tiles(from) - member * each;
-        return left < 0 ? 0 : left < each ? left : each;
+        int left = tiles(from) - member * each(from);
+        return left < 0 ? 0 : left < each(from) ? left : each(from);
     }
 
     // Rows of tiles of down_proj: `size` apart from `member` on.
@@ -306,7 +309,7 @@ struct row_product {
         ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
     };
 
-    float4 given[CHUNK_TILES][GIVEN];
+    float4 given[CHUNK_TILES * GIVEN];
     typename FORMAT::template input<GROUPS, PIECES> in[CHUNK_TILES];
 
     // Whether this warp has a tile from `first` on, which is warp 0's.
@@ -331,20 +334,11 @@ struct row_product {
                 for (int half = 0; half < FORMAT::INPUTS; half++) {
                     int k = (tile - again * TILES) * FORMAT::INPUTS + half;
                     if (has_tile(first + n * WARPS) && (TILES * FORMAT::INPUTS == KS || k < KS))
-                        given[n][half * GROUPS + group] =
+                        given[n * GIVEN + half * GROUPS + group] =
                             look(its + (half * GROUPS + group) * WARP, round);
                 }
             }
         }
-    }
-
-    // `strange` of what was found; of what was not asked for it is still that of zeros.
-    __device__ __forceinline__ unsigned missing(unsigned round) const {
-        unsigned some[2] = {0, 0};
-#pragma unroll
-        for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
-            some[i % 2] = strange(given[i / GIVEN][i % GIVEN], round, some[i % 2]);
-        return some[0] | some[1];
     }
 
     // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
@@ -358,14 +352,12 @@ struct row_product {
                 ;
         }
         converge();
-#pragma unroll
-        for (int i = 0; i < CHUNK_TILES * GIVEN; i++)
-            tell_nothing(given[i / GIVEN][i % GIVEN], round);
+        tell_nothing(given, round); // and so it stays where nothing is asked for
 #pragma unroll 1
         for (int chunk = CHUNKS - 1; chunk >= 0; chunk--) {
             do
                 ask(input, chunk, round);
-            while (look_again(missing(round)));
+            while (look_again(strange(given, round)));
         }
         take();
     }
@@ -375,7 +367,7 @@ struct row_product {
         for (int n = 0; n < CHUNK_TILES; n++) {
 #pragma unroll
             for (int i = 0; i < GIVEN; i++) {
-                const float4 a = without_round(given[n][i]);
+                const float4 a = without_round(given[n * GIVEN + i]);
                 in[n].x[i] = pair_of(a.x, a.z);
                 if (PARTS > 1)
                     in[n].x[PIECES - GIVEN + i] = pair_of(a.y, a.w);
@@ -420,11 +412,8 @@ struct row_product {
             }
             float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + thread_id();
 #pragma unroll
-            for (int group = 0; group < GROUPS; group++) {
-                const float(&a)[4] = sum[0][group], (&b)[4] = sum[1][group];
-                to[group * THREADS] = make_float4(a[0] + b[0], COLUMNS > 1 ? a[1] + b[1] : 0,
-                                                  a[2] + b[2], COLUMNS > 1 ? a[3] + b[3] : 0);
-            }
+            for (int group = 0; group < GROUPS; group++)
+                to[group * THREADS] = add_sums<COLUMNS>(sum[0][group], sum[1][group]);
         }
     }
 };
