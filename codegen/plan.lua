@@ -407,7 +407,7 @@ local function gpu_plan(spec, p)
           "[columns, hidden, two parts; or heads * head_dim] bf16" },
         { "activation", C * prefill_inputs(spec.intermediate_size) + BEHIND,
           "[columns, intermediate] bf16" },
-        { "query", C * H * d * 4, "[columns, heads, head_dim]" },
+        { "query", C * H * d * 2, "[columns, heads, head_dim] bf16" },
         { "rounds", MOST_BLOCKS * 8, "[blocks, 2]: of layers, of steps", TOLD },
         { "inputs", 3 * tiles(h) * (groups_of(P) * 128 + P * 2) * 4,
           "[3, hidden and sums of squares, P]", TOLD },

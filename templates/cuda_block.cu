@@ -44,6 +44,56 @@ static __device__ inline unsigned *input_word(char *input, int column, int k) {
     return (unsigned *)(row + input_chunk(column, k % INPUT_K / CHUNK_K) * 16 + k % CHUNK_K * 2);
 }
 
+// Columns: token by token, then stream by stream. In layer 0 all streams have one input: they are
+// the tokens.
+struct prefill_columns {
+    const struct gpu_task &task;
+    int count;
+    unsigned inverse; // 2^31 / tokens, rounded up: so it takes no division
+
+    __device__ __forceinline__ prefill_columns(const struct gpu_task &given)
+        : task(given), count(given.layer == 0 ? given.tokens : given.tokens * STREAMS),
+          inverse((1u << 31) / given.tokens + 1) {
+    }
+
+    __device__ __forceinline__ int stream(int column) const {
+        return (unsigned long long)(2 * column) * inverse >> 32;
+    }
+    __device__ __forceinline__ int position(int column) const {
+        return task.position + column - stream(column) * task.tokens;
+    }
+};
+
+// Stores rotary pairs as bf16: lane 4g + i has pair `pair` + g, counted over some heads, of columns
+// `column` + 2i and + 1. place(column, head, dim) is where a number belongs. Numbers of two pairs
+// lie side by side, so what two lanes have of a column is stored together.
+template <typename PLACE>
+static __device__ __forceinline__ void
+store_pairs(const struct prefill_columns &columns, int column, int pair, int heads,
+            const float (&first)[2], const float (&second)[2], const PLACE &place) {
+    const int EACH = HALF_HEAD % 2 ? 1 : 2; // unless they are of two heads
+    const unsigned words[] = {transpose(to_bf16(first[0], first[1])),
+                              transpose(to_bf16(second[0], second[1]))};
+    column += lane_id() / 4;
+    pair += lane_id() % 4 * 2;
+    if (column >= columns.count)
+        return;
+#pragma unroll
+    for (int n = 0; n < 2; n += EACH) {
+        int head = (pair + n) / HALF_HEAD, dim = (pair + n) % HALF_HEAD;
+        if (pair + n < 0 || head >= heads)
+            continue;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            unsigned short *to = place(column, head, dim + half * HALF_HEAD);
+            if (EACH == 2)
+                *(unsigned *)to = words[half];
+            else
+                *to = (unsigned short)(words[half] >> 16 * n);
+        }
+    }
+}
+
 // A step: which 16s of K. Every pass over K starts one.
 struct product_step {
     int weight_tile;   // the first one's, with its plane

@@ -12,22 +12,44 @@ static __device__ inline int fragment_index(int row, int column) {
     return (lane * 4 + word) * 2 + column % 2;
 }
 
-static __device__ inline void store_value(const struct gpu_task &task, int stream, int, int kv_head,
-                                          int position, int dim, float value) {
-    unsigned short *values = (unsigned short *)cache_block(task, stream, kv_head);
-    values += ((position / TILE * 2 + 1) * HEAD_TILES + dim / TILE) * TILE_ELEMENTS;
-    values[fragment_index(dim % TILE, position % TILE)] = bf16_bits(value);
+// Tile `n` of a row, keys' tiles then values', which has a column of a prefill.
+static __device__ __forceinline__ unsigned short *cache_tile(const struct prefill_columns &columns,
+                                                             int column, int kv_head, int n) {
+    int row = columns.position(column) / TILE;
+    return (unsigned short *)cache_block(columns.task, columns.stream(column), kv_head) +
+           (row * 2 * HEAD_TILES + n) * TILE_ELEMENTS;
 }
 
-static __device__ inline void store_key(const struct gpu_task &task, int stream, int, int kv_head,
-                                        int position, int dim, float first, float second) {
-    unsigned short *keys = (unsigned short *)cache_block(task, stream, kv_head);
-    keys += position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
-    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] =
-        bf16_bits(first);
-    dim += HEAD_DIM / 2;
-    keys[dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE)] =
-        bf16_bits(second);
+// Keys of a prefill, see store_pairs.
+static __device__ __forceinline__ void store_keys(const struct prefill_columns &columns, int column,
+                                                  int pair, const float (&first)[2],
+                                                  const float (&second)[2]) {
+    store_pairs(columns, column, pair, KV_HEADS, first, second,
+                [&](int column, int kv_head, int dim) {
+                    return cache_tile(columns, column, kv_head, dim / TILE) +
+                           fragment_index(columns.position(column) % TILE, dim % TILE);
+                });
+}
+
+// Values of a prefill: columns `column` and + 1 of a row of all kv heads' values.
+static __device__ __forceinline__ void store_values(const struct prefill_columns &columns,
+                                                    int column, int row, const float (&values)[2]) {
+    int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
+    if (kv_head >= KV_HEADS || column >= columns.count)
+        return;
+    unsigned short *to[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        to[i] = cache_tile(columns, column + i, kv_head, HEAD_TILES + dim / TILE) +
+                fragment_index(dim % TILE, columns.position(column + i) % TILE);
+    const unsigned word = to_bf16(values[0], values[1]);
+    if (column + 1 < columns.count && to[1] == to[0] + 1) {
+        *(unsigned *)to[0] = word;
+        return;
+    }
+    *to[0] = (unsigned short)word;
+    if (column + 1 < columns.count)
+        *to[1] = (unsigned short)(word >> 16);
 }
 
 // A row of tiles: 16 positions, which are multiplied as they are. The newest position of a decode

@@ -30,16 +30,31 @@ static __device__ __forceinline__ float *new_entry(const struct gpu_task &task, 
     return task.new_cache + ((long long)column * KV_HEADS + kv_head) * 2 * HEAD_DIM;
 }
 
-static __device__ inline void store_value(const struct gpu_task &task, int stream, int token,
-                                          int kv_head, int, int dim, float value) {
-    new_entry(task, stream * task.tokens + token, kv_head)[HEAD_DIM + dim] = value;
+// Rotary pairs of keys, counted over all kv heads: lane 4g + i has number `pair` + g of columns
+// `column` + 2i and + 1.
+static __device__ __forceinline__ void store_keys(const struct prefill_columns &columns, int column,
+                                                  int pair, const float (&first)[2],
+                                                  const float (&second)[2]) {
+    column += lane_id() % 4 * 2;
+    pair += lane_id() / 4;
+    if (pair < 0 || pair >= KV_HEADS * HALF_HEAD)
+        return;
+#pragma unroll
+    for (int i = 0; i < 2 && column + i < columns.count; i++) {
+        float *key = new_entry(columns.task, column + i, pair / HALF_HEAD) + pair % HALF_HEAD;
+        key[0] = first[i];
+        key[HALF_HEAD] = second[i];
+    }
 }
 
-static __device__ inline void store_key(const struct gpu_task &task, int stream, int token,
-                                        int kv_head, int, int dim, float first, float second) {
-    float *key = new_entry(task, stream * task.tokens + token, kv_head) + dim;
-    key[0] = first;
-    key[HEAD_DIM / 2] = second;
+// Columns `column` and + 1 of a row of all kv heads' values.
+static __device__ __forceinline__ void store_values(const struct prefill_columns &columns,
+                                                    int column, int row, const float (&values)[2]) {
+    if (row >= KV_HEADS * HEAD_DIM)
+        return;
+#pragma unroll
+    for (int i = 0; i < 2 && column + i < columns.count; i++)
+        new_entry(columns.task, column + i, row / HEAD_DIM)[HEAD_DIM + row % HEAD_DIM] = values[i];
 }
 
 // load_tile for 8 bytes.

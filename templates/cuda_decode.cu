@@ -46,22 +46,43 @@ typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 1, H
 typedef struct row_product<layer_tiles, O_COLUMN_TILES, WEIGHT_PLANES, 1, ATTENDED_TILES, STREAMS>
     o_product;
 
-// Tells a stream's queries, keys and values.
-struct told_qkv {
-    float *to; // [heads + 2 kv_heads, head_dim]
-    unsigned round;
-
-    __device__ __forceinline__ void query(int head, int dim, float first, float second) const {
-        tell(to + head * HEAD_DIM + dim, first, round);
-        tell(to + head * HEAD_DIM + dim + HEAD_DIM / 2, second, round);
-    }
-    __device__ __forceinline__ void key(int head, int dim, float first, float second) const {
-        query(HEADS + head, dim, first, second);
-    }
-    __device__ __forceinline__ void value(int head, int dim, float value) const {
-        tell(to + (HEADS + KV_HEADS + head) * HEAD_DIM + dim, value, round);
-    }
+// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for
+// queries and keys the angle of their rotary pair.
+struct qkv_terms {
+    float low, high, cosine, sine;
 };
+
+static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task,
+                                                              int row_tile, int r, int position) {
+    const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
+    int dim = (row_tile * PAIRS_A_ROW + r) % HALF_HEAD;
+    const float *angle = task.rotary + ((long long)position * HALF_HEAD + dim) * 2;
+    struct qkv_terms terms = {bias[r], bias[r + 8], angle[0], angle[1]};
+    return terms;
+}
+
+// Tells rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two
+// dimensions of a value. to: the stream's [heads + 2 kv_heads, head_dim].
+static __device__ __forceinline__ void tell_qkv(float *to, int row_tile, int r,
+                                                const struct qkv_terms &terms, float low,
+                                                float high, unsigned round) {
+    low += terms.low;
+    high += terms.high;
+    if (row_tile * TILE >= QKV_VALUE_ROW) {
+        for (int i = 0; i < 2; i++) {
+            int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
+            if (row < KV_HEADS * HEAD_DIM)
+                tell(to + (HEADS + KV_HEADS) * HEAD_DIM + row, i ? high : low, round);
+        }
+        return;
+    }
+    int pair = row_tile * PAIRS_A_ROW + r, head = pair / HALF_HEAD;
+    if (head >= HEADS + KV_HEADS)
+        return;
+    to += head * HEAD_DIM + pair % HALF_HEAD;
+    tell(to, low * terms.cosine - high * terms.sine, round);
+    tell(to + HALF_HEAD, high * terms.cosine + low * terms.sine, round);
+}
 
 // Terms of the rows that `f` finishes, kept in shared memory until then: registers are short.
 static __device__ __forceinline__ void keep_terms(const struct gpu_task &task,
@@ -81,8 +102,8 @@ static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
         struct qkv_terms terms = {kept.x, kept.y, kept.z, kept.w};
         float2 y = finish_split(f.sums, f.thread);
         float scale = workplace()->scales[f.at.column];
-        struct told_qkv out = {task.qkv + f.at.column * QKV_FLOATS, round};
-        pass_qkv(out, f.row_tile, f.at.row, terms, y.x * scale, y.y * scale);
+        tell_qkv(task.qkv + f.at.column * QKV_FLOATS, f.row_tile, f.at.row, terms, y.x * scale,
+                 y.y * scale, round);
     }
 }
 

@@ -38,7 +38,7 @@ struct attention_split {
 static __device__ __forceinline__ void await_queries(const struct gpu_task &task,
                                                      const struct attention_item &item,
                                                      bool with_newest, unsigned round) {
-    const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
+    const float scale = query_scale();
     unsigned *to = (unsigned *)work_floats();
     enum {
         PAIRS = HEAD_TILES * TILE / 2,

@@ -10,6 +10,9 @@ enum {
     HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
     HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GROUP_HEADS = HEADS / KV_HEADS,
+    HALF_HEAD = HEAD_DIM / 2,        // rows r and r + 8 of a row of tiles of q|k are a rotary pair:
+    QUERY_PAIRS = HEADS * HALF_HEAD, // dimensions i and i + HALF_HEAD; 8 a row, first of queries
+    PAIRS_A_ROW = TILE / 2,
     // Inputs are filled up to whole tiles of weights, with zeros where those have none.
     INPUT_TILES = TILE_COLUMNS / TILE, // 16s of activations that a tile of weights takes
     HIDDEN_INPUT_TILES = HIDDEN_COLUMN_TILES * INPUT_TILES,
@@ -70,6 +73,12 @@ static __device__ inline unsigned low_parts(unsigned high, float even, float odd
     return to_bf16(even - __uint_as_float(high << 16), odd - __uint_as_float(high & 0xffff0000));
 }
 
+// What a score of the query before it is scaled has to be multiplied by, so that 2^score is what
+// the softmax needs.
+static __device__ inline float query_scale() {
+    return rsqrtf((float)HEAD_DIM) * 1.44269504f;
+}
+
 // silu(gate) * up; the fast functions' error is far below a bf16's.
 static __device__ inline float swiglu(float gate, float up) {
     return fast_quotient(gate, 1.0f + power_of_two(-1.44269504f * gate)) * up;
@@ -115,71 +124,3 @@ static __device__ inline long long cache_number(const struct gpu_task &task, int
     int slot = task.layer == 0 ? 0 : 1 + (task.layer - 1) * STREAMS + stream;
     return (long long)slot * KV_HEADS + kv_head;
 }
-
-// To the cache, or to where the cache is made from (cuda_cache_bf16.cu, cuda_cache_int8.cu):
-// dimension `dim` of a value; dimensions `dim` and dim + HEAD_DIM / 2 of a key.
-static __device__ inline void store_value(const struct gpu_task &task, int stream, int token,
-                                          int kv_head, int position, int dim, float value);
-static __device__ inline void store_key(const struct gpu_task &task, int stream, int token,
-                                        int kv_head, int position, int dim, float first,
-                                        float second);
-
-// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for
-// queries and keys the angle of their rotary pair.
-struct qkv_terms {
-    float low, high, cosine, sine;
-};
-
-static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task,
-                                                              int row_tile, int r, int position) {
-    const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
-    int dim = (row_tile * (TILE / 2) + r) % (HEAD_DIM / 2);
-    const float *angle = task.rotary + ((long long)position * (HEAD_DIM / 2) + dim) * 2;
-    struct qkv_terms terms = {bias[r], bias[r + 8], angle[0], angle[1]};
-    return terms;
-}
-
-// Rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two dimensions
-// of a value. `out` takes them.
-template <typename OUT>
-static __device__ __forceinline__ void pass_qkv(const OUT &out, int row_tile, int r,
-                                                const struct qkv_terms &terms, float low,
-                                                float high) {
-    low += terms.low;
-    high += terms.high;
-    if (row_tile * TILE >= QKV_VALUE_ROW) {
-        for (int i = 0; i < 2; i++) {
-            int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
-            if (row < KV_HEADS * HEAD_DIM)
-                out.value(row / HEAD_DIM, row % HEAD_DIM, i ? high : low);
-        }
-        return;
-    }
-    const int half = HEAD_DIM / 2;
-    int pair = row_tile * (TILE / 2) + r, head = pair / half, dim = pair % half;
-    float first = low * terms.cosine - high * terms.sine;
-    float second = high * terms.cosine + low * terms.sine;
-    if (head < HEADS)
-        out.query(head, dim, first, second);
-    else if (head < HEADS + KV_HEADS)
-        out.key(head - HEADS, dim, first, second);
-}
-
-// To query and cache, of a prefill.
-struct stored_qkv {
-    const struct gpu_task &task;
-    int token, stream, position;
-
-    __device__ __forceinline__ void query(int head, int dim, float first, float second) const {
-        float *to =
-            task.query + ((long long)(stream * task.tokens + token) * HEADS + head) * HEAD_DIM;
-        to[dim] = first;
-        to[dim + HEAD_DIM / 2] = second;
-    }
-    __device__ __forceinline__ void key(int head, int dim, float first, float second) const {
-        store_key(task, stream, token, head, position, dim, first, second);
-    }
-    __device__ __forceinline__ void value(int head, int dim, float value) const {
-        store_value(task, stream, token, head, position, dim, value);
-    }
-};

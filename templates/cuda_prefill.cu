@@ -63,11 +63,6 @@ prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, 
     }
 }
 
-// In layer 0 all streams have one input: columns are the tokens.
-static __device__ inline int distinct_columns(const struct gpu_task &task) {
-    return task.layer == 0 ? task.tokens : task.tokens * STREAMS;
-}
-
 #if MODULES & 4
 // residual [columns, hidden] = the embedding of the token. Grid: tokens, streams.
 extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_task task) {
@@ -82,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_tas
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_input_norm(const struct gpu_task task) {
-    prefill_norm(task, INPUT_NORM_OFFSET, distinct_columns(task), 2);
+    prefill_norm(task, INPUT_NORM_OFFSET, prefill_columns(task).count, 2);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -93,63 +88,88 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
 
 #if MODULES & 16
-// A column: token and stream.
-struct token_place {
-    int token, stream;
-};
-
-// Some columns further; without a division.
-static __device__ __forceinline__ struct token_place go_on(const struct gpu_task &task,
-                                                           struct token_place place, int columns) {
-    place.token += columns;
-    while (place.token >= task.tokens) {
-        place.token -= task.tokens;
-        place.stream++;
+// Rotary pairs: lane 4g + i has number `pair` + g of columns `column` + 2i and + 1.
+static __device__ __forceinline__ void finish_pairs(const struct prefill_columns &columns,
+                                                    int column, int pair, const float2 (&angle)[2],
+                                                    const float (&low)[2], const float (&high)[2]) {
+    float first[2], second[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        first[i] = low[i] * angle[i].x - high[i] * angle[i].y;
+        second[i] = high[i] * angle[i].x + low[i] * angle[i].y;
     }
-    return place;
+    if (pair + PAIRS_A_ROW > QUERY_PAIRS)
+        store_keys(columns, column, pair - QUERY_PAIRS, first, second);
+    if (pair >= QUERY_PAIRS)
+        return;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        first[i] *= query_scale();
+        second[i] *= query_scale();
+    }
+    store_pairs(columns, column, pair, HEADS, first, second, [&](int column, int head, int dim) {
+        return columns.task.query + (column * HEADS + head) * HEAD_DIM + dim;
+    });
 }
 
-// input -> query, cache. Grid of all products: see prefill_product in gpu.c.
+// A slice of q|k|v. It is long, so it is a loop: some columns at a time, so that their loads
+// overlap; then those behind them move to their place.
+static __device__ __forceinline__ void finish_qkv(const struct prefill_columns &columns,
+                                                  const struct slice &slice,
+                                                  const float (&sum)[8][4]) {
+    const int AT_ONCE = 4;
+    const int row = lane_id() / 4, pair = slice.row_tile * PAIRS_A_ROW,
+              pair_column = lane_id() % 4 * 2;
+    const int value = slice.row_tile * TILE - QKV_VALUE_ROW; // the first one's row, if it is one
+    const float *bias = (const float *)(layer_weights(columns.task) + QKV_BIAS_OFFSET) +
+                        slice.row_tile * TILE + row;
+    const float low_bias = bias[0], high_bias = bias[8];
+    const float2 *angles = (const float2 *)columns.task.rotary + (pair + row) % HALF_HEAD;
+    float rest[8][4];
+#pragma unroll
+    for (int i = 0; i < SLICE_FLOATS; i++)
+        rest[i / 4][i % 4] = sum[i / 4][i % 4];
+    int column = slice.column;
+#pragma unroll 1
+    for (int n = 0; n < 8; n += AT_ONCE) {
+        float2 angle[AT_ONCE][2];
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; i++) {
+            int position = columns.position(column + i / 2 * 8 + pair_column + i % 2);
+            angle[i / 2][i % 2] = angles[position * HALF_HEAD];
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float low[] = {rest[i][0] + low_bias, rest[i][1] + low_bias},
+                        high[] = {rest[i][2] + high_bias, rest[i][3] + high_bias};
+            if (value < 0) {
+                finish_pairs(columns, column + i * 8, pair, angle[i], low, high);
+            } else {
+                store_values(columns, column + i * 8 + pair_column, value + row, low);
+                store_values(columns, column + i * 8 + pair_column, value + row + 8, high);
+            }
+        }
+        column += AT_ONCE * 8;
+#pragma unroll
+        for (int i = 0; i < (8 - AT_ONCE) * 4; i++)
+            rest[i / 4][i % 4] = rest[i / 4 + AT_ONCE][i % 4];
+    }
+}
+
+// input -> query, cache. Grid of all products: see prefill_product in gpu.c. Queries are what
+// attention multiplies: scaled, bf16.
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     prefill_qkv(const struct gpu_task task) {
+    const struct prefill_columns columns(task);
     struct product p = {layer_weights(task) + QKV_OFFSET,
                         task.input,
                         QKV_ROW_TILES,
                         HIDDEN_INPUT_TILES,
                         2,
-                        distinct_columns(task)};
+                        columns.count};
     multiply_all<QKV_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
-        if (slice.row_tile >= p.row_tiles)
-            return;
-        // What follows is long, so it is a loop: some columns at a time, so that their loads
-        // overlap; then those behind them move to their place.
-        const int AT_ONCE = 4;
-        float rest[8][4];
-#pragma unroll
-        for (int i = 0; i < SLICE_FLOATS; i++)
-            rest[i / 4][i % 4] = sum[i / 4][i % 4];
-        int row = lane_id() / 4, first = slice.column + lane_id() % 4 * 2;
-        struct token_place at = {first % task.tokens, first / task.tokens};
-#pragma unroll 1
-        for (int n = 0; n < 8; n += AT_ONCE) {
-            struct qkv_terms terms[2 * AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < 2 * AT_ONCE; i++)
-                terms[i] = find_terms(task, slice.row_tile, row,
-                                      task.position + go_on(task, at, i / 2 * 8 + i % 2).token);
-#pragma unroll
-            for (int i = 0; i < 2 * AT_ONCE; i++) {
-                struct token_place place = go_on(task, at, i / 2 * 8 + i % 2);
-                if (first + (n + i / 2) * 8 + i % 2 < p.columns)
-                    pass_qkv(
-                        stored_qkv{task, place.token, place.stream, task.position + place.token},
-                        slice.row_tile, row, terms[i], rest[i / 2][i % 2], rest[i / 2][i % 2 + 2]);
-            }
-            at = go_on(task, at, AT_ONCE * 8);
-#pragma unroll
-            for (int i = 0; i < (8 - AT_ONCE) * 4; i++)
-                rest[i / 4][i % 4] = rest[i / 4 + AT_ONCE][i % 4];
-        }
+        if (slice.row_tile < p.row_tiles)
+            finish_qkv(columns, slice, sum);
     });
 }
 #endif

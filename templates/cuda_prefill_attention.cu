@@ -114,23 +114,19 @@ copy_rows(const struct gpu_task &task, const struct attended_rows &rows, int t, 
     commit_copies();
 }
 
-// Dimensions `dim`, dim + 1 of a query [head_dim] (or NULL), scaled for powers of two.
-static __device__ __forceinline__ unsigned query_pair(const float *query, int dim) {
-    const float scale = rsqrtf((float)HEAD_DIM) * 1.44269504f;
-    if (!query || dim >= HEAD_DIM)
-        return 0;
-    float2 x = *(const float2 *)(query + dim);
-    return to_bf16(x.x * scale, x.y * scale);
+// Dimensions `dim`, dim + 1 of a query [head_dim] (or NULL).
+static __device__ __forceinline__ unsigned query_pair(const unsigned short *query, int dim) {
+    return query && dim < HEAD_DIM ? *(const unsigned *)(query + dim) : 0;
 }
 
 // A query [head_dim] of a kv head, NULL behind the last one.
-static __device__ __forceinline__ const float *find_query(const struct gpu_task &task, int stream,
-                                                          int kv_head, int query) {
+static __device__ __forceinline__ const unsigned short *
+find_query(const struct gpu_task &task, int stream, int kv_head, int query) {
     if (query >= task.tokens * GROUP_HEADS)
-        return (const float *)0;
+        return (const unsigned short *)0;
     int column = (task.layer == 0 ? 0 : stream * task.tokens) + query / GROUP_HEADS;
     int head = kv_head * GROUP_HEADS + query % GROUP_HEADS;
-    return task.query + ((long long)column * HEADS + head) * HEAD_DIM;
+    return task.query + (column * HEADS + head) * HEAD_DIM;
 }
 
 // Queries from `first` on. kept: shared memory of this lane for what is not held.
@@ -138,7 +134,7 @@ static __device__ __forceinline__ void start_queries(struct prefill_queries &q,
                                                      const struct gpu_task &task, int stream,
                                                      int kv_head, int first, struct tile *kept) {
     q.kept = kept;
-    const float *rows[2];
+    const unsigned short *rows[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int query = first + half * 8 + lane_id() / 4;

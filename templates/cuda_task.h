@@ -31,7 +31,7 @@ struct gpu_task {
     float *residual;         // [columns, hidden]
     char *input;             // bf16 activations [columns, hidden or heads * head_dim]
     char *activation;        // bf16 activations [columns, intermediate]
-    float *query;            // prefill: [columns, heads, head_dim]
+    unsigned short *query;   // prefill: bf16 [columns, heads, head_dim], see prefill_qkv
     // What blocks of a decode step tell each other (see tell):
     unsigned *rounds;      // each block's own: [blocks, 2], of layers and of steps before
     float *inputs;         // [3], see struct told_input
