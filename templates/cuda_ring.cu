@@ -77,6 +77,11 @@ static __device__ inline void consumers_barrier() {
     barrier_sync<1, THREADS>();
 }
 
+// count / size, upwards; neither is negative. Signed, a division takes more instructions.
+static __device__ __forceinline__ int quotient_up(unsigned count, unsigned size) {
+    return (count + size - 1) / size;
+}
+
 // What a block copies of a matrix: rows of tiles in groups. A slot is a part of one row; or, where
 // `pieces` is not 0, such a part of up to WARPS rows, `piece_stride` apart, of all of them.
 struct job {
@@ -95,7 +100,7 @@ struct team {
     int first, end;
 
     __device__ __forceinline__ team() {
-        const int each = (DOWN_COLUMN_TILES + (int)gridDim.x - 1) / (int)gridDim.x;
+        const int each = quotient_up(DOWN_COLUMN_TILES, gridDim.x);
         number = block_id() / TEAM;
         member = block_id() % TEAM;
         size = (int)gridDim.x - number * TEAM < TEAM ? (int)gridDim.x - number * TEAM : (int)TEAM;
@@ -104,7 +109,7 @@ struct team {
     }
 
     __device__ __forceinline__ int parts() const {
-        return first < end ? (end - first + size * MLP_TILES - 1) / (size * MLP_TILES) : 0;
+        return first < end ? quotient_up(end - first, size * MLP_TILES) : 0;
     }
 
     // Of the part that starts with tile `from`: tiles of the team, at most of each member; this
@@ -114,7 +119,7 @@ struct team {
         return left < size * MLP_TILES ? left : size * MLP_TILES;
     }
     __device__ __forceinline__ int each(int from) const {
-        return (tiles(from) + size - 1) / size;
+        return quotient_up(tiles(from), size);
     }
     __device__ __forceinline__ int my_first(int from) const {
         return from + member * each(from);
@@ -126,7 +131,7 @@ struct team {
 
     // Rows of tiles of down_proj: `size` apart from `member` on.
     __device__ __forceinline__ int rows() const {
-        return (HIDDEN_TILES - member + size - 1) / size;
+        return quotient_up(HIDDEN_TILES - member, size);
     }
 };
 
@@ -144,7 +149,7 @@ static __device__ __forceinline__ struct job rows_in_turn(const char *tiles, int
     const int bytes = column_tiles * tile_bytes, most = SLOT_BYTES / tile_bytes / WARPS * WARPS;
     struct job job = {tiles + (long long)block_id() * rows * bytes,
                       (long long)gridDim.x * rows * bytes,
-                      (groups - (int)block_id() + (int)gridDim.x - 1) / (int)gridDim.x,
+                      groups > (int)block_id() ? quotient_up(groups - block_id(), gridDim.x) : 0,
                       rows,
                       bytes,
                       most * tile_bytes,
@@ -420,6 +425,9 @@ struct row_product {
 
 // How many of this block's rows of tiles, gridDim.x apart, are multiplied together from `first` on.
 static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
-    int rows = (row_tiles - first + (int)gridDim.x - 1) / (int)gridDim.x;
-    return rows < 0 ? 0 : rows < SUM_ROWS ? rows : SUM_ROWS;
+    int rows = 0;
+#pragma unroll
+    for (int i = 0; i < SUM_ROWS; i++)
+        rows += first + i * (int)gridDim.x < row_tiles;
+    return rows;
 }
