@@ -12,23 +12,35 @@ static __device__ inline int fragment_index(int row, int column) {
     return (lane * 4 + word) * 2 + column % 2;
 }
 
-// Tile `n` of a row, keys' tiles then values', which has a column of a prefill.
-static __device__ __forceinline__ unsigned short *cache_tile(const struct prefill_columns &columns,
-                                                             int column, int kv_head, int n) {
-    int row = columns.position(column) / TILE;
-    return (unsigned short *)cache_block(columns.task, columns.stream(column), kv_head) +
-           (row * 2 * HEAD_TILES + n) * TILE_ELEMENTS;
+// The row of tiles that has a position.
+static __device__ __forceinline__ unsigned short *row_of(const struct gpu_task &task, int stream,
+                                                         int kv_head, int position) {
+    return (unsigned short *)cache_block(task, stream, kv_head) +
+           position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
+}
+
+// Where a dimension of its key, or of its value, lies there.
+static __device__ __forceinline__ unsigned short *key_place(unsigned short *row, int position,
+                                                            int dim) {
+    return row + dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE);
+}
+
+static __device__ __forceinline__ unsigned short *value_place(unsigned short *row, int position,
+                                                              int dim) {
+    return row + (HEAD_TILES + dim / TILE) * TILE_ELEMENTS +
+           fragment_index(dim % TILE, position % TILE);
 }
 
 // Keys of a prefill, see store_pairs.
 static __device__ __forceinline__ void store_keys(const struct prefill_columns &columns, int column,
                                                   int pair, const float (&first)[2],
                                                   const float (&second)[2]) {
-    store_pairs(columns, column, pair, KV_HEADS, first, second,
-                [&](int column, int kv_head, int dim) {
-                    return cache_tile(columns, column, kv_head, dim / TILE) +
-                           fragment_index(columns.position(column) % TILE, dim % TILE);
-                });
+    store_pairs(
+        columns, column, pair, KV_HEADS, first, second, [&](int column, int kv_head, int dim) {
+            int position = columns.position(column);
+            return key_place(row_of(columns.task, columns.stream(column), kv_head, position),
+                             position, dim);
+        });
 }
 
 // Values of a prefill: columns `column` and + 1 of a row of all kv heads' values.
@@ -39,9 +51,11 @@ static __device__ __forceinline__ void store_values(const struct prefill_columns
         return;
     unsigned short *to[2];
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-        to[i] = cache_tile(columns, column + i, kv_head, HEAD_TILES + dim / TILE) +
-                fragment_index(dim % TILE, columns.position(column + i) % TILE);
+    for (int i = 0; i < 2; i++) {
+        int position = columns.position(column + i);
+        to[i] = value_place(row_of(columns.task, columns.stream(column + i), kv_head, position),
+                            position, dim);
+    }
     const unsigned word = to_bf16(values[0], values[1]);
     if (column + 1 < columns.count && to[1] == to[0] + 1) {
         *(unsigned *)to[0] = word;
@@ -164,8 +178,7 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
     for (int n = (warp_id() + 1) * gridDim.x - 1 - blockIdx.x; n < items; n += WARPS * gridDim.x) {
         int stream = n / KV_HEADS, kv_head = n % KV_HEADS;
         const float *key = task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM;
-        unsigned short *row = (unsigned short *)cache_block(task, stream, kv_head) +
-                              position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
+        unsigned short *row = row_of(task, stream, kv_head, position);
         float numbers[cache_row::NUMBERS];
         await_all(numbers, round, [=](int i, float &number) {
             if (cache_row::number_place(i) >= 0)
@@ -175,11 +188,10 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
         for (int i = 0; i < cache_row::NUMBERS; i++) {
             const bool value = i >= cache_row::NUMBERS / 2;
             const int dim = cache_row::number_dim(i);
-            unsigned short *tile = row + ((value ? HEAD_TILES : 0) + dim / TILE) * TILE_ELEMENTS;
-            int at = value ? fragment_index(dim % TILE, position % TILE)
-                           : fragment_index(position % TILE, dim % TILE);
+            unsigned short *to =
+                value ? value_place(row, position, dim) : key_place(row, position, dim);
             if (dim < HEAD_DIM)
-                tile[at] = bf16_bits(without_round(numbers[i]));
+                *to = bf16_bits(without_round(numbers[i]));
         }
     }
     __syncwarp(); // no lane tells of this layer before all have read

@@ -10,8 +10,10 @@ enum {
     HEAD_TILES = (HEAD_DIM + TILE - 1) / TILE,
     HIDDEN_TILES = HIDDEN_SIZE / TILE,
     GROUP_HEADS = HEADS / KV_HEADS,
-    HALF_HEAD = HEAD_DIM / 2,        // rows r and r + 8 of a row of tiles of q|k are a rotary pair:
-    QUERY_PAIRS = HEADS * HALF_HEAD, // dimensions i and i + HALF_HEAD; 8 a row, first of queries
+    // Rows r and r + 8 of a row of tiles of q|k are a rotary pair, dimensions i and i + HALF_HEAD;
+    // pairs are counted over queries' heads, then keys'.
+    HALF_HEAD = HEAD_DIM / 2,
+    QUERY_PAIRS = HEADS * HALF_HEAD,
     PAIRS_A_ROW = TILE / 2,
     // Inputs are filled up to whole tiles of weights, with zeros where those have none.
     INPUT_TILES = TILE_COLUMNS / TILE, // 16s of activations that a tile of weights takes
