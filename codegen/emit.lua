@@ -240,8 +240,9 @@ function emit.gpu_dims(p)
         { "GPU_SAMPLE_SHARED", g.sample_shared, "bytes: sampling" },
         { "GPU_SMALL_SHARED", g.small_shared, "bytes: one or two words of each warp" },
         { "GPU_PREFILL_ATTENTION_SHARED", g.prefill_attention_shared, "bytes: prefill attention" },
+        { "GPU_WARPGROUPS_ATTEND", g.warpgroups_attend and 1 or 0,
+          "where they multiply: in a prefill's attention too" },
         { "GPU_ACTIVATION_BYTES", g.bytes, "all buffers" },
-        { "GPU_CACHE_KERNELS", g.cache_kernels, "that store keys and values of a prefill" },
     }), g.cache_bytes, table.concat(rows, "\n"))
 end
 
@@ -319,6 +320,7 @@ function emit.cuda_dims(p)
         { "DOWN_COLUMN_TILES", l.down.column_tiles },
         cache_block(p),
         { "CACHE_ELEMENT_BYTES", s.cache_dtype == "int8" and 1 or 2 },
+        { "CONTEXT", s.context, "positions the cache holds" },
         { "GPU_COLUMNS", p.gpu_columns, "tokens x streams of a prefill, at most" },
     }), cuda_offsets({
         { "EMBEDDING_OFFSET", p.embedding.offset },
@@ -334,6 +336,52 @@ function emit.cuda_dims(p)
         { "POST_NORM_OFFSET", l.post_norm.offset },
         { "QKV_BIAS_OFFSET", l.qkv_bias.offset },
     }), c_float(s.rms_norm_eps), c_float(s.parscale_attn_smooth), cuda_adapters(p))
+end
+
+-- "ITEM, ITEM, ...", `each` items a line, from item(0) to item(count - 1).
+local function item_lines(count, each, item, lead, separator)
+    local lines = {}
+    for first = 0, count - 1, each do
+        local line = {}
+        for i = first, math.min(first + each, count) - 1 do line[#line + 1] = item(i) end
+        lines[#lines + 1] = lead .. table.concat(line, ", ")
+    end
+    return table.concat(lines, separator)
+end
+
+local WARPGROUP_PRODUCT = [[
+static __device__ inline void start_%s(float (&s)[%d][4], const struct tile &a,
+                                       unsigned long long b) {
+    asm volatile("{.reg .pred add;\n"
+                 "setp.eq.u32 add, 0, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n%dk16.f32.%s.%s {"
+%s"
+                 "}, {%s}, %%%d, add, 1, 1, 0;}"
+%s
+                 : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(b));
+}]]
+
+local function warpgroup_product(number, columns)
+    local sums, indent = columns // 2, (" "):rep(17)
+    local function operand(i) return "%" .. i end
+    local function sum(i) return ('"+f"(s[%d][%d])'):format(i // 4, i % 4) end
+    return WARPGROUP_PRODUCT:format(number, columns // 8, columns, number, number,
+        item_lines(sums, 16, operand, indent .. '"', ', "\n'),
+        item_lines(4, 4, function(i) return operand(sums + i) end, "", ""), sums + 4,
+        (item_lines(sums, 4, sum, indent .. "  ", ",\n"):gsub("^ +", indent .. ": ")))
+end
+
+-- Starts a warpgroup's products, one instruction each: s [64, n] += a [64, 16] x b [16, n] for the
+-- n that prefill uses: those of cuda_warpgroup.cu's blocks, and 128 positions and a head's
+-- dimensions in attention. b: a matrix descriptor. Each sum is an operand, which only text can say.
+function emit.cuda_warpgroup_products(p)
+    local out, made = {}, {}
+    for _, columns in ipairs({ 128, 192, 256, p.gpu.attention_dims }) do
+        if not made[columns] then out[#out + 1] = warpgroup_product("f16", columns) end
+        made[columns] = true
+    end
+    for columns = 128, 256, 64 do out[#out + 1] = warpgroup_product("bf16", columns) end
+    return table.concat(out, "\n") .. "\n"
 end
 
 -- Inlines `#include "x"` once each, found in `generated` or in the folders. Keeps everything else

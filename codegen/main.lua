@@ -135,6 +135,7 @@ end
 -- The GPU part: engine.cu, whose text engine.c carries, and the kernels that are compiled now.
 local function add_cuda(p, generated, folder, options)
     generated["cuda_dims.h"] = emit.cuda_dims(p)
+    generated["cuda_warpgroup_products.cu"] = emit.cuda_warpgroup_products(p)
     generated["cuda_cache.cu"] = ('#include "cuda_cache_%s.cu"\n'):format(p.spec.cache_dtype)
     generated["cuda_weights.cu"] = ('#include "cuda_weights_%s.cu"\n'):format(format_of(p))
     local kernels = emit.cuda(root, p, generated)

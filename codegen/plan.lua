@@ -394,7 +394,11 @@ local function gpu_plan(spec, p)
         return align(tiles(n) * TILE, 64) * 2
     end
     local BEHIND = 256 * 64 * 2 -- a copy of a block of columns may go beyond the last column
-    local partial = tiles(d) * 128 + 16
+    local head_tiles = tiles(d)
+    local partial = head_tiles * 128 + 16
+    local prefix_tokens = 0
+    for _, a in ipairs(p.adapters) do prefix_tokens = math.max(prefix_tokens, a.prefix_tokens) end
+    local attended_rows = align(tiles(spec.context) + tiles(prefix_tokens), 8)
     local items = P * G * groups
     local team = tiles(h) >= 32 and 4 or 1 -- of blocks
     local list = {
@@ -403,11 +407,13 @@ local function gpu_plan(spec, p)
         { "ids", C * 4, "[tokens]" },
         { "history", spec.context * 4, "[context]: the ids in the cache" },
         { "residual", C * h * 4, "[columns, hidden]" },
-        { "input", C * math.max(2 * prefill_inputs(h), prefill_inputs(H * d)) + BEHIND,
-          "[columns, hidden, two parts; or heads * head_dim] bf16" },
+        { "input", C * prefill_inputs(math.max(h, H * d)) + BEHIND,
+          "[columns, hidden or heads * head_dim] f16 or bf16" },
         { "activation", C * prefill_inputs(spec.intermediate_size) + BEHIND,
           "[columns, intermediate] bf16" },
-        { "query", C * H * d * 2, "[columns, heads, head_dim] bf16" },
+        { "projected", C * (H + 2 * G) * d * 2, "[columns, heads + 2 kv_heads, head_dim] f16" },
+        { "gathered", P * G * attended_rows * 2 * head_tiles * TILE_BYTES,
+          "[P, kv_heads, prefix and context, key and value, head_dim] f16" },
         { "rounds", MOST_BLOCKS * 8, "[blocks, 2]: of layers, of steps", TOLD },
         { "inputs", 3 * tiles(h) * (groups_of(P) * 128 + P * 2) * 4,
           "[3, hidden and sums of squares, P]", TOLD },
@@ -426,23 +432,16 @@ local function gpu_plan(spec, p)
         { "best", 2 * MOST_BLOCKS * 8, "[2, blocks]" },
         { "sampling", 32, "how a token is chosen" },
     }
-    local int8 = spec.cache_dtype == "int8"
-    if int8 then
-        table.insert(list, { "new_cache", C * G * 2 * d * 4,
-                             "[columns, kv_heads, key and value, head_dim]" })
-    end
     -- Prefill attention keeps some steps of keys and values, and queries of large heads.
-    local head_tiles = tiles(d)
-    local step_rows = head_tiles * p.planes <= 8 and 2 or 1
-    local step_bytes = step_rows * 2 * head_tiles * p.planes * TILE_BYTES
+    local step_rows = head_tiles <= 8 and 2 or 1
+    local step_bytes = step_rows * 2 * head_tiles * TILE_BYTES
     local stages = math.max(2, math.min(4, (48 << 10) // step_bytes))
-    local scale_bytes = int8 and step_rows * 2 * TILE * SCALE_BYTES or 0
     local kept_queries = head_tiles <= 6 and 0 or 4 * head_tiles
     local gpu = { buffers = {}, bytes = 0, most_blocks = MOST_BLOCKS,
-                  cache_kernels = int8 and 1 or 0,
+                  attention_dims = head_tiles * TILE,
+                  warpgroups_attend = head_tiles <= 10,
                   prefill_shared = 64 << 10, small_shared = 256,
-                  prefill_attention_shared = stages * (step_bytes + scale_bytes)
-                      + kept_queries * TILE_BYTES,
+                  prefill_attention_shared = stages * step_bytes + kept_queries * TILE_BYTES,
                   sample_shared = 28 << 10 }
     for i, row in ipairs(list) do
         gpu.buffers[i] = { name = row[1], bytes = row[2], shape = row[3], told = row[4] }
@@ -451,9 +450,11 @@ local function gpu_plan(spec, p)
     -- Shared memory of a block, taken at the launch, on an architecture; most: what it may have.
     function gpu.shared_bytes(kernel, sm, most)
         local product = sm == 90 and most or gpu.prefill_shared
+        local attention = sm == 90 and gpu.warpgroups_attend and most
+            or gpu.prefill_attention_shared
         local bytes = { decode_step = most, choose = gpu.small_shared,
                         sample_token = gpu.sample_shared, prefill_qkv = product,
-                        prefill_attention = gpu.prefill_attention_shared,
+                        prefill_attention = attention,
                         prefill_o = product, prefill_gate_up = product, prefill_down = product }
         return bytes[kernel] or 0
     end

@@ -17,13 +17,11 @@ enum {
     STEP_CHUNKS = STEP_TILES * TILE / CHUNK_K,             // of a column
 };
 
-// Matrix and activations of a product. K is passed once for each pair of their parts: planes of the
-// weights, high and low parts of the activations.
+// Matrix and activations of a product. K is passed once for each plane of the weights.
 struct product {
-    const char *weights, *input; //
+    const char *weights, *input;
     int row_tiles, column_tiles; // of the weights; column_tiles: K / 16, filled up
-    int input_parts;             // 1: bf16, 2: high and low parts, each from a new row of blocks on
-    int columns;                 //
+    int columns;
 };
 
 // Rows of blocks of activations that `tiles` 16s of K take.
@@ -64,34 +62,10 @@ struct prefill_columns {
     }
 };
 
-// Stores rotary pairs as bf16: lane 4g + i has pair `pair` + g, counted over some heads, of columns
-// `column` + 2i and + 1. place(column, head, dim) is where a number belongs. Numbers of two pairs
-// lie side by side, so what two lanes have of a column is stored together.
-template <typename PLACE>
-static __device__ __forceinline__ void
-store_pairs(const struct prefill_columns &columns, int column, int pair, int heads,
-            const float (&first)[2], const float (&second)[2], const PLACE &place) {
-    const int EACH = HALF_HEAD % 2 ? 1 : 2; // unless they are of two heads
-    const unsigned words[] = {transpose(to_bf16(first[0], first[1])),
-                              transpose(to_bf16(second[0], second[1]))};
-    column += lane_id() / 4;
-    pair += lane_id() % 4 * 2;
-    if (column >= columns.count)
-        return;
-#pragma unroll
-    for (int n = 0; n < 2; n += EACH) {
-        int head = (pair + n) / HALF_HEAD, dim = (pair + n) % HALF_HEAD;
-        if (pair + n < 0 || head >= heads)
-            continue;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            unsigned short *to = place(column, head, dim + half * HALF_HEAD);
-            if (EACH == 2)
-                *(unsigned *)to = words[half];
-            else
-                *to = (unsigned short)(words[half] >> 16 * n);
-        }
-    }
+// What q|k|v leaves of a column: queries' heads, keys', values', each [head_dim].
+static __device__ __forceinline__ unsigned short *projected_head(const struct gpu_task &task,
+                                                                 int column, int head) {
+    return task.projected + column * QKV_FLOATS + head * HEAD_DIM;
 }
 
 // A step: which 16s of K. Every pass over K starts one.
@@ -100,31 +74,23 @@ struct product_step {
     int tiles;         // how many there are: less than 1 behind the last pass
     const char *input; // the row of blocks
     int input_chunk;   // the first one's there
-    bool low;          // the weights' low parts are wanted
 };
 
 static __device__ __forceinline__ int pass_steps(const struct product &p) {
     return (p.column_tiles + STEP_TILES - 1) / STEP_TILES;
 }
 
-// Whether quantised weights, which are rounded to bf16 here, are passed once more with what that
-// leaves: where the input is not rounded either.
-static __device__ __forceinline__ int low_passes(const struct product &p) {
-    return INPUT_TILES > 1 && p.input_parts > 1;
-}
-
 static __device__ __forceinline__ int count_steps(const struct product &p) {
-    return (WEIGHT_PLANES * p.input_parts + low_passes(p)) * pass_steps(p);
+    return WEIGHT_PLANES * pass_steps(p);
 }
 
 static __device__ __forceinline__ struct product_step find_step(const struct product &p, int n) {
-    int pass = n / pass_steps(p), tile = (n - pass * pass_steps(p)) * STEP_TILES;
-    int plane = WEIGHT_PLANES > 1 ? pass / p.input_parts : 0, part = pass % p.input_parts;
-    int row = part * input_rows(p.column_tiles) + tile * TILE / INPUT_K;
-    struct product_step step = {
-        plane * p.column_tiles + tile, n < count_steps(p) ? p.column_tiles - tile : 0,
-        p.input + (long long)row * INPUT_ROW_BYTES, tile * TILE % INPUT_K / CHUNK_K,
-        low_passes(p) && pass == p.input_parts};
+    int plane = WEIGHT_PLANES > 1 ? n / pass_steps(p) : 0;
+    int tile = (n - plane * pass_steps(p)) * STEP_TILES;
+    struct product_step step = {plane * p.column_tiles + tile,
+                                n < count_steps(p) ? p.column_tiles - tile : 0,
+                                p.input + (long long)(tile * TILE / INPUT_K) * INPUT_ROW_BYTES,
+                                tile * TILE % INPUT_K / CHUNK_K};
     return step;
 }
 

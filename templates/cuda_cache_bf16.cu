@@ -31,41 +31,6 @@ static __device__ __forceinline__ unsigned short *value_place(unsigned short *ro
            fragment_index(dim % TILE, position % TILE);
 }
 
-// Keys of a prefill, see store_pairs.
-static __device__ __forceinline__ void store_keys(const struct prefill_columns &columns, int column,
-                                                  int pair, const float (&first)[2],
-                                                  const float (&second)[2]) {
-    store_pairs(
-        columns, column, pair, KV_HEADS, first, second, [&](int column, int kv_head, int dim) {
-            int position = columns.position(column);
-            return key_place(row_of(columns.task, columns.stream(column), kv_head, position),
-                             position, dim);
-        });
-}
-
-// Values of a prefill: columns `column` and + 1 of a row of all kv heads' values.
-static __device__ __forceinline__ void store_values(const struct prefill_columns &columns,
-                                                    int column, int row, const float (&values)[2]) {
-    int kv_head = row / HEAD_DIM, dim = row % HEAD_DIM;
-    if (kv_head >= KV_HEADS || column >= columns.count)
-        return;
-    unsigned short *to[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int position = columns.position(column + i);
-        to[i] = value_place(row_of(columns.task, columns.stream(column + i), kv_head, position),
-                            position, dim);
-    }
-    const unsigned word = to_bf16(values[0], values[1]);
-    if (column + 1 < columns.count && to[1] == to[0] + 1) {
-        *(unsigned *)to[0] = word;
-        return;
-    }
-    *to[0] = (unsigned short)word;
-    if (column + 1 < columns.count)
-        *to[1] = (unsigned short)(word >> 16);
-}
-
 // A row of tiles: 16 positions, which are multiplied as they are. The newest position of a decode
 // step is put in by the warp that attends it, and stored when attention is over.
 struct cache_row {
@@ -156,14 +121,8 @@ struct cache_row {
     }
     __device__ __forceinline__ void load(struct tile (&)[HEAD_TILES], const struct tile *) const {
     }
-    static __device__ __forceinline__ void copy(char *, const struct tile *, int, bool) {
-    }
-    static __device__ __forceinline__ void copy_scales(char *, const struct tile *, bool) {
-    }
-    static __device__ __forceinline__ struct tile read(const char *) {
-        return {};
-    }
-    static __device__ __forceinline__ void scale_columns(float (&)[2][4], const char *, int) {
+    __device__ __forceinline__ void make_f16(struct tile (&)[HEAD_TILES], const struct tile *,
+                                             bool) {
     }
     __device__ __forceinline__ void scale_scores(float (&)[4]) const {
     }
@@ -196,3 +155,67 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
     }
     __syncwarp(); // no lane tells of this layer before all have read
 }
+
+#if MODULES & 4
+// Which bits of a word belong to positions n, n + 1 of [first, end).
+static __device__ __forceinline__ unsigned present_bits(int n, int first, int end) {
+    return (n >= first && n < end ? 0x0000ffff : 0) |
+           (n + 1 >= first && n + 1 < end ? 0xffff0000 : 0);
+}
+
+// The new one's words where they are present.
+static __device__ __forceinline__ struct tile
+merge_tiles(const struct tile &old, const struct tile &added, const struct tile &present) {
+    return {
+        (old.x & ~present.x) | (added.x & present.x), (old.y & ~present.y) | (added.y & present.y),
+        (old.z & ~present.z) | (added.z & present.z), (old.w & ~present.w) | (added.w & present.w)};
+}
+
+// Positions first to end - 1 of a row of keys, or of values, by one warp. heads: of position 0.
+static __device__ __forceinline__ void store_row(struct tile *row, const unsigned short *heads,
+                                                 bool values, int first, int end) {
+    const int g = lane_id() / 4, pair = lane_id() % 4 * 2;
+    const bool low = g >= first && g < end, high = g + 8 >= first && g + 8 < end;
+    const unsigned low_bits = low ? ~0u : 0, high_bits = high ? ~0u : 0,
+                   even_bits = present_bits(pair, first, end),
+                   odd_bits = present_bits(pair + 8, first, end);
+    const struct tile present = {values ? even_bits : low_bits, values ? odd_bits : low_bits,
+                                 values ? even_bits : high_bits, values ? odd_bits : high_bits};
+    struct tile tiles[HEAD_TILES];
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        const unsigned short *from = heads + g * QKV_FLOATS + d * TILE + pair;
+        const bool near = d * TILE + pair < HEAD_DIM, far = d * TILE + pair + 8 < HEAD_DIM;
+        tiles[d] = {low && near ? *(const unsigned *)from : 0,
+                    low && far ? *(const unsigned *)(from + 8) : 0,
+                    high && near ? *(const unsigned *)(from + 8 * QKV_FLOATS) : 0,
+                    high && far ? *(const unsigned *)(from + 8 * QKV_FLOATS + 8) : 0};
+    }
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        struct tile t = tile_from_f16(tiles[d]), *to = row + d * WARP + lane_id();
+        if (values)
+            t = {transpose(t.x), transpose(t.z), transpose(t.y), transpose(t.w)};
+        *to = end - first == TILE ? t : merge_tiles(*to, t, present);
+    }
+}
+
+// projected -> cache. Grid: rows of positions by fours, kv heads, distinct streams. Each warp has
+// keys or values of a row.
+extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct gpu_task task) {
+    wait_for_previous_kernel();
+    const bool values = warp_id() % 2;
+    const int row = task.position / TILE + blockIdx.x * (WARPS / 2) + warp_id() / 2,
+              stream = blockIdx.z, kv_head = blockIdx.y;
+    const int token =
+        row * TILE - task.position; // at the row's position 0: may be before the first
+    const int first = token < 0 ? -token : 0,
+              end = task.tokens - token < TILE ? task.tokens - token : TILE;
+    if (end <= 0)
+        return;
+    store_row(
+        (struct tile *)row_of(task, stream, kv_head, row * TILE) + values * HEAD_TILES * WARP,
+        projected_head(task, stream * task.tokens + token, HEADS + values * KV_HEADS + kv_head),
+        values, first, end);
+}
+#endif

@@ -3,8 +3,8 @@
 //
 // Products are those of the integers, which bf16 holds exactly: keys' scales multiply the scores,
 // values' scales the probabilities. A scale needs the whole head, whose parts several blocks
-// compute, so a prefill's q|k|v leaves them in task.new_cache, fp32 [columns, kv_heads, key and
-// value, head_dim], and a kernel makes the cache of these. In decode they are told, the warp that
+// compute, so a prefill's q|k|v leaves them in task.projected, and a kernel makes the cache of
+// these. In decode they are told, the warp that
 // attends the newest position makes the integers in its registers; they are stored when attention
 // is over.
 #include "cuda_int8.cu"
@@ -22,39 +22,6 @@ static __device__ inline char *cache_place(const struct gpu_task &task, int stre
                                            int row) {
     return task.cache + cache_number(task, stream, kv_head) * CACHE_BLOCK_BYTES +
            (long long)row * ROW_BYTES;
-}
-
-// What q|k|v leaves of a column: a key and a value, fp32 [2, head_dim].
-static __device__ __forceinline__ float *new_entry(const struct gpu_task &task, int column,
-                                                   int kv_head) {
-    return task.new_cache + ((long long)column * KV_HEADS + kv_head) * 2 * HEAD_DIM;
-}
-
-// Rotary pairs of keys, counted over all kv heads: lane 4g + i has number `pair` + g of columns
-// `column` + 2i and + 1.
-static __device__ __forceinline__ void store_keys(const struct prefill_columns &columns, int column,
-                                                  int pair, const float (&first)[2],
-                                                  const float (&second)[2]) {
-    column += lane_id() % 4 * 2;
-    pair += lane_id() / 4;
-    if (pair < 0 || pair >= KV_HEADS * HALF_HEAD)
-        return;
-#pragma unroll
-    for (int i = 0; i < 2 && column + i < columns.count; i++) {
-        float *key = new_entry(columns.task, column + i, pair / HALF_HEAD) + pair % HALF_HEAD;
-        key[0] = first[i];
-        key[HALF_HEAD] = second[i];
-    }
-}
-
-// Columns `column` and + 1 of a row of all kv heads' values.
-static __device__ __forceinline__ void store_values(const struct prefill_columns &columns,
-                                                    int column, int row, const float (&values)[2]) {
-    if (row >= KV_HEADS * HEAD_DIM)
-        return;
-#pragma unroll
-    for (int i = 0; i < 2 && column + i < columns.count; i++)
-        new_entry(columns.task, column + i, row / HEAD_DIM)[HEAD_DIM + row % HEAD_DIM] = values[i];
 }
 
 // load_tile for 8 bytes.
@@ -138,22 +105,27 @@ static __device__ __forceinline__ struct cache_entry make_entry(const float *num
     return entry;
 }
 
-// The same of a key and a value that lie at `key` and `value` further; TOLD: by blocks of a decode
-// step.
-template <bool TOLD>
-static __device__ __forceinline__ struct cache_entry load_entry(const float *key, int value,
-                                                                unsigned round) {
+// The same of a decode step's newest key and value, told by other blocks.
+static __device__ __forceinline__ struct cache_entry await_entry(const float *key, unsigned round) {
     float numbers[cache_entry::NUMBERS];
-    if (TOLD)
-        await_all(numbers, round, [=](int n, float &x) {
-            int place = cache_entry::number_place(n, value);
-            if (place >= 0)
-                x = look(key + place, round);
-        });
+    await_all(numbers, round, [=](int n, float &x) {
+        int place = cache_entry::number_place(n, KV_HEADS * HEAD_DIM);
+        if (place >= 0)
+            x = look(key + place, round);
+    });
+#pragma unroll
+    for (int n = 0; n < cache_entry::NUMBERS; n++)
+        numbers[n] = without_round(numbers[n]);
+    return make_entry(numbers);
+}
+
+// And of what a prefill leaves.
+static __device__ __forceinline__ struct cache_entry load_entry(const unsigned short *key) {
+    float numbers[cache_entry::NUMBERS];
 #pragma unroll
     for (int n = 0; n < cache_entry::NUMBERS; n++) {
-        int place = cache_entry::number_place(n, value);
-        numbers[n] = TOLD ? without_round(numbers[n]) : place >= 0 ? key[place] : 0;
+        int place = cache_entry::number_place(n, KV_HEADS * HEAD_DIM);
+        numbers[n] = place >= 0 ? from_f16(key[place]) : 0;
     }
     return make_entry(numbers);
 }
@@ -218,35 +190,6 @@ struct cache_row {
         }
     }
 
-    // Prefill: starts copying tile d of a row's keys, or values, to shared memory, or zeros.
-    static __device__ __forceinline__ void copy(char *shared, const struct tile *from, int d,
-                                                bool wanted) {
-        if (lane_id() < BYTE_TILE / 16)
-            copy_async(shared + lane_id() * 16, (const char *)from + d * BYTE_TILE + lane_id() * 16,
-                       wanted);
-    }
-    static __device__ __forceinline__ void copy_scales(char *shared, const struct tile *keys,
-                                                       bool wanted) {
-        if (lane_id() < SCALE_BYTES / 16)
-            copy_async(shared + lane_id() * 16, (const char *)keys + ROW_SCALES + lane_id() * 16,
-                       wanted);
-    }
-
-    // A tile, and the scales of keys (0) or values (1), of what was copied.
-    static __device__ __forceinline__ struct tile read(const char *shared) {
-        struct columns bytes = ((const struct columns *)shared)[lane_id()];
-        struct tile t = {bytes.x, bytes.y, 0, 0};
-        return widen(t);
-    }
-    // Multiplies scores of positions 8 h + 2 i + j of a row: x [h] [.] [j].
-    static __device__ __forceinline__ void scale_columns(float (&x)[2][4], const char *shared,
-                                                         int values) {
-        const float *scales = (const float *)shared + lane_id() % 4 * 8 + values * 2;
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-            x[n / 4][n % 4] *= scales[n % 2 * 4 + n / 4];
-    }
-
     // Of a decode step's newest position: see cuda_cache_bf16.cu.
     static __device__ __forceinline__ int number_place(int n) {
         return cache_entry::number_place(n, KV_HEADS * HEAD_DIM);
@@ -308,6 +251,29 @@ struct cache_row {
             values[d] = widen(values[d]);
     }
 
+    // Prefill: numbers of what `load` left of keys, or of values.
+    __device__ __forceinline__ void make_f16(struct tile (&tiles)[HEAD_TILES],
+                                             const struct tile *keys, bool values) {
+        float even[2], odd[2]; // scales of words x and z, y and w; keys': of x and y, z and w
+        load_scales(keys);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            even[i] = __shfl_sync(0xffffffff, value_scale[i], lane_id() % 4 * 8);
+            odd[i] = __shfl_sync(0xffffffff, value_scale[i], lane_id() % 4 * 8 + 4);
+            even[i] = values ? even[i] : key_scale[i];
+            odd[i] = values ? odd[i] : key_scale[i];
+        }
+#pragma unroll
+        for (int d = 0; d < HEAD_TILES; d++) {
+            const struct tile t = widen(tiles[d]);
+            const int y = values, z = !values;
+            tiles[d] = {to_f16(even_of(t.x) * even[0], odd_of(t.x) * odd[0]),
+                        to_f16(even_of(t.y) * even[y], odd_of(t.y) * odd[y]),
+                        to_f16(even_of(t.z) * even[z], odd_of(t.z) * odd[z]),
+                        to_f16(even_of(t.w) * even[1], odd_of(t.w) * odd[1])};
+        }
+    }
+
     // Scores and probabilities of positions g (0, 1) and g + 8 (2, 3).
     __device__ __forceinline__ void scale_scores(float (&p)[4]) const {
 #pragma unroll
@@ -338,10 +304,11 @@ static __device__ __forceinline__ void store_positions(const struct gpu_task &ta
         present[n] = r >= first && r < end;
         if (!present[n])
             continue;
-        const float *key = COUNT == 1
-                               ? task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM
-                               : new_entry(task, column + r, kv_head);
-        entries[n] = load_entry<COUNT == 1>(key, (COUNT == 1 ? KV_HEADS : 1) * HEAD_DIM, round);
+        if (COUNT == 1)
+            entries[n] =
+                await_entry(task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM, round);
+        else
+            entries[n] = load_entry(projected_head(task, column + r, HEADS + kv_head));
 #pragma unroll
         for (int k = 0; k < cache_entry::KEY_WORDS; k++) {
             int d = k * 8 + lane_id() / 4, at = (d * WARP + r % 8 * 4 + lane_id() % 4) * 2 + r / 8;
@@ -382,17 +349,18 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
 }
 
 #if MODULES & 4
-// new_cache -> cache. Grid: rows of positions / WARPS, kv heads, distinct streams.
+// projected -> cache. Grid: rows of positions by fours, kv heads, distinct streams. Two warps a
+// row.
 extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct gpu_task task) {
     wait_for_previous_kernel();
-    int row = task.position / TILE + blockIdx.x * WARPS + warp_id(), stream = blockIdx.z;
+    int row = task.position / TILE + blockIdx.x * (WARPS / 2) + warp_id() / 2, stream = blockIdx.z;
     int token = row * TILE - task.position; // at the row's position 0: may be before the first
     int first = token < 0 ? -token : 0, end = task.tokens - token;
     if (end <= 0)
         return;
 #pragma unroll 1
-    for (int word = 0; word < 4; word++)
-        store_positions<4>(task, stream, blockIdx.y, row, word, stream * task.tokens + token, first,
-                           end, 0);
+    for (int word = warp_id() % 2 * 2, i = 0; i < 2; i++)
+        store_positions<4>(task, stream, blockIdx.y, row, word + i, stream * task.tokens + token,
+                           first, end, 0);
 }
 #endif

@@ -70,9 +70,42 @@ static __device__ inline unsigned short bf16_bits(float value) {
     return (unsigned short)to_bf16(value, 0.0f);
 }
 
+// The two numbers of a word of bf16.
+static __device__ inline float even_of(unsigned word) {
+    return __uint_as_float(word << 16);
+}
+
+static __device__ inline float odd_of(unsigned word) {
+    return __uint_as_float(word & 0xffff0000);
+}
+
 // What bf16 leaves of a pair of values: their low parts, in bf16 too.
 static __device__ inline unsigned low_parts(unsigned high, float even, float odd) {
-    return to_bf16(even - __uint_as_float(high << 16), odd - __uint_as_float(high & 0xffff0000));
+    return to_bf16(even - even_of(high), odd - odd_of(high));
+}
+
+// A tile of f16 in bf16.
+static __device__ inline unsigned word_from_f16(unsigned word) {
+    return to_bf16(from_f16(word & 0xffff), from_f16(word >> 16));
+}
+
+static __device__ inline struct tile tile_from_f16(const struct tile &t) {
+    return {word_from_f16(t.x), word_from_f16(t.y), word_from_f16(t.z), word_from_f16(t.w)};
+}
+
+// The sum of two words' numbers in f16.
+static __device__ inline unsigned sum_to_f16(unsigned a, unsigned b) {
+    return to_f16(even_of(a) + even_of(b), odd_of(a) + odd_of(b));
+}
+
+static __device__ inline struct tile sum_to_f16(const struct tile &a, const struct tile &b) {
+    return {sum_to_f16(a.x, b.x), sum_to_f16(a.y, b.y), sum_to_f16(a.z, b.z), sum_to_f16(a.w, b.w)};
+}
+
+// A tile of bf16 in f16.
+static __device__ inline struct tile tile_to_f16(const struct tile &t) {
+    return {to_f16(even_of(t.x), odd_of(t.x)), to_f16(even_of(t.y), odd_of(t.y)),
+            to_f16(even_of(t.z), odd_of(t.z)), to_f16(even_of(t.w), odd_of(t.w))};
 }
 
 // What a score of the query before it is scaled has to be multiplied by, so that 2^score is what

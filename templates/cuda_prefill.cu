@@ -2,21 +2,20 @@
 // where activations lie.
 
 // Calls finish(slice, sum) for every slice of weights x input that this block of threads has.
-template <int ROW_TILES, typename FINISH>
+template <enum number NUMBER, int ROW_TILES, typename FINISH>
 static __device__ __forceinline__ void multiply_all(const struct product &p, const FINISH &finish) {
     wait_for_previous_kernel();
     if constexpr (WARPGROUPS)
-        multiply_by_warpgroups<block_columns(ROW_TILES)>(p, finish);
+        multiply_by_warpgroups<NUMBER, block_columns(ROW_TILES)>(p, finish);
     else
-        multiply_by_warps(p, finish);
+        multiply_by_warps<NUMBER>(p, finish);
 }
 
-// residual -> input, normalised; low parts too if `parts` is 2. Each warp one column, all of it in
-// registers.
-static __device__ __forceinline__ void
-prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, int parts) {
+// residual -> input, normalised. Each warp one column, all of it in registers.
+template <enum number NUMBER>
+static __device__ __forceinline__ void prefill_norm(const struct gpu_task &task,
+                                                    long long weight_offset, int columns) {
     const int LOADS = (HIDDEN_SIZE + 4 * WARP - 1) / (4 * WARP);
-    const int LOW = input_rows(HIDDEN_INPUT_TILES) * INPUT_K;
     int column = blockIdx.x * WARPS + warp_id(), first = lane_id() * 4;
     const float *weight = (const float *)(layer_weights(task) + weight_offset);
     float4 values[LOADS], weights[LOADS];
@@ -46,21 +45,14 @@ prefill_norm(const struct gpu_task &task, long long weight_offset, int columns, 
     for (int j = 0; j < LOADS; j++) {
         int i = j * 4 * WARP + first;
         if (i < HIDDEN_SIZE) {
-            float4 v = values[j];
-            const float4 &w = weights[j];
-            v = make_float4(v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z,
-                            v.w * scale * w.w);
-            uint2 high = make_uint2(to_bf16(v.x, v.y), to_bf16(v.z, v.w));
-            *(uint2 *)input_word(task.input, column, i) = high;
-            if (parts == 2)
-                *(uint2 *)input_word(task.input, column, LOW + i) =
-                    make_uint2(low_parts(high.x, v.x, v.y), low_parts(high.y, v.z, v.w));
+            const float4 &v = values[j], &w = weights[j];
+            *(uint2 *)input_word(task.input, column, i) =
+                make_uint2(to_numbers<NUMBER>(v.x * scale * w.x, v.y * scale * w.y),
+                           to_numbers<NUMBER>(v.z * scale * w.z, v.w * scale * w.w));
         }
     }
-    for (int i = HIDDEN_SIZE + first; i < HIDDEN_INPUT_TILES * TILE; i += 4 * WARP) {
-        for (int part = 0; part < parts; part++)
-            *(uint2 *)input_word(task.input, column, part * LOW + i) = make_uint2(0, 0);
-    }
+    for (int i = HIDDEN_SIZE + first; i < HIDDEN_INPUT_TILES * TILE; i += 4 * WARP)
+        *(uint2 *)input_word(task.input, column, i) = make_uint2(0, 0);
 }
 
 #if MODULES & 4
@@ -77,97 +69,90 @@ extern "C" __global__ void __launch_bounds__(THREADS) embed(const struct gpu_tas
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_input_norm(const struct gpu_task task) {
-    prefill_norm(task, INPUT_NORM_OFFSET, prefill_columns(task).count, 2);
+    prefill_norm<F16>(task, INPUT_NORM_OFFSET, prefill_columns(task).count);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prefill_post_norm(const struct gpu_task task) {
-    prefill_norm(task, POST_NORM_OFFSET, task.tokens * STREAMS, 1);
+    prefill_norm<BF16>(task, POST_NORM_OFFSET, task.tokens * STREAMS);
 }
 
 #endif
 
 #if MODULES & 16
-// Rotary pairs: lane 4g + i has number `pair` + g of columns `column` + 2i and + 1.
-static __device__ __forceinline__ void finish_pairs(const struct prefill_columns &columns,
-                                                    int column, int pair, const float2 (&angle)[2],
-                                                    const float (&low)[2], const float (&high)[2]) {
-    float first[2], second[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        first[i] = low[i] * angle[i].x - high[i] * angle[i].y;
-        second[i] = high[i] * angle[i].x + low[i] * angle[i].y;
-    }
-    if (pair + PAIRS_A_ROW > QUERY_PAIRS)
-        store_keys(columns, column, pair - QUERY_PAIRS, first, second);
-    if (pair >= QUERY_PAIRS)
-        return;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        first[i] *= query_scale();
-        second[i] *= query_scale();
-    }
-    store_pairs(columns, column, pair, HEADS, first, second, [&](int column, int head, int dim) {
-        return columns.task.query + (column * HEADS + head) * HEAD_DIM + dim;
-    });
+// Where in projected_head's order element n of the first or second 8 rows of a row of tiles of
+// q|k|v belongs; -1: nowhere. Rows r, r + 8 of queries and keys are a rotary pair.
+static __device__ __forceinline__ int projected_place(int row_tile, int n, int half) {
+    const int value = row_tile * TILE - QKV_VALUE_ROW, pair = row_tile * PAIRS_A_ROW + n;
+    if (value >= 0)
+        return value + half * 8 + n < KV_HEADS * HEAD_DIM
+                   ? (HEADS + KV_HEADS) * HEAD_DIM + value + half * 8 + n
+                   : -1;
+    return pair < (HEADS + KV_HEADS) * HALF_HEAD
+               ? pair / HALF_HEAD * HEAD_DIM + half * HALF_HEAD + pair % HALF_HEAD
+               : -1;
 }
 
-// A slice of q|k|v. It is long, so it is a loop: some columns at a time, so that their loads
-// overlap; then those behind them move to their place.
+// A slice of q|k|v -> projected. Lane 4g + i has rows g, g + 8 of columns 2i, 2i + 1 of each 8;
+// when transposed, rows 2i, 2i + 1 of column g, which are stored together unless they are of two
+// heads.
 static __device__ __forceinline__ void finish_qkv(const struct prefill_columns &columns,
                                                   const struct slice &slice,
-                                                  const float (&sum)[8][4]) {
-    const int AT_ONCE = 4;
-    const int row = lane_id() / 4, pair = slice.row_tile * PAIRS_A_ROW,
-              pair_column = lane_id() % 4 * 2;
-    const int value = slice.row_tile * TILE - QKV_VALUE_ROW; // the first one's row, if it is one
+                                                  const float (*sum)[4]) {
+    const int TOGETHER = HALF_HEAD % 2 ? 1 : 2;
+    const int row = lane_id() / 4, pair = slice.row_tile * PAIRS_A_ROW + row,
+              first = slice.column + lane_id() % 4 * 2, stored = slice.column + lane_id() / 4;
+    const bool turned = slice.row_tile * TILE < QKV_VALUE_ROW;
+    const float scale = pair < QUERY_PAIRS ? query_scale() : 1.0f;
     const float *bias = (const float *)(layer_weights(columns.task) + QKV_BIAS_OFFSET) +
                         slice.row_tile * TILE + row;
     const float low_bias = bias[0], high_bias = bias[8];
-    const float2 *angles = (const float2 *)columns.task.rotary + (pair + row) % HALF_HEAD;
-    float rest[8][4];
+    const float2 *angles = (const float2 *)columns.task.rotary + pair % HALF_HEAD;
+    float2 angle[8][2];
 #pragma unroll
-    for (int i = 0; i < SLICE_FLOATS; i++)
-        rest[i / 4][i % 4] = sum[i / 4][i % 4];
-    int column = slice.column;
-#pragma unroll 1
-    for (int n = 0; n < 8; n += AT_ONCE) {
-        float2 angle[AT_ONCE][2];
+    for (int i = 0; i < 16; i++) {
+        angle[i / 2][i % 2] = make_float2(1, 0);
+        if (turned)
+            angle[i / 2][i % 2] = angles[columns.position(first + i / 2 * 8 + i % 2) * HALF_HEAD];
+    }
+    unsigned short *to = columns.task.projected + stored * QKV_FLOATS;
+    int place[2][2];
 #pragma unroll
-        for (int i = 0; i < 2 * AT_ONCE; i++) {
-            int position = columns.position(column + i / 2 * 8 + pair_column + i % 2);
-            angle[i / 2][i % 2] = angles[position * HALF_HEAD];
+    for (int n = 0; n < 4; n++)
+        place[n / 2][n % 2] = projected_place(slice.row_tile, lane_id() % 4 * 2 + n % 2, n / 2);
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float turn[2][2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float low = sum[j][i] + low_bias, high = sum[j][i + 2] + high_bias;
+            turn[0][i] = (low * angle[j][i].x - high * angle[j][i].y) * scale;
+            turn[1][i] = (high * angle[j][i].x + low * angle[j][i].y) * scale;
         }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const float low[] = {rest[i][0] + low_bias, rest[i][1] + low_bias},
-                        high[] = {rest[i][2] + high_bias, rest[i][3] + high_bias};
-            if (value < 0) {
-                finish_pairs(columns, column + i * 8, pair, angle[i], low, high);
-            } else {
-                store_values(columns, column + i * 8 + pair_column, value + row, low);
-                store_values(columns, column + i * 8 + pair_column, value + row + 8, high);
+        for (int half = 0; half < 2; half++) {
+            const unsigned word = transpose(to_f16(turn[half][0], turn[half][1]));
+            const bool wanted = stored + j * 8 < columns.count;
+#pragma unroll
+            for (int n = 0; n < 2; n += TOGETHER) {
+                unsigned short *at = to + j * 8 * QKV_FLOATS + place[half][n];
+                if (wanted && place[half][n] >= 0 && TOGETHER == 2)
+                    *(unsigned *)at = word;
+                else if (wanted && place[half][n] >= 0)
+                    *at = (unsigned short)(word >> 16 * n);
             }
         }
-        column += AT_ONCE * 8;
-#pragma unroll
-        for (int i = 0; i < (8 - AT_ONCE) * 4; i++)
-            rest[i / 4][i % 4] = rest[i / 4 + AT_ONCE][i % 4];
     }
 }
 
-// input -> query, cache. Grid of all products: see prefill_product in gpu.c. Queries are what
-// attention multiplies: scaled, bf16.
+// input -> projected. Grid of all products: see prefill_product in gpu.c. Input and results are
+// f16: what bf16 loses of queries costs more accuracy than anything else.
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     prefill_qkv(const struct gpu_task task) {
     const struct prefill_columns columns(task);
-    struct product p = {layer_weights(task) + QKV_OFFSET,
-                        task.input,
-                        QKV_ROW_TILES,
-                        HIDDEN_INPUT_TILES,
-                        2,
-                        columns.count};
-    multiply_all<QKV_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
+    struct product p = {layer_weights(task) + QKV_OFFSET, task.input, QKV_ROW_TILES,
+                        HIDDEN_INPUT_TILES, columns.count};
+    multiply_all<F16, QKV_ROW_TILES>(p, [&](const struct slice &slice, const float(*sum)[4]) {
         if (slice.row_tile < p.row_tiles)
             finish_qkv(columns, slice, sum);
     });
@@ -179,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
 template <int ROW_TILES>
 static __device__ __forceinline__ void prefill_residual(const struct gpu_task &task,
                                                         const struct product &p) {
-    multiply_all<ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
+    multiply_all<BF16, ROW_TILES>(p, [&](const struct slice &slice, const float(*sum)[4]) {
         int first = slice.column + lane_id() % 4 * 2;
         int columns = slice.row_tile < p.row_tiles ? p.columns - first : 0;
         float *rows =
@@ -197,32 +182,24 @@ static __device__ __forceinline__ void prefill_residual(const struct gpu_task &t
 
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     prefill_o(const struct gpu_task task) {
-    struct product p = {layer_weights(task) + O_OFFSET, task.input, HIDDEN_TILES, HEADS_TILES, 1,
+    struct product p = {layer_weights(task) + O_OFFSET, task.input, HIDDEN_TILES, HEADS_TILES,
                         task.tokens * STREAMS};
     prefill_residual<HIDDEN_TILES>(task, p);
 }
 
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     prefill_down(const struct gpu_task task) {
-    struct product p = {layer_weights(task) + DOWN_OFFSET,
-                        task.activation,
-                        HIDDEN_TILES,
-                        INTERMEDIATE_TILES,
-                        1,
-                        task.tokens * STREAMS};
+    struct product p = {layer_weights(task) + DOWN_OFFSET, task.activation, HIDDEN_TILES,
+                        INTERMEDIATE_TILES, task.tokens * STREAMS};
     prefill_residual<HIDDEN_TILES>(task, p);
 }
 
 // input -> activation = silu(gate) * up: a row of tiles holds 8 gates and their 8 ups.
 extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS, PRODUCT_BLOCKS)
     prefill_gate_up(const struct gpu_task task) {
-    struct product p = {layer_weights(task) + GATE_UP_OFFSET,
-                        task.input,
-                        GATE_UP_ROW_TILES,
-                        HIDDEN_INPUT_TILES,
-                        1,
-                        task.tokens * STREAMS};
-    multiply_all<GATE_UP_ROW_TILES>(p, [&](const struct slice &slice, const float(&sum)[8][4]) {
+    struct product p = {layer_weights(task) + GATE_UP_OFFSET, task.input, GATE_UP_ROW_TILES,
+                        HIDDEN_INPUT_TILES, task.tokens * STREAMS};
+    multiply_all<BF16, GATE_UP_ROW_TILES>(p, [&](const struct slice &slice, const float(*sum)[4]) {
         int first = slice.column + lane_id() / 4;
         int columns = slice.row_tile < p.row_tiles ? p.columns - first : 0;
         unsigned *to = input_word(task.activation, first, slice.row_tile * 8 + lane_id() % 4 * 2);

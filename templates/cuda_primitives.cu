@@ -33,18 +33,62 @@ static __device__ inline unsigned to_bf16(float even, float odd) {
 #endif
 }
 
+// The same to f16, which has three bits more of a number between 6e-5 and 65,504.
+static __device__ inline unsigned to_f16(float even, float odd) {
+#ifdef EMULATOR
+    return emulate_f16(even) | emulate_f16(odd) << 16;
+#else
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(odd), "f"(even));
+    return word;
+#endif
+}
+
+// The f16 of 16 bits.
+static __device__ inline float from_f16(unsigned bits) {
+#ifdef EMULATOR
+    return f16_to_float((unsigned short)bits);
+#else
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
+    return value;
+#endif
+}
+
+// What the operands of a product are.
+enum number { BF16, F16 };
+
+template <enum number NUMBER> static __device__ inline unsigned to_numbers(float even, float odd) {
+    return NUMBER == F16 ? to_f16(even, odd) : to_bf16(even, odd);
+}
+
 // sum [16, 8] += a [16, 16] x b [16, 8]; sum[0], sum[1]: row g, columns 2i, 2i+1; sum[2], sum[3]:
 // row g + 8.
+template <enum number NUMBER = BF16>
 static __device__ inline void multiply(float (&sum)[4], const struct tile &a,
                                        const struct columns &b) {
 #ifdef EMULATOR
     unsigned words[] = {a.x, a.z, a.y, a.w, b.x, b.y};
-    emulate_product(sum, words);
+    emulate_product(sum, words, NUMBER == F16);
 #else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+    if constexpr (NUMBER == F16)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b.x), "r"(b.y));
+#endif
+}
+
+static __device__ inline unsigned shared_address(const void *shared) {
+#ifdef EMULATOR
+    return emulate_shared_address(shared);
+#else
+    return (unsigned)__cvta_generic_to_shared(shared);
 #endif
 }
 
@@ -55,8 +99,8 @@ static __device__ __forceinline__ struct columns pair_of(float x, float y) {
     return {__float_as_uint(x) ^ zero, __float_as_uint(y) ^ zero};
 }
 
-// Four 8 x 8 matrices of bf16 from shared memory: lane 8m + r gives the address of row r of matrix
-// m, 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
+// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8m + r gives the address of row r
+// of matrix m, 16 bytes; lane 4g + i gets elements 2i, 2i+1 of row g of matrices 0 to 3 in x to w.
 static __device__ inline struct tile load_matrices(const void *row) {
 #ifdef EMULATOR
     struct tile t = *(const struct tile *)row;
@@ -67,69 +111,48 @@ static __device__ inline struct tile load_matrices(const void *row) {
     struct tile t;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(t.x), "=r"(t.y), "=r"(t.z), "=r"(t.w)
-                 : "r"((unsigned)__cvta_generic_to_shared(row)));
+                 : "r"(shared_address(row)));
     return t;
 #endif
 }
 
 #ifndef EMULATOR
-// Operands of a warpgroup's product: 32 sums of a thread for each 64 columns.
-#define SUMS_0                                                                                     \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define SUMS_1                                                                                     \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define SUMS_2                                                                                     \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define SUMS_3                                                                                     \
-    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "   \
-    "%127"
-#define SUM_OPERANDS(s) "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
-#define SLICE_OPERANDS(s)                                                                          \
-    SUM_OPERANDS(s[0]), SUM_OPERANDS(s[1]), SUM_OPERANDS(s[2]), SUM_OPERANDS(s[3]),                \
-        SUM_OPERANDS(s[4]), SUM_OPERANDS(s[5]), SUM_OPERANDS(s[6]), SUM_OPERANDS(s[7])
-#define WARPGROUP_PRODUCT(columns, sums, weights)                                                  \
-    "{.reg .pred add;\n"                                                                           \
-    "setp.eq.u32 add, 0, 0;\n"                                                                     \
-    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32.bf16.bf16 {" sums "}, {" weights          \
-    ", add, 1, 1, 0;}"
+// start_bf16 and start_f16 for as many columns as are used here.
+#include "cuda_warpgroup_products.cu"
 #endif
 
+// Where a warpgroup's product finds its columns in shared memory: a matrix descriptor for 16 k of
+// them, each 16 bytes of a column a chunk. Of blocks of activations (input_word), which begin at
+// multiples of 1,024 bytes; 16 k are 32 bytes further than those before.
+static __device__ inline unsigned long long swizzled_columns(const void *at) {
+    const unsigned long long swizzle = 1; // in rows of 128 bytes
+    return swizzle << 62 | 1024ull / 16 << 32 | 1ull << 16 | shared_address(at) / 16;
+}
+
+// Of columns one after the other, the next 8 k `apart` bytes further.
+static __device__ inline unsigned long long plain_columns(const void *at, int apart) {
+    return 128ull / 16 << 32 | (unsigned long long)(apart / 16) << 16 | shared_address(at) / 16;
+}
+
+// The same of what lies `bytes` bytes further.
+static __device__ inline unsigned long long further(unsigned long long columns, int bytes) {
+    return (columns & ~0xffffffffull) | ((unsigned)columns + bytes / 16);
+}
+
 // Products of a warpgroup, four warps, run behind the threads' backs: between the start of one and
-// the wait for its group, neither `sum` nor `a` may be touched nor what lies at `b` be changed.
-// sum [64, 64 SLICES] += a [64, 16] x b [16, 64 SLICES]: rows 16w to 16w + 15 are warp w's,
-// sum[s][j] of columns 64s + 8j to 64s + 8j + 7 and a as in multiply. b: 16 k of blocks of
-// activations (input_word) in shared memory, at a multiple of 1,024 bytes, 32 bytes further for
-// each 16 of k before. One instruction for all columns: it reads `a` once.
-template <int SLICES>
-static __device__ inline void multiply_warpgroup(float (&sum)[SLICES][8][4], const struct tile &a,
-                                                 const void *b) {
-    static_assert(SLICES >= 2 && SLICES <= 4, "128, 192 or 256 columns");
+// the wait for its group, neither `sum` nor `a` may be touched nor what lies at b be changed.
+// sum [64, 8 BLOCKS] += a [64, 16] x b [16, 8 BLOCKS]: rows 16w to 16w + 15 are warp w's, sum[j] of
+// columns 8j to 8j + 7 and a as in multiply. One instruction for all columns: it reads `a` once.
+template <enum number NUMBER, int BLOCKS>
+static __device__ inline void multiply_warpgroup(float (&sum)[BLOCKS][4], const struct tile &a,
+                                                 unsigned long long b) {
 #ifdef EMULATOR
-    for (int i = 0; i < SLICES; i++) // 64 columns of 64 k, bf16
-        emulate_warpgroup_product(sum[i], &a.x, (const char *)b + i * 64 * 64 * 2);
+    emulate_warpgroup_product(sum, BLOCKS, &a.x, b, NUMBER == F16);
 #else
-    unsigned long long address = __cvta_generic_to_shared(b);
-    // Swizzled in rows of 128 bytes; 1,024 bytes from 8 columns to the next.
-    unsigned long long columns = 1ull << 62 | 64ull << 32 | 1ull << 16 | address >> 4;
-    if constexpr (SLICES == 2)
-        asm volatile(WARPGROUP_PRODUCT("128", SUMS_0 ", " SUMS_1, "%64, %65, %66, %67}, %68")
-                     : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1])
-                     : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
-    else if constexpr (SLICES == 3)
-        asm volatile(
-            WARPGROUP_PRODUCT("192", SUMS_0 ", " SUMS_1 ", " SUMS_2, "%96, %97, %98, %99}, %100")
-            : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1]), SLICE_OPERANDS(sum[2])
-            : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+    if constexpr (NUMBER == F16)
+        start_f16(sum, a, b);
     else
-        asm volatile(WARPGROUP_PRODUCT("256", SUMS_0 ", " SUMS_1 ", " SUMS_2 ", " SUMS_3,
-                                       "%128, %129, %130, %131}, %132")
-                     : SLICE_OPERANDS(sum[0]), SLICE_OPERANDS(sum[1]), SLICE_OPERANDS(sum[2]),
-                       SLICE_OPERANDS(sum[3])
-                     : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(columns));
+        start_bf16(sum, a, b);
 #endif
 }
 
@@ -174,11 +197,11 @@ template <int COUNT> static __device__ inline void take_registers() {
 #endif
 }
 
-// Keeps the compiler from using a sum before it is complete.
-static __device__ inline void keep(float (&sum)[8][4]) {
+// Keeps the compiler from using sums before they are complete.
+template <int BLOCKS> static __device__ inline void keep(float (&sum)[BLOCKS][4]) {
 #ifndef EMULATOR
 #pragma unroll
-    for (int i = 0; i < 32; i++)
+    for (int i = 0; i < BLOCKS * 4; i++)
         asm volatile("" : "+f"(sum[i / 4][i % 4])::"memory");
 #else
     (void)sum;
@@ -497,12 +520,6 @@ static __device__ inline void converge() {
 // Barriers in shared memory that threads arrive at without waiting (PTX: mbarrier). A phase ends
 // with its last arrival and the next one begins; phases 0, 2, ... have parity 0. init_barrier of
 // all, publish_barriers, both by one thread, and __syncthreads come before any use.
-#ifndef EMULATOR
-static __device__ inline unsigned shared_address(const void *shared) {
-    return (unsigned)__cvta_generic_to_shared(shared);
-}
-#endif
-
 static __device__ inline void init_barrier(unsigned long long *barrier, int arrivals) {
 #ifdef EMULATOR
     emulate_init_barrier(barrier, arrivals);

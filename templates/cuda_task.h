@@ -22,16 +22,17 @@ struct gpu_best {
 };
 
 struct gpu_task {
-    const char *weights;     // the pack, from its first byte
-    char *cache;             // [slots, kv_heads, keys and values, tiles]
-    const float *rotary;     // [CONTEXT, head_dim / 2, 2]: cosine, sine
-    struct gpu_state *state; //
-    const int *ids;          // [tokens]; a decode step takes state->token
-    int *history;            // [CONTEXT]: the ids in the cache
-    float *residual;         // [columns, hidden]
-    char *input;             // bf16 activations [columns, hidden or heads * head_dim]
-    char *activation;        // bf16 activations [columns, intermediate]
-    unsigned short *query;   // prefill: bf16 [columns, heads, head_dim], see prefill_qkv
+    const char *weights;       // the pack, from its first byte
+    char *cache;               // [slots, kv_heads, keys and values, tiles]
+    const float *rotary;       // [CONTEXT, head_dim / 2, 2]: cosine, sine
+    struct gpu_state *state;   //
+    const int *ids;            // [tokens]; a decode step takes state->token
+    int *history;              // [CONTEXT]: the ids in the cache
+    float *residual;           // [columns, hidden]
+    char *input;               // bf16 activations [columns, hidden or heads * head_dim]
+    char *activation;          // bf16 activations [columns, intermediate]
+    unsigned short *projected; // prefill: f16 [columns, heads + 2 kv_heads, head_dim]
+    char *gathered;            // prefill: f16 keys and values of a layer, see prefill_gather
     // What blocks of a decode step tell each other (see tell):
     unsigned *rounds;      // each block's own: [blocks, 2], of layers and of steps before
     float *inputs;         // [3], see struct told_input
@@ -53,7 +54,6 @@ struct gpu_task {
     int position;             // of the first token; a decode step takes state->position
     int token;                // whose logits are wanted
     int blocks;               // of a decode step: the multiprocessors
-    float *new_cache;         // int8 cache: [columns, kv_heads, key and value, head_dim]
 };
 
 #endif

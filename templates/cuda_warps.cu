@@ -43,6 +43,7 @@ static __device__ __forceinline__ void copy_step(const struct product &p, const 
 }
 
 // sum += what lies in a stage.
+template <enum number NUMBER>
 static __device__ __forceinline__ void
 multiply_stage(const char *stage, const struct product_step &step, float (&sum)[4][8][4]) {
     struct tile weights[4][STEP_TILES];
@@ -50,7 +51,7 @@ multiply_stage(const char *stage, const struct product_step &step, float (&sum)[
     for (int i = 0; i < 4; i++) {
 #pragma unroll
         for (int k = 0; k < STEP_TILES; k++)
-            weights[i][k] = load_weight(stage, warp_id() / 2 * 4 + i, k, step.low);
+            weights[i][k] = load_weight<NUMBER>(stage, warp_id() / 2 * 4 + i, k);
     }
 #pragma unroll
     for (int k = 0; k < STEP_TILES; k++) {
@@ -64,8 +65,8 @@ multiply_stage(const char *stage, const struct product_step &step, float (&sum)[
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
                     struct columns even = {input[j].x, input[j].y}, odd = {input[j].z, input[j].w};
-                    multiply(sum[i][2 * j], weights[i][k], even);
-                    multiply(sum[i][2 * j + 1], weights[i][k], odd);
+                    multiply<NUMBER>(sum[i][2 * j], weights[i][k], even);
+                    multiply<NUMBER>(sum[i][2 * j + 1], weights[i][k], odd);
                 }
             }
         }
@@ -73,7 +74,7 @@ multiply_stage(const char *stage, const struct product_step &step, float (&sum)[
 }
 
 // Multiplies and calls finish(slice, sum) for every slice of the results of this block of threads.
-template <typename FINISH>
+template <enum number NUMBER, typename FINISH>
 static __device__ __forceinline__ void multiply_by_warps(const struct product &p,
                                                          const FINISH &finish) {
     float sum[4][8][4] = {};
@@ -91,8 +92,8 @@ static __device__ __forceinline__ void multiply_by_warps(const struct product &p
         if (step + STAGES - 1 < steps)
             copy_step(p, at, step + STAGES - 1);
         commit_copies();
-        multiply_stage(shared_memory() + step % STAGES * WARPS_STAGE_BYTES, find_step(p, step),
-                       sum);
+        multiply_stage<NUMBER>(shared_memory() + step % STAGES * WARPS_STAGE_BYTES,
+                               find_step(p, step), sum);
     }
     __syncthreads(); // what follows may use the stages
 #pragma unroll

@@ -50,8 +50,10 @@ static __device__ __forceinline__ void copy_weights(const struct product &p,
     }
 }
 
-// This lane's part of 16s `k` of row `row` of the block. Weights have no low parts here.
-static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k, bool) {
-    const struct tile *tile = (const struct tile *)(stage + row * ROW_STEP_BYTES + k * TILE_BYTES);
-    return WARPGROUPS ? load_fragment(tile) : tile[chunk_place(chunk_id())];
+// This lane's part of 16s `k` of row `row` of the block.
+template <enum number NUMBER>
+static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k) {
+    const struct tile *place = (const struct tile *)(stage + row * ROW_STEP_BYTES + k * TILE_BYTES);
+    struct tile weights = WARPGROUPS ? load_fragment(place) : place[chunk_place(chunk_id())];
+    return NUMBER == F16 ? tile_to_f16(weights) : weights;
 }

@@ -17,17 +17,6 @@ enum {
     INT4_MINIMUMS = 288,
 };
 
-// The f16 of 16 bits.
-static __device__ inline float from_f16(unsigned bits) {
-#ifdef EMULATOR
-    return f16_to_float((unsigned short)bits);
-#else
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
-    return value;
-#endif
-}
-
 // A tile as the lanes of a warp take it: q of its two halves of 16 columns, and what belongs to
 // rows g and g + 8.
 struct quants {
@@ -195,23 +184,20 @@ static __device__ __forceinline__ void copy_weights(const struct product &p,
     }
 }
 
-// Quants become bf16 weights: rounded, or what that leaves of them.
-static __device__ __forceinline__ unsigned scaled_pair(unsigned q, float scale, float offset,
-                                                       bool low) {
-    float even = __uint_as_float(q << 16) * scale + offset;
-    float odd = __uint_as_float(q & 0xffff0000) * scale + offset;
-    unsigned word = to_bf16(even, odd);
-    return low ? low_parts(word, even, odd) : word;
+// Quants become weights, rounded.
+template <enum number NUMBER>
+static __device__ __forceinline__ unsigned scaled_pair(unsigned q, float scale, float offset) {
+    return to_numbers<NUMBER>(even_of(q) * scale + offset, odd_of(q) * scale + offset);
 }
 
-// This lane's part of 16s `k` of row `row` of the block; low: the weights' low parts.
-static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k,
-                                                          bool low) {
+// This lane's part of 16s `k` of row `row` of the block.
+template <enum number NUMBER>
+static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k) {
     struct quants q = quantized<LAYER_TILE_BYTES>::template unpack<!WARPGROUPS>(
         stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES);
     const struct tile &half = q.halves[k % INPUT_TILES];
-    return {scaled_pair(half.x, q.scale[0], q.offset[0], low),
-            scaled_pair(half.y, q.scale[0], q.offset[0], low),
-            scaled_pair(half.z, q.scale[1], q.offset[1], low),
-            scaled_pair(half.w, q.scale[1], q.offset[1], low)};
+    return {scaled_pair<NUMBER>(half.x, q.scale[0], q.offset[0]),
+            scaled_pair<NUMBER>(half.y, q.scale[0], q.offset[0]),
+            scaled_pair<NUMBER>(half.z, q.scale[1], q.offset[1]),
+            scaled_pair<NUMBER>(half.w, q.scale[1], q.offset[1])};
 }

@@ -29,6 +29,8 @@ enum kernel {
     KERNEL_DECODE_STEP,
     KERNEL_PREFILL_INPUT_NORM,
     KERNEL_PREFILL_QKV,
+    KERNEL_PREFILL_CACHE,
+    KERNEL_PREFILL_GATHER,
     KERNEL_PREFILL_ATTENTION,
     KERNEL_PREFILL_O,
     KERNEL_PREFILL_POST_NORM,
@@ -37,8 +39,7 @@ enum kernel {
     KERNEL_CHOOSE,
     KERNEL_SAMPLE,
     KERNEL_READ_MEMORY,
-    KERNEL_PREFILL_CACHE, // with an int8 cache only
-    KERNELS = KERNEL_PREFILL_CACHE + GPU_CACHE_KERNELS,
+    KERNELS,
 };
 
 // Their names, and which module of engine.cu has them.
@@ -50,6 +51,8 @@ static const struct {
     {"decode_step", 0},
     {"prefill_input_norm", 2},
     {"prefill_qkv", 4},
+    {"prefill_cache", 2},
+    {"prefill_gather", 2},
     {"prefill_attention", 2},
     {"prefill_o", 3},
     {"prefill_post_norm", 2},
@@ -58,7 +61,6 @@ static const struct {
     {"choose", 0},
     {"sample_token", 1},
     {"read_memory", 1},
-    {"prefill_cache", 2},
 };
 
 // Sizes that engine.cu works with too: threads of a block, tiles and bytes.
@@ -71,7 +73,7 @@ enum {
     GPU_WARPGROUP_THREADS = 384,
     GPU_SAMPLE_THREADS = 1024,
     GPU_PREFILL_TILES = 8, // row tiles, column tiles of a block
-    GPU_QUERIES = 64,      // of a block of prefill attention
+    GPU_QUERIES = 64,      // of an item of prefill attention
     GPU_OLDEST_SM = 80,
     GPU_PARTS = sizeof GPU_BUFFERS / sizeof *GPU_BUFFERS,
 };
@@ -105,12 +107,13 @@ struct gpu {
     struct cuda_driver driver;
     struct gpu_info info;
     unsigned streams;
+    size_t prefix_tokens;
     size_t shared_bytes; // of a block, at most: what the kernels were compiled for
     bool use_cache;      // of compiled kernels
     const struct cubin *embedded;
     struct cubin_build build; // where none is embedded
     int device, multiprocessors, shared_limit;
-    void *context, *modules[CUBIN_MODULES], *functions[KERNEL_PREFILL_CACHE + 1];
+    void *context, *modules[CUBIN_MODULES], *functions[KERNELS];
     void *stream, *copies; // all work, and copies of results beside it
     void *ready[2];        // events: the logits of an even, an odd position are there
     struct step_graph greedy_step, sampling_step;
@@ -196,6 +199,29 @@ static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, 
     return gpu_launch(gpu, kernel, blocks, 1, 1, GPU_PREFILL_THREADS, prefill_shared(gpu), error);
 }
 
+static size_t attention_shared(const struct gpu *gpu) {
+    bool warpgroups = has_warpgroups(gpu) && GPU_WARPGROUPS_ATTEND;
+    return warpgroups ? gpu->shared_bytes : GPU_PREFILL_ATTENTION_SHARED;
+}
+
+// Rows of tiles are gathered up to whole steps of at most eight. Then a block of threads attends
+// each item; those of warpgroups take one after the other.
+static int prefill_attention(struct gpu *gpu, struct error *error) {
+    bool warpgroups = has_warpgroups(gpu) && GPU_WARPGROUPS_ATTEND;
+    size_t tokens = (size_t)gpu->task.tokens, positions = (size_t)gpu->task.position + tokens;
+    size_t rows = blocks_for(gpu->prefix_tokens, TILE) + blocks_for(positions, TILE);
+    int code = gpu_launch(gpu, KERNEL_PREFILL_GATHER, 2 * blocks_for(rows, GPU_WARPS), KV_HEADS,
+                          gpu->streams, GPU_THREADS, 0, error);
+    if (code)
+        return code;
+    if (warpgroups)
+        return gpu_launch(gpu, KERNEL_PREFILL_ATTENTION, (unsigned)gpu->multiprocessors, 1, 1,
+                          GPU_WARPGROUP_THREADS, attention_shared(gpu), error);
+    unsigned groups = blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES);
+    return gpu_launch(gpu, KERNEL_PREFILL_ATTENTION, groups * KV_HEADS * gpu->streams, 1, 1,
+                      GPU_PREFILL_THREADS, attention_shared(gpu), error);
+}
+
 // One layer of a block of tokens. The input of layer 0 is the same in all streams.
 static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
     size_t tokens = (size_t)gpu->task.tokens, columns = tokens * gpu->streams;
@@ -205,14 +231,13 @@ static int prefill_layer(struct gpu *gpu, int layer, struct error *error) {
                           GPU_THREADS, 0, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_QKV, distinct, LAYOUT.qkv.row_tiles, error);
-    if (!code && GPU_CACHE_KERNELS)
-        code = gpu_launch(gpu, KERNEL_PREFILL_CACHE,
-                          blocks_for((size_t)gpu->task.position % TILE + tokens, TILE * GPU_WARPS),
-                          KV_HEADS, (unsigned)(distinct / tokens), GPU_THREADS, 0, error);
     if (!code)
-        code = gpu_launch(gpu, KERNEL_PREFILL_ATTENTION,
-                          blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES), KV_HEADS,
-                          gpu->streams, GPU_PREFILL_THREADS, GPU_PREFILL_ATTENTION_SHARED, error);
+        code =
+            gpu_launch(gpu, KERNEL_PREFILL_CACHE,
+                       blocks_for((size_t)gpu->task.position % TILE + tokens, TILE * GPU_WARPS / 2),
+                       KV_HEADS, (unsigned)(distinct / tokens), GPU_THREADS, 0, error);
+    if (!code)
+        code = prefill_attention(gpu, error);
     if (!code)
         code = prefill_product(gpu, KERNEL_PREFILL_O, columns, LAYOUT.o.row_tiles, error);
     if (!code)
@@ -658,7 +683,7 @@ static int allow_shared(struct gpu *gpu, struct error *error) {
     } wanted[] = {
         {KERNEL_DECODE_STEP, gpu->shared_bytes},
         {KERNEL_PREFILL_QKV, prefill_shared(gpu)},
-        {KERNEL_PREFILL_ATTENTION, GPU_PREFILL_ATTENTION_SHARED},
+        {KERNEL_PREFILL_ATTENTION, attention_shared(gpu)},
         {KERNEL_PREFILL_O, prefill_shared(gpu)},
         {KERNEL_PREFILL_GATE_UP, prefill_shared(gpu)},
         {KERNEL_PREFILL_DOWN, prefill_shared(gpu)},
@@ -856,6 +881,7 @@ static int take_gpu_memory(struct gpu *gpu, const struct pack_file *file, struct
 // Begins to look for the kernels for one P; what takes long is done by other threads.
 static void start_choice(struct gpu *gpu, const struct adapter *adapter) {
     gpu->streams = (unsigned)adapter->streams;
+    gpu->prefix_tokens = (size_t)adapter->prefix_tokens;
     gpu->task.blocks =
         gpu->multiprocessors < GPU_MOST_BLOCKS ? gpu->multiprocessors : GPU_MOST_BLOCKS;
     start_kernels(gpu);

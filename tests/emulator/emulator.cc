@@ -22,6 +22,7 @@ enum {
 
 enum warp_operation {
     PRODUCT,
+    F16_PRODUCT,
     TRANSPOSE,
     SHUFFLE,
     BARRIER,
@@ -197,21 +198,17 @@ void __syncthreads() {
     release(block, 0, threads, wait_for::barrier);
 }
 
-static float half_word(unsigned word, int odd) {
-    return __uint_as_float(odd ? word & 0xffff0000 : word << 16);
-}
-
-static void compute_product(struct warp *w) {
+static void compute_product(struct warp *w, bool f16) {
     float a[16][16], b[16][8];
     for (int lane = 0; lane < LANES; lane++) {
         int g = lane / 4, i = lane % 4;
         for (int word = 0; word < 4; word++)
             for (int odd = 0; odd < 2; odd++)
                 a[g + word % 2 * 8][2 * i + word / 2 * 8 + odd] =
-                    half_word(w->given[lane][word], odd);
+                    half_word(w->given[lane][word], odd, f16);
         for (int word = 0; word < 2; word++)
             for (int odd = 0; odd < 2; odd++)
-                b[2 * i + word * 8 + odd][g] = half_word(w->given[lane][4 + word], odd);
+                b[2 * i + word * 8 + odd][g] = half_word(w->given[lane][4 + word], odd, f16);
     }
     for (int r = 0; r < 16; r++) {
         float sum[8] = {};
@@ -241,37 +238,38 @@ static void order_warp(struct block *block, unsigned warp) {
 // Each warp's part by itself. What it reads is read when it starts, and must be the same when the
 // warp waits for it; until then its sums are NaN.
 
-static void add_warpgroup_product(const struct warpgroup_product &p, const float (&b)[16][64],
-                                  std::array<float, LANES> *(&totals)[LANES]) {
-    float a[16][16], sum[64];
+static void add_warpgroup_product(const struct warpgroup_product &p, const float (&b)[16][256],
+                                  std::array<float, 128> *(&totals)[LANES]) {
+    float a[16][16], sum[256];
     for (int lane = 0; lane < LANES; lane++)
         for (int word = 0; word < 4; word++) // of a tile: columns 2i, then 2i + 8, of row g, g + 8
             for (int odd = 0; odd < 2; odd++)
                 a[lane / 4 + word / 2 * 8][lane % 4 * 2 + word % 2 * 8 + odd] =
-                    half_word(p.given[lane][word], odd);
+                    half_word(p.given[lane][word], odd, p.f16);
     for (int r = 0; r < 16; r++) {
         memset(sum, 0, sizeof sum);
         for (int k = 0; k < 16; k++)
-            for (int c = 0; c < 64; c++)
+            for (int c = 0; c < p.blocks * 8; c++)
                 sum[c] += a[r][k] * b[k][c];
-        for (int c = 0; c < 64; c++)
+        for (int c = 0; c < p.blocks * 8; c++)
             (*totals[r % 8 * 4 + c % 8 / 2])[c / 8 * 4 + r / 8 * 2 + c % 2] += sum[c];
     }
 }
 
 // By the last lane of a warp.
 static void start_product(struct warp *w) {
-    float b[16][64];
-    std::array<float, LANES> *totals[LANES];
+    float b[16][256];
+    std::array<float, 128> *totals[LANES];
     struct warpgroup_product &p = w->next;
-    p.written = read_blocks(p.b, b, true);
+    p.written = read_columns(p, b, true);
+    const int floats = p.blocks * 4; // of a lane
     for (int lane = 0; lane < LANES; lane++) {
         float *sum = p.sum[lane][0];
         memcpy(p.given[lane], p.a[lane], sizeof p.given[lane]);
         if (w->totals.find(p.sum[lane]) == w->totals.end())
-            memcpy(w->totals[p.sum[lane]].data(), sum, LANES * sizeof *sum);
+            memcpy(w->totals[p.sum[lane]].data(), sum, (size_t)floats * sizeof *sum);
         totals[lane] = &w->totals[p.sum[lane]];
-        for (int i = 0; i < LANES; i++)
+        for (int i = 0; i < floats; i++)
             sum[i] = NAN;
     }
     add_warpgroup_product(p, b, totals);
@@ -279,8 +277,8 @@ static void start_product(struct warp *w) {
 }
 
 static void complete_product(struct warp *w, const struct warpgroup_product &p) {
-    float b[16][64];
-    if (read_blocks(p.b, b, false) != p.written)
+    float b[16][256];
+    if (read_columns(p, b, false) != p.written)
         emulate_fault("shared memory that a product under way reads was written");
     for (int lane = 0; lane < LANES; lane++) {
         bool used = false;
@@ -290,7 +288,7 @@ static void complete_product(struct warp *w, const struct warpgroup_product &p) 
             used |= other.sum[lane] == p.sum[lane];
         if (used)
             continue;
-        memcpy(p.sum[lane], w->totals[p.sum[lane]].data(), LANES * sizeof(float));
+        memcpy(p.sum[lane], w->totals[p.sum[lane]].data(), (size_t)p.blocks * 4 * sizeof(float));
         w->totals.erase(p.sum[lane]);
     }
 }
@@ -299,7 +297,7 @@ static void complete_products(struct warp *w, unsigned pending) {
     while (w->product_groups > pending) {
         struct warpgroup_product p = w->products.front();
         w->products.pop_front();
-        if (p.b)
+        if (p.blocks)
             complete_product(w, p);
         else
             w->product_groups--;
@@ -324,8 +322,8 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
     memcpy(w->given, w->words, sizeof w->given);
     if (operation != SHUFFLE && operation != BARRIER)
         note_progress();
-    if (operation == PRODUCT)
-        compute_product(w);
+    if (operation == PRODUCT || operation == F16_PRODUCT)
+        compute_product(w, operation == F16_PRODUCT);
     if (operation == BARRIER)
         order_warp(block, current->thread / LANES);
     if (operation == WARPGROUP_PRODUCT)
@@ -334,14 +332,16 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
         w->products.push_back({});
         w->product_groups++;
     }
+    if (operation == WAIT_PRODUCTS && !w->products.empty() && w->products.back().blocks)
+        emulate_fault("a wait for products that are in no group");
     if (operation == WAIT_PRODUCTS)
         complete_products(w, words[0]);
     release(block, current->thread - lane, LANES, wait_for::warp);
     return w;
 }
 
-void emulate_product(float (&sum)[4], const unsigned (&words)[6]) {
-    struct warp *w = with_warp(PRODUCT, words, 6);
+void emulate_product(float (&sum)[4], const unsigned (&words)[6], bool f16) {
+    struct warp *w = with_warp(f16 ? F16_PRODUCT : PRODUCT, words, 6);
     for (int i = 0; i < 4; i++)
         sum[i] += w->results[current->thread % LANES][i];
 }
@@ -372,7 +372,12 @@ void emulate_matrices(unsigned (&words)[4]) {
         words[m] = w->given[8 * m + g][i];
 }
 
-void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char *b) {
+unsigned emulate_shared_address(const void *shared) {
+    return (unsigned)((const char *)shared - current->block->shared);
+}
+
+void emulate_warpgroup_product(float (*sum)[4], int blocks, const unsigned *a, unsigned long long b,
+                               bool f16) {
     struct block *block = current->block;
     struct warp *w = &block->warps[current->thread / LANES];
     unsigned lane = current->thread % LANES;
@@ -381,6 +386,8 @@ void emulate_warpgroup_product(float (&sum)[8][4], const unsigned *a, const char
     if (w->arrived && w->next.b != b)
         emulate_fault("lanes of a warp multiply different columns");
     w->next.sum[lane] = sum;
+    w->next.blocks = blocks;
+    w->next.f16 = f16;
     w->next.a[lane] = a;
     w->next.b = b;
     with_warp(WARPGROUP_PRODUCT, NULL, 0);

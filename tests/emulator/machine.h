@@ -103,11 +103,13 @@ struct fiber {
 
 // A product of a warpgroup under way, of one of its warps; no sums: the end of a group.
 struct warpgroup_product {
-    float (*sum[LANES])[4]; // [8][4]
+    float (*sum[LANES])[4]; // [blocks][4], of 8 columns each
+    int blocks;
+    bool f16; // else bf16
     const unsigned *a[LANES];
     unsigned given[LANES][4]; // a, at the start
-    const char *b;
-    uint64_t written; // digest of who wrote b
+    unsigned long long b;     // a matrix descriptor
+    uint64_t written;         // digest of who wrote what lies there
 };
 
 struct warp {
@@ -120,7 +122,7 @@ struct warp {
     float results[LANES][4];
     std::deque<struct warpgroup_product> products;
     size_t product_groups;
-    std::map<float (*)[4], std::array<float, LANES>> totals; // of sums that are under way
+    std::map<float (*)[4], std::array<float, 128>> totals; // of sums that are under way
     struct warpgroup_product next;
 };
 
@@ -266,10 +268,15 @@ bool copies_under_way();
 // The current thread ends: it must have found all that it looked for.
 void end_looks();
 
-// 16 k of 64 columns of activations, as a descriptor with the 128-byte swizzle has them, at `b` in
-// shared memory. Returns a digest of who wrote them last; `check`: it is a fault if this thread may
-// not read it.
-uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check);
+// A 16-bit number of a word.
+static inline float half_word(unsigned word, unsigned odd, bool f16) {
+    unsigned half = odd ? word >> 16 : word & 0xffff;
+    return f16 ? f16_to_float((uint16_t)half) : __uint_as_float(half << 16);
+}
+
+// 16 k of the columns of a product, as its descriptor says where they lie in shared memory. Returns
+// a digest of who wrote them last; `check`: it is a fault if this thread may not read it.
+uint64_t read_columns(const struct warpgroup_product &p, float (&columns)[16][256], bool check);
 
 // A block starts: its number among all.
 uint32_t new_instance(const struct grid *grid);

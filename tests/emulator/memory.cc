@@ -434,15 +434,19 @@ static void land(const struct copy &copy) {
         shared_cells[i].written = shared_record(current->thread);
 }
 
-uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check) {
+uint64_t read_columns(const struct warpgroup_product &p, float (&columns)[16][256], bool check) {
     uint64_t digest = 14695981039346656037u;
-    size_t start = (size_t)(b - arena);
-    if (start % 1024 % 32 || start % 1024 >= 128)
+    const bool swizzled = p.b >> 62 == 1;
+    const size_t start = (size_t)(current->block->shared - arena) + (p.b & 0x3fff) * 16;
+    const size_t chunk_bytes = swizzled ? 16 : (p.b >> 16 & 0x3fff) * 16;
+    const size_t column_bytes = swizzled ? 128 : 16, block_bytes = (p.b >> 32 & 0x3fff) * 16;
+    if (swizzled && (start % 1024 % 32 || start % 1024 >= 128))
         emulate_fault("a product's columns are not aligned");
-    for (unsigned n = 0; n < 64; n++) {
+    for (unsigned n = 0; n < (unsigned)p.blocks * 8; n++) {
         for (unsigned chunk = 0; chunk < 2; chunk++) {
-            size_t at = start + n / 8 * 1024 + n % 8 * 128 + chunk * 16;
-            at ^= at / 128 % 8 * 16;
+            size_t at = start + n / 8 * block_bytes + n % 8 * column_bytes + chunk * chunk_bytes;
+            if (swizzled)
+                at ^= at / 128 % 8 * 16;
             if (check)
                 access_shared(at, 16, false, shared_record(current->thread), NULL);
             for (unsigned grain = 0; grain < 16 / SHARED_GRAIN; grain++) {
@@ -453,10 +457,10 @@ uint64_t read_blocks(const char *b, float (&columns)[16][64], bool check) {
                                   at);
                 digest = (digest ^ written) * 1099511628211u;
             }
-            unsigned short words[8];
+            unsigned words[4];
             memcpy(words, arena + at, sizeof words);
             for (unsigned k = 0; k < 8; k++)
-                columns[chunk * 8 + k][n] = __uint_as_float((unsigned)words[k] << 16);
+                columns[chunk * 8 + k][n] = half_word(words[k / 2], k % 2, p.f16);
         }
     }
     return digest;
