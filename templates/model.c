@@ -74,7 +74,7 @@ static int choose_paths(struct parscale *model, const struct parscale_options *o
     if (!model->bulk)
         return fail(&model->error, EXIT_USAGE,
                     "--isa %s: this processor does not have it, or it is unknown", options->isa);
-    model->isa = model->bulk->exact ? model->bulk->exact : model->bulk;
+    model->isa = exact_isa(model->bulk);
     return choose_adapter(model, options->streams, &model->adapter);
 }
 

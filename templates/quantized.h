@@ -13,7 +13,7 @@ struct quantized_path {
     size_t group_bytes;    // bytes that a group of packed activations takes, 128 at most
     void (*pack)(const float *x, char *packed); // x [GROUP]
 
-    // One row of tiles, int4 or int8, times packed activations:
+    // One row of tiles, int4 or int8, times packed activations; int4 alone if these have 8 bits:
     // y[c * y_stride + r] = sum over k of W[r, k] * x[c][k], r in 0..15, c in 0..columns-1; x[c]
     // is `tiles` groups and starts where x[c - 1] ends. The sum's order depends on nothing but
     // `tiles`.

@@ -5,6 +5,11 @@
 
 enum { INPUT_GROUP = TILE }; // activations that are packed together
 
+// The path for inputs that should not be rounded.
+static const struct isa *exact_isa(const struct isa *isa) {
+    return isa->exact ? isa->exact : isa;
+}
+
 // The path of the products of q, k and v.
 static const struct isa *qkv_isa(const struct parscale *model) {
     return model->isa;

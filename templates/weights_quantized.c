@@ -14,27 +14,41 @@ enum {
 // Activations of 8 bits cost a mean KL of 1e-3: less than weights of 4 bits do, more than those
 // of 8.
 #ifdef __x86_64__
+static bool rounded_usable(void) {
+    return LAYOUT.qkv.tile_bytes == INT4_TILE_BYTES;
+}
+
 static bool vnni_rounded_usable(void) {
-    return LAYOUT.qkv.tile_bytes == INT4_TILE_BYTES && vnni_usable();
+    return rounded_usable() && vnni_usable();
 }
 #endif
 
-// A path is the first one with its isa that is usable. AVX-512 BF16 passes inputs that should not
-// be rounded to AVX-512 (struct isa, exact).
+// A path is the first one with its isa that is usable.
 static const struct quantized_path QUANTIZED_PATHS[] = {
 #ifdef __x86_64__
     {&ISA_AVX512BF16, vnni_rounded_usable, VNNI_ONE_PLANE, vnni_pack, vnni_product},
     {&ISA_AVX512BF16, vnni_usable, VNNI_TWO_PLANES, vnni_pack_exact, vnni_product_exact},
     {&ISA_AVX512, vnni_usable, VNNI_TWO_PLANES, vnni_pack_exact, vnni_product_exact},
-    {&ISA_AVX512BF16, NULL, GROUP * sizeof(float), pack_group_fp32, avx2_quantized_product},
-    {&ISA_AVX512, NULL, GROUP * sizeof(float), pack_group_fp32, avx2_quantized_product},
-    {&ISA_AVX2, NULL, GROUP * sizeof(float), pack_group_fp32, avx2_quantized_product},
+    {&ISA_AVX512BF16, NULL, AVX2_WORDS, avx2_pack_words, avx2_product_words},
+    {&ISA_AVX512, NULL, AVX2_WORDS, avx2_pack_words, avx2_product_words},
+    {&ISA_AVX2, rounded_usable, AVX2_BYTES, avx2_pack_bytes, avx2_product_bytes},
+    {&ISA_AVX2, NULL, AVX2_WORDS, avx2_pack_words, avx2_product_words},
+    {&ISA_AVX2_EXACT, NULL, AVX2_WORDS, avx2_pack_words, avx2_product_words},
 #endif
 #ifdef __aarch64__
     {&ISA_NEON, NULL, GROUP * sizeof(float), pack_group_fp32, neon_quantized_product},
 #endif
     {&ISA_PLAIN, NULL, GROUP * sizeof(float), pack_group_fp32, plain_quantized_product},
 };
+
+// The path for inputs that should not be rounded.
+static const struct isa *exact_isa(const struct isa *isa) {
+#ifdef __x86_64__
+    if (isa == &ISA_AVX2)
+        return &ISA_AVX2_EXACT;
+#endif
+    return isa->exact ? isa->exact : isa;
+}
 
 static const struct quantized_path *quantized_path(const struct isa *isa) {
     const struct quantized_path *path = QUANTIZED_PATHS;
