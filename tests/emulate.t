@@ -86,6 +86,15 @@ local function golden_tests()
     return models
 end
 
+-- engine.cu as tests/gpu.sh gives it to compute-sanitizer.
+local function racecheck_kernels(model)
+    local kernels, changed = model.out .. "/engine.cu", model.out .. "/race.cu"
+    must("sed -f tests/every_lane_tells.sed '%s' >'%s'", kernels, changed)
+    local _, lines = shell("diff '%s' '%s' | grep -c '^<'", kernels, changed)
+    tap.is(lines, "3\n", model.name .. ": racecheck's kernels, lines that differ")
+    return changed
+end
+
 -- The same bits whatever the order of blocks, warps and lanes. Then other machines.
 local function schedule_tests(model)
     local commands = {}
@@ -102,9 +111,11 @@ local function schedule_tests(model)
         { "one multiprocessor, launches one after another",
           "EMULATOR_MULTIPROCESSORS=1 EMULATOR_SM=80" },
         { "warpgroups", "", "-DEMULATOR_WARPGROUPS" },
+        { "warpgroups, as racecheck has them", "", "-DEMULATOR_WARPGROUPS",
+          racecheck_kernels(model) },
     }
     for _, machine in ipairs(machines) do
-        emulated.emulator(model.out, model.streams, machine[3])
+        emulated.emulator(model.out, model.streams, machine[3], machine[4])
         local code, text = build.shell("%s", comparison(model, machine[2]))
         local values = build.values(text)
         tap.ok(code == 0 and values.kl <= KL_BAR and values.decodekl <= KL_BAR,

@@ -75,17 +75,9 @@ if wanted real && [ -d real ]; then
     done
 fi
 
-# An engine for racecheck, which does not follow a thread that meets others in __syncwarp and then
-# tells a barrier in shared memory for all of them: here every lane tells it.
-every_lane_tells() { # ENGINE_C
-    sed -e 's/init_barrier(&w->empty\[i\], WARPS);/init_barrier(\&w->empty[i], THREADS);/' \
-        -e '/->empty\[i\], PRODUCT_WARPS);/s/PRODUCT_WARPS/PRODUCT_WARPS * WARP/' \
-        -e '/void arrive_as_warp(/,/"}/{/if (/d;}' "$1"
-}
-
 if wanted sanitize; then
     folder=golden/p3-hd16-odd-bf16
-    every_lane_tells "$folder/engine.c" >"$folder/race.c"
+    sed -f tests/every_lane_tells.sed "$folder/engine.c" >"$folder/race.c"
     library "$folder/race.c" tests/golden_harness.c "$folder/race"
     for tool in memcheck racecheck initcheck; do
         count=$((count + 1))

@@ -9,7 +9,7 @@ folder=$1
 real=$2
 shift 2
 mkdir -p "$folder/tests" "$folder/runtime" "$folder/golden" "$folder/random"
-cp tests/gpu.sh tests/gpu_harness.c tests/golden_harness.c tests/real_harness.c \
+cp tests/gpu.sh tests/every_lane_tells.sed tests/gpu_harness.c tests/golden_harness.c tests/real_harness.c \
     tests/paths_harness.c tests/compare.h "$folder/tests/"
 cp runtime/parscale.h runtime/clock.h "$folder/runtime/"
 for golden in tests/data/golden/*/; do
