@@ -163,12 +163,16 @@ static __device__ __forceinline__ unsigned present_bits(int n, int first, int en
            (n + 1 >= first && n + 1 < end ? 0xffff0000 : 0);
 }
 
-// The new one's words where they are present.
+// The new bits where they are present.
+static __device__ __forceinline__ unsigned merge_bits(unsigned old, unsigned added,
+                                                      unsigned present) {
+    return (old & ~present) | (added & present);
+}
+
 static __device__ __forceinline__ struct tile
 merge_tiles(const struct tile &old, const struct tile &added, const struct tile &present) {
-    return {
-        (old.x & ~present.x) | (added.x & present.x), (old.y & ~present.y) | (added.y & present.y),
-        (old.z & ~present.z) | (added.z & present.z), (old.w & ~present.w) | (added.w & present.w)};
+    return {merge_bits(old.x, added.x, present.x), merge_bits(old.y, added.y, present.y),
+            merge_bits(old.z, added.z, present.z), merge_bits(old.w, added.w, present.w)};
 }
 
 // Positions first to end - 1 of a row of keys, or of values, by one warp. heads: of position 0.
@@ -207,8 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct
     const bool values = warp_id() % 2;
     const int row = task.position / TILE + blockIdx.x * (WARPS / 2) + warp_id() / 2,
               stream = blockIdx.z, kv_head = blockIdx.y;
-    const int token =
-        row * TILE - task.position; // at the row's position 0: may be before the first
+    const int token = row * TILE - task.position; // of the row's first position, maybe negative
     const int first = token < 0 ? -token : 0,
               end = task.tokens - token < TILE ? task.tokens - token : TILE;
     if (end <= 0)

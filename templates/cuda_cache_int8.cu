@@ -4,9 +4,8 @@
 // Products are those of the integers, which bf16 holds exactly: keys' scales multiply the scores,
 // values' scales the probabilities. A scale needs the whole head, whose parts several blocks
 // compute, so a prefill's q|k|v leaves them in task.projected, and a kernel makes the cache of
-// these. In decode they are told, the warp that
-// attends the newest position makes the integers in its registers; they are stored when attention
-// is over.
+// these. In decode they are told, the warp that attends the newest position makes the integers in
+// its registers; they are stored when attention is over.
 #include "cuda_int8.cu"
 
 // Cache of one (layer, stream, kv head): rows of 16 positions, each its tiles of keys, its tiles of

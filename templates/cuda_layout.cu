@@ -21,7 +21,7 @@ enum {
     HEADS_TILES = O_COLUMN_TILES * INPUT_TILES,
     INTERMEDIATE_TILES = DOWN_COLUMN_TILES * INPUT_TILES,
     ATTENDED_TILES = (HEADS * HEAD_DIM + TILE - 1) / TILE,
-    QKV_FLOATS = (HEADS + 2 * KV_HEADS) * HEAD_DIM, // of a stream in a decode step
+    QKV_FLOATS = (HEADS + 2 * KV_HEADS) * HEAD_DIM, // of a column: heads of q, k, v
     // Whether a decode step has registers to spare: 232 a thread, and attention takes fewer.
     MANY_REGISTERS = WARPGROUPS && HEAD_TILES <= 6 && CACHE_ELEMENT_BYTES == 2,
 };
