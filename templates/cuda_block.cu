@@ -24,11 +24,6 @@ struct product {
     int columns;
 };
 
-// Rows of blocks of activations that `tiles` 16s of K take.
-static __device__ inline constexpr int input_rows(int tiles) {
-    return (tiles * TILE + INPUT_K - 1) / INPUT_K;
-}
-
 // Activations lie in blocks of 8 columns x 64 k, [k / 64, columns / 8] of them: for each column its
 // 8 chunks of 8 k, in wgmma's order, in which whoever reads the same chunk of 8 columns meets no
 // bank of shared memory twice. Where a chunk of a column is, in chunks from the block's row on.

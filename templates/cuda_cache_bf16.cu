@@ -36,7 +36,6 @@ static __device__ __forceinline__ unsigned short *value_place(unsigned short *ro
 struct cache_row {
     enum {
         QUANTIZED = 0,
-        SCALE_BYTES = 0,
         PAIRS = (HEAD_DIM + 2 * WARP - 1) / (2 * WARP), // of dimensions, of a lane
         NUMBERS = 4 * PAIRS,                            // keys, then values
         NEWEST_BYTES = 2 * HEAD_TILES * TILE * 2,

@@ -151,7 +151,6 @@ static __device__ __forceinline__ unsigned insert_byte(unsigned word, unsigned b
 struct cache_row {
     enum {
         QUANTIZED = 1,
-        SCALE_BYTES = 2 * TILE * 4,
         NUMBERS = cache_entry::NUMBERS,
         NEWEST_BYTES = WARP * (int)sizeof(struct cache_entry),
     };

@@ -14,9 +14,7 @@ static __device__ inline unsigned select_bits(unsigned word, unsigned mask, unsi
 // a - b for two pairs of bf16.
 static __device__ inline unsigned bf16_difference(unsigned a, unsigned b) {
 #ifdef EMULATOR
-    float even = __uint_as_float(a << 16) - __uint_as_float(b << 16);
-    float odd = __uint_as_float(a & 0xffff0000) - __uint_as_float(b & 0xffff0000);
-    return to_bf16(even, odd);
+    return to_bf16(even_of(a) - even_of(b), odd_of(a) - odd_of(b));
 #else
     unsigned word;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(b), "r"(0xbf80bf80), "r"(a));

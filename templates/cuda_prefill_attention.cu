@@ -317,7 +317,7 @@ add_values(struct prefill_queries &q, const attention_scores &score, const char 
 }
 
 // Starts copying a step, if there is one.
-static __device__ __forceinline__ void copy_step(const char *steps, int step, int count) {
+static __device__ __forceinline__ void copy_attended(const char *steps, int step, int count) {
     const int CHUNKS = ATTENTION_STEP_BYTES / 16;
     const struct tile *from = (const struct tile *)(steps + (long long)step * ATTENTION_STEP_BYTES);
     struct tile *to =
@@ -331,7 +331,7 @@ static __device__ __forceinline__ void attend_by_warps(const struct gpu_task &ta
     const struct attended_item item = find_item(task, blockIdx.x);
     const char *steps = gathered_steps(task, item.stream, item.kv_head);
     for (int step = 0; step < ATTENTION_STAGES - 1; step++)
-        copy_step(steps, step, item.steps);
+        copy_attended(steps, step, item.steps);
     struct prefill_queries q;
     start_queries(q, task, item,
                   (struct tile *)(shared_memory() + ATTENTION_STAGES * ATTENTION_STEP_BYTES) +
@@ -339,7 +339,7 @@ static __device__ __forceinline__ void attend_by_warps(const struct gpu_task &ta
     for (int step = 0; step < item.steps; step++) {
         wait_copies<ATTENTION_STAGES - 2>();
         __syncthreads();
-        copy_step(steps, step + ATTENTION_STAGES - 1, item.steps);
+        copy_attended(steps, step + ATTENTION_STAGES - 1, item.steps);
         const char *stage = shared_memory() + step % ATTENTION_STAGES * ATTENTION_STEP_BYTES;
         attention_scores score = {};
         score_keys(score, q, stage);

@@ -199,22 +199,25 @@ static int prefill_product(struct gpu *gpu, enum kernel kernel, size_t columns, 
     return gpu_launch(gpu, kernel, blocks, 1, 1, GPU_PREFILL_THREADS, prefill_shared(gpu), error);
 }
 
+// Whether they also attend in a prefill: engine.cu's WARPGROUPS_ATTEND.
+static bool warpgroups_attend(const struct gpu *gpu) {
+    return has_warpgroups(gpu) && GPU_WARPGROUPS_ATTEND;
+}
+
 static size_t attention_shared(const struct gpu *gpu) {
-    bool warpgroups = has_warpgroups(gpu) && GPU_WARPGROUPS_ATTEND;
-    return warpgroups ? gpu->shared_bytes : GPU_PREFILL_ATTENTION_SHARED;
+    return warpgroups_attend(gpu) ? gpu->shared_bytes : GPU_PREFILL_ATTENTION_SHARED;
 }
 
 // Rows of tiles are gathered up to whole steps of at most eight. Then a block of threads attends
 // each item; those of warpgroups take one after the other.
 static int prefill_attention(struct gpu *gpu, struct error *error) {
-    bool warpgroups = has_warpgroups(gpu) && GPU_WARPGROUPS_ATTEND;
     size_t tokens = (size_t)gpu->task.tokens, positions = (size_t)gpu->task.position + tokens;
     size_t rows = blocks_for(gpu->prefix_tokens, TILE) + blocks_for(positions, TILE);
     int code = gpu_launch(gpu, KERNEL_PREFILL_GATHER, 2 * blocks_for(rows, GPU_WARPS), KV_HEADS,
                           gpu->streams, GPU_THREADS, 0, error);
     if (code)
         return code;
-    if (warpgroups)
+    if (warpgroups_attend(gpu))
         return gpu_launch(gpu, KERNEL_PREFILL_ATTENTION, (unsigned)gpu->multiprocessors, 1, 1,
                           GPU_WARPGROUP_THREADS, attention_shared(gpu), error);
     unsigned groups = blocks_for(tokens * (HEADS / KV_HEADS), GPU_QUERIES);

@@ -2,6 +2,7 @@
 // tile's, else each group of 32 weights quantised here. Included where the spec asks for it.
 #include <float.h>
 #include "f16.h"
+#include "round_f16.h"
 #include "tile_quantized.h"
 
 // One row's part of a tile: scale * (quants - 128), or scale * quants + minimum.
@@ -9,24 +10,6 @@ struct group {
     unsigned char quants[GROUP];
     uint16_t scale, minimum; // f16
 };
-
-// Rounds to nearest, ties to even, for value >= 0; 65520 and more become infinity.
-static uint16_t magnitude_to_f16(float value) {
-    uint32_t bits;
-    if (value >= 65520.0f)
-        return 0x7c00;
-    if (value < 0x1p-14f) { // subnormal: adding 0.5 leaves multiples of 2^-24
-        value += 0.5f;
-        memcpy(&bits, &value, sizeof bits);
-        return (uint16_t)(bits - 0x3f000000);
-    }
-    memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13);
-}
-
-static uint16_t float_to_f16(float value) {
-    return (uint16_t)(magnitude_to_f16(fabsf(value)) | (signbit(value) ? 0x8000 : 0));
-}
 
 static bool f16_is_finite(uint16_t half) {
     return (half & 0x7c00) != 0x7c00;

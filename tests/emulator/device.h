@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 #include "../../templates/f16.h"
+#include "../../templates/round_f16.h"
 
 #define EMULATOR
 #define __global__
@@ -66,16 +67,8 @@ static inline unsigned emulate_bf16(float value) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// To nearest even, as emulate_bf16.
 static inline unsigned emulate_f16(float value) {
-    unsigned sign = __float_as_uint(value) >> 16 & 0x8000, bits = __float_as_uint(fabsf(value));
-    if (bits > 0x7f800000)
-        return 0x7fff;
-    if (bits >= 0x477ff000) // 65,520
-        return sign | 0x7c00;
-    if (bits < 0x38800000) // 2^-14: steps of 2^-24, as those of floats from 0.5 on
-        return sign | (__float_as_uint(fabsf(value) + 0.5f) - 0x3f000000);
-    return sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13);
+    return isnan(value) ? 0x7fff : float_to_f16(value);
 }
 
 void emulate_product(float (&sum)[4], const unsigned (&words)[6], bool f16);
