@@ -25,7 +25,7 @@ struct finish {
     int row_tile, thread; // thread: of finish_split
     struct place at;
     const float *sums;
-    bool mine;
+    bool there, mine; // whether the rows are a batch's; and the column a stream's
 
     __device__ __forceinline__ finish(int first, int row_tiles) {
         const int each = COLUMN_GROUPS * 64, n = thread_id();
@@ -33,12 +33,13 @@ struct finish {
         thread = n % each;
         at = split_place(thread);
         sums = work_floats() + n / each * COLUMN_GROUPS * SPLIT_SUM_FLOATS;
-        mine = n / each < SUM_ROWS && row_tile < row_tiles && at.column < STREAMS;
+        there = n / each < SUM_ROWS && row_tile < row_tiles;
+        mine = there && at.column < STREAMS;
     }
 };
 
-typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 2, HIDDEN_TILES,
-                           STREAMS>
+typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, layer_tiles::PARTS,
+                           HIDDEN_TILES, STREAMS>
     qkv_product;
 typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 1, HIDDEN_TILES,
                            STREAMS>
@@ -97,10 +98,12 @@ static __device__ __forceinline__ void keep_terms(const struct gpu_task &task,
 // normed -> queries, keys, values: the rows of tiles of q|k|v that `f` finishes.
 static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
                                                   const struct finish &f, unsigned round) {
+    float2 y = make_float2(0, 0);
+    if (f.there)
+        y = finish_split<qkv_product::EACH>(f.sums, f.thread);
     if (f.mine) {
         float4 kept = workplace()->kept[thread_id()];
         struct qkv_terms terms = {kept.x, kept.y, kept.z, kept.w};
-        float2 y = finish_split(f.sums, f.thread);
         float scale = workplace()->scales[f.at.column];
         tell_qkv(task.qkv + f.at.column * QKV_FLOATS, f.row_tile, f.at.row, terms, y.x * scale,
                  y.y * scale, round);
@@ -126,8 +129,8 @@ static __device__ __forceinline__ void leave_rows(const struct gpu_task &task,
     x[0] = y.x;
     x[8] = y.y;
     if (row % 2 == 0) {
-        tell_pair(out.normed, COLUMN_GROUPS, row, f.at.column, n.x, next.x, out.round);
-        tell_pair(out.normed, COLUMN_GROUPS, row + 8, f.at.column, n.y, next.y, out.round);
+        tell_normed(out, row, f.at.column, n.x, next.x);
+        tell_normed(out, row + 8, f.at.column, n.y, next.y);
     }
     if (lane_id() < 8)
         tell(out.squares + f.at.column * told_input::PARTS + f.row_tile * 2 + warp_id() % 2, square,
@@ -144,13 +147,15 @@ static __device__ __forceinline__ void keep_rows(const struct gpu_task &task,
     }
 }
 
-// The sums of the warps added to the kept residual.
+// The sums of the warps added to the kept residual. EACH: see finish_split.
+template <int EACH>
 static __device__ __forceinline__ void
 finish_rows(const struct gpu_task &task, const struct told_input &out, const struct finish &f) {
     float2 y = make_float2(0, 0), norm = y;
+    if (f.there)
+        y = finish_split<EACH>(f.sums, f.thread);
     if (f.mine) {
         float4 kept = workplace()->kept[thread_id()];
-        y = finish_split(f.sums, f.thread);
         y = make_float2(kept.x + y.x, kept.y + y.y);
         norm = make_float2(kept.z, kept.w);
     }
@@ -165,14 +170,16 @@ static __device__ __forceinline__ void finish_gate_up(const struct gpu_task &tas
     int row = thread_id() / (COLUMN_GROUPS * 64), thread = thread_id() % (COLUMN_GROUPS * 64);
     struct place at = split_place(thread);
     float value = 0;
-    if (row < rows && at.column < STREAMS) {
-        float2 y = finish_split(work_floats() + row * gate_up_product::ROW_FLOATS, thread);
-        value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
+    if (row < rows) {
+        float2 y = finish_split<gate_up_product::EACH>(
+            work_floats() + row * gate_up_product::ROW_FLOATS, thread);
+        if (at.column < STREAMS)
+            value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
     }
     float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
     if (at.row % 2 == 0 && row < all && at.column < STREAMS)
-        tell_pair(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column, value, next,
-                  round);
+        tell_pair<layer_tiles>(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column,
+                               value, next, round);
 }
 
 // A team's channels, `count` 16s of them from the 16s `first` on, to shared memory.
@@ -222,14 +229,20 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
     tell(to, part, last ? round : round ^ 1);
 }
 
-// A tile's share of a team's channels.
-template <typename INPUT> static __device__ __forceinline__ INPUT inner_input(int tile) {
-    enum { PIECES = layer_tiles::INPUTS * COLUMN_GROUPS };
-    INPUT in;
+// The share of TILES tiles side by side of a team's channels.
+enum { INNER_PIECES = layer_tiles::INPUTS * COLUMN_GROUPS };
+template <int TILES>
+static __device__ __forceinline__ typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, TILES>
+inner_input(int first) {
+    const int tile = side_by_side<STREAMS>::tile(), lane = side_by_side<STREAMS>::lane();
+    struct columns mine[INNER_PIECES] = {};
+    if (tile < TILES)
 #pragma unroll
-    for (int i = 0; i < PIECES; i++)
-        in.x[i] = workplace()->inner[(tile * PIECES + i) * WARP + lane_id()];
-    in.complete();
+        for (int i = 0; i < INNER_PIECES; i++)
+            mine[i] = layer_tiles::ordered(
+                workplace()->inner[((first + tile) * INNER_PIECES + i) * WARP + lane]);
+    typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, TILES> in;
+    in.take(mine, tile);
     return in;
 }
 
@@ -239,11 +252,15 @@ template <typename INPUT> static __device__ __forceinline__ INPUT inner_input(in
 static __device__ __forceinline__ void outer_part(const struct gpu_task &task, struct step &step,
                                                   const struct team &team, int tiles, bool more,
                                                   bool last) {
-    typedef struct layer_tiles::input<COLUMN_GROUPS, layer_tiles::INPUTS * COLUMN_GROUPS> input;
-    input in[TEAM_TILES];
+    typedef struct side_by_side<STREAMS> columns;
+    enum {
+        EACH = columns::EACH,
+        BATCH = (int)columns::TILES < (int)PIECE_TILES ? columns::TILES : PIECE_TILES,
+    };
+    typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, BATCH> in[TEAM_TILES / BATCH];
 #pragma unroll
-    for (int t = 0; t < TEAM_TILES; t++)
-        in[t] = inner_input<input>(t);
+    for (int n = 0; n < TEAM_TILES / BATCH; n++)
+        in[n] = inner_input<BATCH>(n * BATCH);
 #pragma unroll 1
     for (int row = warp_id(); row - warp_id() < team.rows(); row += WARPS) {
         float sum[2][COLUMN_GROUPS][4] = {};
@@ -257,14 +274,15 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
                 const char *piece = ring_slot(step.ring.slot) + warp_id() * PIECE_BYTES;
                 if (row < team.rows() && first + PIECE_TILES <= tiles) {
 #pragma unroll
-                    for (int t = 0; t < PIECE_TILES; t++)
-                        layer_tiles::multiply_tile(sum[t % 2], piece + t * layer_tiles::BYTES,
-                                                   in[first + t]);
+                    for (int t = 0; t < PIECE_TILES; t += BATCH)
+                        layer_tiles::multiply_tiles<EACH>(sum, t, piece + t * layer_tiles::BYTES,
+                                                          layer_tiles::BYTES, BATCH,
+                                                          in[(first + t) / BATCH]);
                 } else if (row < team.rows()) {
 #pragma unroll 1
                     for (int t = 0; first + t < tiles; t++)
-                        layer_tiles::multiply_tile(sum[0], piece + t * layer_tiles::BYTES,
-                                                   inner_input<input>(first + t));
+                        layer_tiles::multiply_tiles<EACH>(sum, 0, piece + t * layer_tiles::BYTES, 0,
+                                                          1, inner_input<1>(first + t));
                 }
                 step.ring.leave();
             }
@@ -274,7 +292,8 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
 #pragma unroll
         for (int group = 0; group < COLUMN_GROUPS; group++)
             add_tile_part(task, team.number, row * team.size + team.member, group,
-                          add_sums<STREAMS>(sum[0][group], sum[1][group]), step.round, more, last);
+                          columns::add_up(layer_tiles::results(add(sum[0][group], sum[1][group]))),
+                          step.round, more, last);
     }
 }
 
@@ -359,7 +378,7 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
         product.multiply_rows(step.ring, task.attended, batch_rows(first, HIDDEN_TILES),
                               step.round);
         consumers_barrier();
-        finish_rows(task, out, finish(first, HIDDEN_TILES));
+        finish_rows<o_product::EACH>(task, out, finish(first, HIDDEN_TILES));
         consumers_barrier(); // before others take the place of the sums
         if (first + stride < HIDDEN_TILES)
             keep_rows(task, finish(first + stride, HIDDEN_TILES), norm);
@@ -423,7 +442,7 @@ static __device__ __forceinline__ void decode_add(const struct gpu_task &task, s
         keep_rows(task, f, norm);
         add_rows(task, first, batch_rows(first, HIDDEN_TILES), step.round);
         consumers_barrier();
-        finish_rows(task, out, f);
+        finish_rows<8>(task, out, f);
         consumers_barrier(); // before others take the place of the sums
     }
 }

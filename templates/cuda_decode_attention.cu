@@ -124,9 +124,9 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
         float low = odd ? (i ? other.w : other.z) : i ? x.y : x.x;
         float high = odd ? (i ? x.w : x.z) : i ? other.y : other.x;
         if (head < GROUP_HEADS && dim < HEAD_DIM)
-            tell_pair(task.attended, COLUMN_GROUPS,
-                      (item.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim, item.stream, low, high,
-                      round);
+            tell_pair<layer_tiles>(task.attended, COLUMN_GROUPS,
+                                   (item.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim,
+                                   item.stream, low, high, round);
     }
 }
 
@@ -286,8 +286,19 @@ static __device__ __forceinline__ void fill_attended(const struct gpu_task &task
     const int PAIRS = (TILE - HEADS * HEAD_DIM % TILE) % TILE / 2;
     if (block_id() == 0)
         for (int n = thread_id(); n < STREAMS * PAIRS; n += THREADS)
-            tell_pair(task.attended, COLUMN_GROUPS, HEADS * HEAD_DIM + n / STREAMS * 2, n % STREAMS,
-                      0.0f, 0.0f, round);
+            tell_pair<layer_tiles>(task.attended, COLUMN_GROUPS, HEADS * HEAD_DIM + n / STREAMS * 2,
+                                   n % STREAMS, 0.0f, 0.0f, round);
+}
+
+// Asks for the keys and values of a row of tiles.
+static __device__ __forceinline__ void prefetch_span(const struct span &s) {
+    const bool bytes = cache_row::QUANTIZED && s.causal;
+    const int tile = bytes ? WARP / 2 : WARP, mine = bytes ? lane_id() / 2 : 0;
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        prefetch(s.keys + d * tile + mine);
+        prefetch(s.values + d * s.value_stride * tile + mine);
+    }
 }
 
 // Asks for the first keys and values that the warps of this block attend in the next layer: loads
@@ -302,14 +313,7 @@ static __device__ __forceinline__ void prefetch_attention(const struct gpu_task 
         return;
     struct gpu_task next = task;
     next.layer++;
-    const struct span s = find_span(next, item.stream, item.kv_head, t);
-    const bool bytes = cache_row::QUANTIZED && s.causal;
-    const int tile = bytes ? WARP / 2 : WARP, mine = bytes ? lane_id() / 2 : 0;
-#pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++) {
-        prefetch(s.keys + d * tile + mine);
-        prefetch(s.values + d * s.value_stride * tile + mine);
-    }
+    prefetch_span(find_span(next, item.stream, item.kv_head, t));
 }
 
 // queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in
@@ -325,6 +329,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
         const int part = n % split.splits * WARPS + warp_id();
         int t = part;
         struct tile keys[HEAD_TILES], values[HEAD_TILES];
+        const int stride = split.splits * WARPS;
         struct span s =
             find_span(task, item.stream, item.kv_head, t < split.tiles ? t : split.tiles - 1);
         bool loaded = EARLY;
@@ -339,17 +344,23 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
         load_queries(a);
         start_attention(a);
 #pragma unroll 1
-        for (; t < split.tiles; t += split.splits * WARPS) {
+        for (; t < split.tiles; t += stride) {
             if (!loaded) {
-                s = find_span(task, item.stream, item.kv_head, t);
                 load_keys(keys, s, 0);
                 if (LOADED)
                     load_values(values, s, 0);
             }
             if (t == split.tiles - 1)
                 s.row.add_newest(newest_entries(), split.positions - 1);
-            loaded = false;
-            attend_span<LOADED>(a, s, keys, values, split.positions);
+            const bool more = t + stride < split.tiles;
+            struct span next = s;
+            if (more) {
+                next = find_span(task, item.stream, item.kv_head, t + stride);
+                prefetch_span(next);
+            }
+            loaded = EARLY && !LOADED && more;
+            attend_span<LOADED>(a, s, keys, values, split.positions, loaded, next);
+            s = next;
         }
         add_warps(task, split, n / split.splits, n % split.splits, a, round);
         consumers_barrier(); // before others take the place of the sums

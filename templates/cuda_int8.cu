@@ -1,4 +1,4 @@
-// From bytes to bf16 numbers, exactly: quantised weights and an int8 cache.
+// From bytes to bf16 or f16 numbers, exactly: quantised weights and an int8 cache.
 
 // (word & mask) ^ bits: one instruction, where the compiler makes two of two constants.
 static __device__ inline unsigned select_bits(unsigned word, unsigned mask, unsigned bits) {
@@ -8,6 +8,30 @@ static __device__ inline unsigned select_bits(unsigned word, unsigned mask, unsi
     unsigned result;
     asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
     return result;
+#endif
+}
+
+// Two bytes of a word, as the hexadecimal digits 0x4a4b of `which` say, to f16 numbers 1024 + u.
+static __device__ inline unsigned f16_bytes(unsigned word, unsigned which) {
+#ifdef EMULATOR
+    return (word >> which % 16 * 8 & 0xff) | (word >> which / 256 % 16 * 8 & 0xff) << 16 |
+           0x64006400;
+#else
+    unsigned result;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x64646464), "r"(which));
+    return result;
+#endif
+}
+
+// a * b + c for pairs of f16.
+static __device__ inline unsigned f16_sum(unsigned a, unsigned b, unsigned c) {
+#ifdef EMULATOR
+    return to_f16(from_f16(a & 0xffff) * from_f16(b & 0xffff) + from_f16(c & 0xffff),
+                  from_f16(a >> 16) * from_f16(b >> 16) + from_f16(c >> 16));
+#else
+    unsigned word;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+    return word;
 #endif
 }
 

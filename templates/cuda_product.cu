@@ -16,27 +16,96 @@ enum {
     SPLIT_SUM_FLOATS = WARPS * WARP_SUM_FLOATS,
 };
 
+// Up to four columns of activations leave most of a product's eight free. There stand those of the
+// tiles that follow, EACH columns apart: a lane loads the activations of one of up to TILES tiles,
+// the sums of these tiles are in columns of their own, and those are added up last.
+template <int COLUMNS> struct side_by_side {
+    enum {
+        EACH = COLUMNS > 4   ? 8
+               : COLUMNS > 2 ? 4
+                             : COLUMNS,
+        TILES = 8 / EACH,
+    };
+
+    // Which of the tiles is this lane's, and which lane has its activations where there is but one.
+    static __device__ __forceinline__ int tile() {
+        return lane_id() / 4 / EACH;
+    }
+
+    static __device__ __forceinline__ int lane() {
+        return lane_id() % (4 * EACH);
+    }
+
+    // Of tiles side by side in a product's results: what lane_id() has there, as in one.
+    static __device__ __forceinline__ float4 add_up(float4 sum) {
+        if (EACH == 1)
+            sum = make_float4(sum.x + sum.y, 0, sum.z + sum.w, 0);
+#pragma unroll
+        for (int distance = EACH / 2 > 0 ? EACH / 2 : 1; distance < 4; distance *= 2) {
+            sum.x += __shfl_xor_sync(0xffffffff, sum.x, distance);
+            sum.z += __shfl_xor_sync(0xffffffff, sum.z, distance);
+            if (EACH > 1) {
+                sum.y += __shfl_xor_sync(0xffffffff, sum.y, distance);
+                sum.w += __shfl_xor_sync(0xffffffff, sum.w, distance);
+            }
+        }
+        return sum;
+    }
+};
+
 // A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
-// and how one in shared memory is multiplied with these in registers: x [parts, INPUTS, GROUPS] and
-// what `complete` makes of it. This is bf16; an engine with quantised weights has it for its
-// adapters.
+// and how tiles in shared memory are multiplied with these in registers. This is bf16; an engine
+// with quantised weights has it for its adapters.
 struct bf16_tiles {
-    enum { BYTES = TILE_BYTES, INPUTS = 1 };
+    enum { BYTES = TILE_BYTES, INPUTS = 1, PARTS = 2 }; // PARTS: of an activation
 
-    template <int GROUPS, int PIECES> struct input {
-        struct columns x[PIECES];
+    // Two activations of a column as others are told of them: the words of their bf16 numbers and
+    // of what these leave.
+    static __device__ __forceinline__ struct columns told(float even, float odd) {
+        unsigned high = to_bf16(even, odd);
+        return {high, low_parts(high, even, odd)};
+    }
 
-        __device__ __forceinline__ void complete() {
+    // What a product's sums are.
+    static __device__ __forceinline__ float4 results(const float4 &sum) {
+        return sum;
+    }
+
+    // The order in which a lane takes the activations of two pairs of columns.
+    static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
+        return x;
+    }
+
+    // Activations of tiles side by side: x [TILES, parts, INPUTS, GROUPS], zeros in other tiles'
+    // columns.
+    template <int GROUPS, int PIECES, int TILES> struct input {
+        struct columns x[TILES][PIECES];
+
+        // mine: of tile `tile`, this lane's.
+        __device__ __forceinline__ void take(const struct columns (&mine)[PIECES], int tile) {
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+#pragma unroll
+                for (int i = 0; i < PIECES; i++)
+                    x[t][i] = TILES == 1 || t == tile ? mine[i] : pair_of(0.0f, 0.0f);
+            }
         }
     };
 
-    template <int GROUPS, int PIECES>
-    static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
-                                                         const struct input<GROUPS, PIECES> &in) {
-        struct tile weights = load_fragment((const struct tile *)tile);
+    // sums += `count` tiles, `apart` bytes from each other; the first one is tile n of several.
+    template <int EACH, int GROUPS, int PIECES, int TILES>
+    static __device__ __forceinline__ void
+    multiply_tiles(float (&sums)[2][GROUPS][4], int n, const char *tiles, int apart, int count,
+                   const struct input<GROUPS, PIECES, TILES> &in) {
 #pragma unroll
-        for (int piece = 0; piece < PIECES; piece++)
-            multiply(sum[piece % GROUPS], weights, in.x[piece]);
+        for (int t = 0; t < TILES; t++) {
+            if (t >= count)
+                break;
+            struct tile weights = load_fragment((const struct tile *)(tiles + t * apart));
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece++)
+                multiply(sums[(n + t) % 2][piece % GROUPS], weights, in.x[t][piece]);
+        }
     }
 };
 
@@ -53,15 +122,20 @@ static __device__ inline struct place split_place(int thread) {
     return place;
 }
 
-// The sum over the warps, in order, for the rows of split_place(thread): row, row + 8. sums:
-// [groups of columns, WARPS, WARP, 4].
-static __device__ inline float2 finish_split(const float *sums, int thread) {
+// The sum over the warps, in order, for the rows of split_place(thread): row, row + 8; and of
+// columns EACH apart, to all of them. sums: [groups of columns, WARPS, WARP, 4]. By all threads of
+// a warp.
+template <int EACH> static __device__ inline float2 finish_split(const float *sums, int thread) {
     const float *first = sums + thread / (2 * WARP) * SPLIT_SUM_FLOATS;
     float2 total = make_float2(0.0f, 0.0f);
     for (int warp = 0; warp < WARPS; warp++) {
         const float *mine = first + (warp * WARP + thread / 2 % WARP) * 4 + thread % 2;
         total.x += mine[0];
         total.y += mine[2];
+    }
+    for (int distance = EACH; distance < 8; distance *= 2) {
+        total.x += __shfl_xor_sync(0xffffffff, total.x, distance);
+        total.y += __shfl_xor_sync(0xffffffff, total.y, distance);
     }
     return total;
 }
@@ -70,12 +144,9 @@ static __device__ inline float4 add(const float4 &a, const float4 &b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
-// The same of two sums as a product of COLUMNS columns leaves them; with one, nobody reads the
-// second of each pair.
-template <int COLUMNS>
-static __device__ __forceinline__ float4 add_sums(const float (&a)[4], const float (&b)[4]) {
-    return make_float4(a[0] + b[0], COLUMNS > 1 ? a[1] + b[1] : 0, a[2] + b[2],
-                       COLUMNS > 1 ? a[3] + b[3] : 0);
+// The same of two sums as a product leaves them.
+static __device__ __forceinline__ float4 add(const float (&a)[4], const float (&b)[4]) {
+    return make_float4(a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]);
 }
 
 // The sum of x over the warp, the same in all lanes.
@@ -85,13 +156,14 @@ static __device__ inline float warp_sum(float x) {
     return x;
 }
 
-// Tells two activations of a column, k and k + 1, k even: the words of their bf16 numbers and of
-// what these leave, in 8 bytes. `to`: as column_index has them.
-static __device__ inline void tell_pair(float *to, int groups, int k, int column, float even,
-                                        float odd, unsigned round) {
-    unsigned high = to_bf16(even, odd);
+// Tells two activations of a column, k and k + 1, k even, for a product with tiles of FORMAT: two
+// words. `to`: as column_index has them.
+template <typename FORMAT>
+static __device__ __forceinline__ void tell_pair(float *to, int groups, int k, int column,
+                                                 float even, float odd, unsigned round) {
+    struct columns words = FORMAT::told(even, odd);
     tell((float2 *)(to + column_index(groups, k, column)),
-         make_float2(__uint_as_float(high), __uint_as_float(low_parts(high, even, odd))), round);
+         make_float2(__uint_as_float(words.x), __uint_as_float(words.y)), round);
 }
 
 // The input of the next product with all rows, told by those who have rows of the residual: that
@@ -108,8 +180,10 @@ struct told_input {
 
     float *normed, *squares;
     unsigned round;
+    bool head;
 
     __device__ __forceinline__ told_input(const struct gpu_task &task, int which, unsigned r) {
+        head = which == FOR_HEAD;
         normed = task.inputs + which * FLOATS;
         squares = task.inputs + TOLD_INPUTS * FLOATS + which * PARTS * STREAMS;
         round = r;

@@ -302,6 +302,10 @@ struct row_product {
         SLOT_TILES = SLOT_BYTES / FORMAT::BYTES / WARPS * WARPS,
         WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
         SLOTS = (ALL_TILES + SLOT_TILES - 1) / SLOT_TILES,
+        // Each warp's tiles of a slot, side by side.
+        BATCHES = (WARP_TILES + side_by_side<COLUMNS>::TILES - 1) / side_by_side<COLUMNS>::TILES,
+        BATCH = (WARP_TILES + BATCHES - 1) / BATCHES,
+        EACH = side_by_side<COLUMNS>::EACH,
         GROUPS = (COLUMNS + 7) / 8,
         GIVEN = FORMAT::INPUTS * GROUPS,         // float4 of activations for a tile
         PIECES = GIVEN * PARTS,                  // of them as bf16, 8 bytes each
@@ -310,35 +314,50 @@ struct row_product {
                 : FIT < 2    ? 1
                              : FIT / 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
-        CHUNK_TILES = CHUNK * WARP_TILES, // for each warp
+        CHUNK_BATCHES = CHUNK * BATCHES,
         ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
     };
 
-    float4 given[CHUNK_TILES * GIVEN];
-    typename FORMAT::template input<GROUPS, PIECES> in[CHUNK_TILES];
+    float4 given[CHUNK_BATCHES * GIVEN];
+    typename FORMAT::template input<GROUPS, PIECES, BATCH> in[CHUNK_BATCHES];
 
-    // Whether this warp has a tile from `first` on, which is warp 0's.
-    static __device__ __forceinline__ bool has_tile(int first) {
-        return (CHUNKS == 1 && first + WARPS <= ALL_TILES) || first + warp_id() < ALL_TILES;
+    // The first tile of a batch of a chunk that is warp 0's; other warps' follow it.
+    static __device__ __forceinline__ int first_tile(int chunk, int batch) {
+        return (chunk * CHUNK + batch / BATCHES) * SLOT_TILES + batch % BATCHES * BATCH * WARPS;
     }
 
-    // Looks for the activations of chunk `chunk`, for this warp's tiles.
+    // How many tiles of a batch this warp has.
+    static __device__ __forceinline__ int count_tiles(int chunk, int batch) {
+        const int first = first_tile(chunk, batch);
+        const int most = WARP_TILES - batch % BATCHES * BATCH < BATCH
+                             ? WARP_TILES - batch % BATCHES * BATCH
+                             : (int)BATCH;
+        if (CHUNKS == 1 && (ALL_TILES - first) % WARPS == 0)
+            return (ALL_TILES - first) / WARPS < most ? (ALL_TILES - first) / WARPS : most;
+        const int count = (ALL_TILES - first - warp_id() + WARPS - 1) / WARPS;
+        return count < most ? count : most;
+    }
+
+    // Looks for the activations of chunk `chunk`, for this lane's tiles.
     __device__ __forceinline__ void ask(const float *input, int chunk, unsigned round) {
-        const int first = chunk * CHUNK * SLOT_TILES, TILE_FLOATS = GIVEN * WARP; // float4
-        const float4 *from = (const float4 *)input + (first + warp_id()) * TILE_FLOATS + lane_id();
+        const int TILE_FLOATS = GIVEN * WARP, mine = side_by_side<COLUMNS>::tile(); // float4
+        const int column_lane = side_by_side<COLUMNS>::lane();
+        const float4 *from = (const float4 *)input + column_lane +
+                             (first_tile(chunk, 0) + mine * WARPS + warp_id()) * TILE_FLOATS;
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
-            if (lane_id() / 4 >= COLUMNS - group * 8)
+            if (column_lane / 4 >= COLUMNS - group * 8)
                 break;
 #pragma unroll
-            for (int n = 0; n < CHUNK_TILES; n++) {
-                int tile = first + n * WARPS + warp_id();
+            for (int n = 0; n < CHUNK_BATCHES; n++) {
+                const int first = first_tile(0, n);
+                int tile = first_tile(chunk, n) + mine * WARPS + warp_id();
                 bool again = PLANES > 1 && tile >= TILES; // the second plane's
-                const float4 *its = from + n * WARPS * TILE_FLOATS - again * TILES * TILE_FLOATS;
+                const float4 *its = from + first * TILE_FLOATS - again * TILES * TILE_FLOATS;
 #pragma unroll
                 for (int half = 0; half < FORMAT::INPUTS; half++) {
                     int k = (tile - again * TILES) * FORMAT::INPUTS + half;
-                    if (has_tile(first + n * WARPS) && (TILES * FORMAT::INPUTS == KS || k < KS))
+                    if (mine < count_tiles(chunk, n) && (TILES * FORMAT::INPUTS == KS || k < KS))
                         given[n * GIVEN + half * GROUPS + group] =
                             look(its + (half * GROUPS + group) * WARP, round);
                 }
@@ -349,8 +368,8 @@ struct row_product {
     // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
     // lanes ask for one of them alone first: many questions delay the answers.
     __device__ __forceinline__ void await(const float *input, unsigned round) {
-        const int spread = block_id() % CHUNK_TILES * WARPS + warp_id();
-        const int tile = CHUNKS == 1 && spread < TILES ? spread : warp_id();
+        const int other = block_id() % (CHUNK * WARP_TILES) * WARPS + warp_id();
+        const int tile = CHUNKS == 1 && other < TILES ? other : warp_id();
         if (COLUMNS > FEW_COLUMNS && lane_id() < 4 && tile < TILES) {
             const float4 *one = (const float4 *)input + tile * (GIVEN * WARP) + lane_id();
             while (look_again_alone(strange(look(one, round), round)))
@@ -369,15 +388,16 @@ struct row_product {
 
     __device__ __forceinline__ void take() {
 #pragma unroll
-        for (int n = 0; n < CHUNK_TILES; n++) {
+        for (int n = 0; n < CHUNK_BATCHES; n++) {
+            struct columns x[PIECES];
 #pragma unroll
             for (int i = 0; i < GIVEN; i++) {
                 const float4 a = without_round(given[n * GIVEN + i]);
-                in[n].x[i] = pair_of(a.x, a.z);
+                x[i] = FORMAT::ordered(pair_of(a.x, a.z));
                 if (PARTS > 1)
-                    in[n].x[PIECES - GIVEN + i] = pair_of(a.y, a.w);
+                    x[PIECES - GIVEN + i] = FORMAT::ordered(pair_of(a.y, a.w));
             }
-            in[n].complete();
+            in[n].take(x, side_by_side<COLUMNS>::tile());
         }
     }
 
@@ -392,10 +412,10 @@ struct row_product {
             ring.wait();
             const char *slot = ring_slot(ring.slot) + warp_id() * FORMAT::BYTES;
 #pragma unroll
-            for (int i = 0; i < WARP_TILES; i++)
-                if (has_tile(first + i * WARPS))
-                    FORMAT::multiply_tile(sum[i % 2], slot + i * WARPS * FORMAT::BYTES,
-                                          in[s * WARP_TILES + i]);
+            for (int b = 0; b < BATCHES; b++)
+                FORMAT::template multiply_tiles<EACH>(
+                    sum, b * BATCH, slot + b * BATCH * WARPS * FORMAT::BYTES, WARPS * FORMAT::BYTES,
+                    count_tiles(chunk, s * BATCHES + b), in[s * BATCHES + b]);
             ring.leave();
         }
     }
@@ -418,7 +438,7 @@ struct row_product {
             float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + thread_id();
 #pragma unroll
             for (int group = 0; group < GROUPS; group++)
-                to[group * THREADS] = add_sums<COLUMNS>(sum[0][group], sum[1][group]);
+                to[group * THREADS] = FORMAT::results(add(sum[0][group], sum[1][group]));
         }
     }
 };
@@ -430,4 +450,15 @@ static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
     for (int i = 0; i < SUM_ROWS; i++)
         rows += first + i * (int)gridDim.x < row_tiles;
     return rows;
+}
+
+// Tells two elements of the input of the next product with all rows. Of several streams the next
+// one behind the layers is the aggregation network's; the head's tiles have the same numbers as
+// layers'.
+static __device__ __forceinline__ void tell_normed(const struct told_input &out, int k, int column,
+                                                   float even, float odd) {
+    if (STREAMS > 1 && out.head)
+        tell_pair<bf16_tiles>(out.normed, COLUMN_GROUPS, k, column, even, odd, out.round);
+    else
+        tell_pair<layer_tiles>(out.normed, COLUMN_GROUPS, k, column, even, odd, out.round);
 }

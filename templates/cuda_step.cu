@@ -24,7 +24,7 @@ static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
             if (!task.ids)
                 task.residual[stream * HIDDEN_SIZE + i] = x;
             if (i % 2 == 0)
-                tell_pair(out.normed, COLUMN_GROUPS, i, stream, x * weight[i], next, out.round);
+                tell_normed(out, i, stream, x * weight[i], next);
             if (i % 8 == 0)
                 tell(out.squares + stream * told_input::PARTS + i / 8, square, out.round);
         }

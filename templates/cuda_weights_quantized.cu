@@ -1,11 +1,11 @@
 // Weights of layers, embedding and head as quantised tiles (templates/tile_quantized.h).
 // cuda_weights_bf16.cu is the same for bf16 tiles.
 //
-// Quants become bf16 exactly, and a tile's product with activations is a sum of its own in fp32,
-// which its scales then multiply: weights are rounded nowhere.
+// Decode makes f16 numbers of quants and activations, where 1024 + u takes one instruction, and
+// multiplies a tile's sums in fp32 by its scales: weights are rounded nowhere.
 //
-//     int8: scale * (q x)               q = u - 128
-//     int4: scale * (q x) + offset * (ones x)     q = u + 16, offset = minimum - 16 * scale
+//     int8: scale * ((u + 1024) x - 1152 (ones x))
+//     int4: scale * (u x) + minimum * (ones x)
 
 #include "cuda_int8.cu"
 
@@ -17,15 +17,18 @@ enum {
     INT4_MINIMUMS = 288,
 };
 
-// A tile as the lanes of a warp take it: q of its two halves of 16 columns, and what belongs to
-// rows g and g + 8.
+// A tile as the lanes of a warp take it: q of its two halves of 16 columns.
 struct quants {
     struct tile halves[2];
+};
+
+// What belongs to rows g and g + 8 of a tile: a weight is scale * q + offset.
+struct factors {
     float scale[2], offset[2];
 };
 
 // The two f16 of a word.
-static __device__ __forceinline__ void unpack_factors(float (&out)[2], unsigned word) {
+static __device__ __forceinline__ void pair_from_f16(float (&out)[2], unsigned word) {
     out[0] = from_f16(word & 0xffff);
     out[1] = from_f16(word >> 16);
 }
@@ -36,8 +39,10 @@ static __device__ __forceinline__ unsigned int4_pair(unsigned word) {
     return select_bits(word, 0x00780078, 0x41804180);
 }
 
-// A format: where in shared memory a chunk of 16 bytes of a tile is kept, so that lanes reading
-// words of several rows meet no bank twice, and what a lane makes of it.
+// A format: where in shared memory a chunk of 16 bytes of a tile is kept in a prefill, so that
+// lanes reading words of several rows meet no bank twice, and what a lane makes of it: for a
+// prefill q as bf16 numbers; for decode f16 numbers, and weights that make of activations what else
+// is needed.
 template <int BYTES> struct quantized;
 
 template <> struct quantized<INT8_TILE_BYTES> {
@@ -49,17 +54,45 @@ template <> struct quantized<INT8_TILE_BYTES> {
 
     // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1.
     template <bool PLACED>
-    static __device__ __forceinline__ struct quants unpack(const char *tile) {
+    static __device__ __forceinline__ struct quants unpack_bf16(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns even = *(const struct columns *)(tile + at);
         struct columns odd = *(const struct columns *)(tile + (at ^ 64));
-        struct quants q = {
-            {{int8_pair(even.x), int8_pair(odd.x), int8_pair(even.y), int8_pair(odd.y)},
-             {int8_pair(even.x >> 8), int8_pair(odd.x >> 8), int8_pair(even.y >> 8),
-              int8_pair(odd.y >> 8)}}};
-        unpack_factors(q.scale, *(const unsigned *)(tile + INT8_SCALES + 4 * g));
-        return q;
+        return {{{int8_pair(even.x), int8_pair(odd.x), int8_pair(even.y), int8_pair(odd.y)},
+                 {int8_pair(even.x >> 8), int8_pair(odd.x >> 8), int8_pair(even.y >> 8),
+                  int8_pair(odd.y >> 8)}}};
+    }
+
+    // u + 1024. With odd i w = 1 comes first: fewer lanes meet in a bank.
+    static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
+        int g = lane_id() / 4, i = lane_id() % 4, at = i * 128 + i % 2 * 64 + g * 8;
+        struct columns even = *(const struct columns *)(tile + at);
+        struct columns odd = *(const struct columns *)(tile + (at ^ 64));
+        return {{{f16_bytes(even.x, 0x4240), f16_bytes(odd.x, 0x4240), f16_bytes(even.y, 0x4240),
+                  f16_bytes(odd.y, 0x4240)},
+                 {f16_bytes(even.x, 0x4341), f16_bytes(odd.x, 0x4341), f16_bytes(even.y, 0x4341),
+                  f16_bytes(odd.y, 0x4341)}}};
+    }
+
+    static __device__ __forceinline__ struct tile others() { // -1152
+        return {0xe480e480, 0xe480e480, 0xe480e480, 0xe480e480};
+    }
+
+    // Activations, and those of the columns 8 further, for that.
+    static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
+        return lane_id() % 2 ? columns{x.y, x.x} : x;
+    }
+
+    // For q as unpack_bf16 has them.
+    static __device__ __forceinline__ struct factors bf16_factors(const char *tile) {
+        return unpack_factors(tile);
+    }
+
+    static __device__ __forceinline__ struct factors unpack_factors(const char *tile) {
+        struct factors f = {};
+        pair_from_f16(f.scale, *(const unsigned *)(tile + INT8_SCALES + lane_id() / 4 * 4));
+        return f;
     }
 };
 
@@ -70,79 +103,151 @@ template <> struct quantized<INT4_TILE_BYTES> {
         return chunk ^ chunk / 8 % 2 * 2;
     }
 
-    // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2.
+    // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2. q is u + 16 here.
     template <bool PLACED>
-    static __device__ __forceinline__ struct quants unpack(const char *tile) {
+    static __device__ __forceinline__ struct quants unpack_bf16(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 4 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
         struct columns words = *(const struct columns *)(tile + at);
         unsigned x = words.x, y = words.y;
-        struct quants q = {
-            {{int4_pair(x << 3), int4_pair(x >> 1), int4_pair(y << 3), int4_pair(y >> 1)},
-             {int4_pair(x >> 5), int4_pair(x >> 9), int4_pair(y >> 5), int4_pair(y >> 9)}}};
-        unpack_factors(q.scale, *(const unsigned *)(tile + INT4_SCALES + 4 * g));
-        unpack_factors(q.offset, *(const unsigned *)(tile + INT4_MINIMUMS + 4 * g));
-        q.offset[0] -= 16 * q.scale[0];
-        q.offset[1] -= 16 * q.scale[1];
-        return q;
+        return {{{int4_pair(x << 3), int4_pair(x >> 1), int4_pair(y << 3), int4_pair(y >> 1)},
+                 {int4_pair(x >> 5), int4_pair(x >> 9), int4_pair(y >> 5), int4_pair(y >> 9)}}};
+    }
+
+    // u: of low halves of bytes 1024 + u, and 1024 less; of high ones 1024 + 16 u, and of a
+    // sixteenth of that 64 less.
+    static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
+        struct columns words =
+            *(const struct columns *)(tile + lane_id() % 4 * 64 + lane_id() / 4 * 8);
+        unsigned x = words.x, y = words.y;
+        return {
+            {{low_halves(x), high_halves(x), low_halves(y), high_halves(y)},
+             {low_halves(x >> 8), high_halves(x >> 8), low_halves(y >> 8), high_halves(y >> 8)}}};
+    }
+
+    static __device__ __forceinline__ unsigned low_halves(unsigned word) {
+        return f16_sum(select_bits(word, 0x000f000f, 0x64006400), 0x3c003c00, 0xe400e400);
+    }
+
+    static __device__ __forceinline__ unsigned high_halves(unsigned word) {
+        return f16_sum(select_bits(word, 0x00f000f0, 0x64006400), 0x2c002c00, 0xd400d400);
+    }
+
+    static __device__ __forceinline__ struct tile others() { // 1
+        return {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
+    }
+
+    static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
+        return x;
+    }
+
+    static __device__ __forceinline__ struct factors bf16_factors(const char *tile) {
+        struct factors f = unpack_factors(tile);
+        f.offset[0] -= 16 * f.scale[0];
+        f.offset[1] -= 16 * f.scale[1];
+        return f;
+    }
+
+    static __device__ __forceinline__ struct factors unpack_factors(const char *tile) {
+        struct factors f;
+        pair_from_f16(f.scale, *(const unsigned *)(tile + INT4_SCALES + lane_id() / 4 * 4));
+        pair_from_f16(f.offset, *(const unsigned *)(tile + INT4_MINIMUMS + lane_id() / 4 * 4));
+        return f;
     }
 };
 
-// sum += scale * products + offset * inputs: the sums of q x and of x over one tile's columns.
-template <int BYTES>
-static __device__ __forceinline__ void add_tile(float (&sum)[4], const struct quants &q,
-                                                const float (&products)[4],
-                                                const float (&inputs)[2]) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        sum[i] += q.scale[i / 2] * products[i];
-        if (quantized<BYTES>::OFFSETS)
-            sum[i] += q.offset[i / 2] * inputs[i % 2]; // the same in both rows
-    }
-}
-
-static __device__ __forceinline__ struct tile ones() {
-    const struct tile result = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
-    return result;
-}
-
 // See bf16_tiles.
 template <int TILE_BYTES> struct quantized_tiles {
-    enum { BYTES = TILE_BYTES, INPUTS = 2, CHUNKS = BYTES / 16 };
+    typedef struct quantized<TILE_BYTES> format;
+
+    enum { BYTES = TILE_BYTES, INPUTS = 2, PARTS = 1, CHUNKS = BYTES / 16 };
 
     // Where chunk n of tiles that follow each other is kept, in a prefill.
     static __device__ __forceinline__ int place(int n) {
-        return n / CHUNKS * CHUNKS + quantized<BYTES>::place(n % CHUNKS);
+        return n / CHUNKS * CHUNKS + format::place(n % CHUNKS);
     }
 
-    template <int GROUPS, int PIECES> struct input {
-        struct columns x[PIECES];
-        float sums[GROUPS][2]; // of x over a tile's columns, of this lane's two of the products'
+    static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
+        return format::ordered(x);
+    }
 
-        __device__ __forceinline__ void complete() {
+    // Activations a sixteenth as large: f16 numbers end at 65,504, and where they lose accuracy, at
+    // 6e-5, they are too small to count.
+    static __device__ __forceinline__ struct columns told(float even, float odd) {
+        const float most = 65504, unit = 1.0f / 16;
+        return {
+            to_f16(fmaxf(fminf(even * unit, most), -most), fmaxf(fminf(odd * unit, most), -most)),
+            0};
+    }
+
+    static __device__ __forceinline__ float4 results(const float4 &sum) {
+        return make_float4(sum.x * 16, sum.y * 16, sum.z * 16, sum.w * 16);
+    }
+
+    template <int GROUPS, int PIECES, int TILES>
+    struct input : bf16_tiles::input<GROUPS, PIECES, TILES> {
+        // Of this lane's two columns of the products: those other weights times a tile's x.
+        float others[GROUPS][2];
+
+        __device__ __forceinline__ void take(const struct columns (&mine)[PIECES], int tile) {
+            bf16_tiles::input<GROUPS, PIECES, TILES>::take(mine, tile);
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
                 float all[4] = {};
 #pragma unroll
                 for (int n = 0; n < PIECES / GROUPS; n++)
-                    multiply(all, ones(), x[n * GROUPS + group]);
-                sums[group][0] = all[0];
-                sums[group][1] = all[1];
+                    multiply<F16>(all, format::others(), mine[n * GROUPS + group]);
+                others[group][0] = all[0]; // the same in all rows
+                others[group][1] = all[1];
             }
         }
     };
 
-    template <int GROUPS, int PIECES>
-    static __device__ __forceinline__ void multiply_tile(float (&sum)[GROUPS][4], const char *tile,
-                                                         const struct input<GROUPS, PIECES> &in) {
-        struct quants q = quantized<BYTES>::template unpack<false>(tile);
+    // What belongs to column `odd` of this lane's two of a product; zeros where no tile has it.
+    template <int EACH, int TILES>
+    static __device__ __forceinline__ struct factors column_factors(const char *tiles, int apart,
+                                                                    int count, int odd) {
+        const int tile = TILES == 1 ? 0 : (lane_id() % 4 * 2 + odd) / EACH;
+        struct factors f = {};
+        if (tile < TILES && tile < count)
+            f = format::unpack_factors(tiles + tile * apart);
+        return f;
+    }
+
+    // As above, in each column with what belongs to its tile.
+    template <int EACH, int GROUPS, int PIECES, int TILES>
+    static __device__ __forceinline__ void
+    multiply_tiles(float (&sums)[2][GROUPS][4], int n, const char *tiles, int apart, int count,
+                   const struct input<GROUPS, PIECES, TILES> &in) {
+        enum { CHAINS = TILES > 1 ? 2 : 1 }; // shorter ones
+        float products[CHAINS][GROUPS][4] = {};
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            if (t >= count)
+                break;
+            struct quants q = format::unpack_f16(tiles + t * apart);
+#pragma unroll
+            for (int piece = 0; piece < PIECES; piece++)
+                multiply<F16>(products[piece / GROUPS % CHAINS][piece % GROUPS],
+                              q.halves[piece / GROUPS % INPUTS], in.x[t][piece]);
+        }
+        const struct factors even = column_factors<EACH, TILES>(tiles, apart, count, 0);
+        const struct factors odd =
+            EACH == 1 ? column_factors<EACH, TILES>(tiles, apart, count, 1) : even;
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
-            float products[4] = {};
 #pragma unroll
-            for (int n = 0; n < PIECES / GROUPS; n++)
-                multiply(products, q.halves[n % INPUTS], in.x[n * GROUPS + group]);
-            add_tile<BYTES>(sum[group], q, products, in.sums[group]);
+            for (int i = 0; i < 4; i++) {
+                const struct factors &f = i % 2 ? odd : even;
+                const float other = in.others[group][i % 2];
+                float &sum = sums[n % 2][group][i], product = products[0][group][i];
+                if (CHAINS > 1)
+                    product += products[1][group][i];
+                if (format::OFFSETS)
+                    sum += f.scale[i / 2] * product + f.offset[i / 2] * other;
+                else
+                    sum += f.scale[i / 2] * (product + other);
+            }
         }
     }
 };
@@ -193,11 +298,12 @@ static __device__ __forceinline__ unsigned scaled_pair(unsigned q, float scale, 
 // This lane's part of 16s `k` of row `row` of the block.
 template <enum number NUMBER>
 static __device__ __forceinline__ struct tile load_weight(const char *stage, int row, int k) {
-    struct quants q = quantized<LAYER_TILE_BYTES>::template unpack<!WARPGROUPS>(
-        stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES);
+    const char *tile = stage + row * ROW_STEP_BYTES + k / INPUT_TILES * layer_tiles::BYTES;
+    struct quants q = layer_tiles::format::unpack_bf16<!WARPGROUPS>(tile);
+    struct factors f = layer_tiles::format::bf16_factors(tile);
     const struct tile &half = q.halves[k % INPUT_TILES];
-    return {scaled_pair<NUMBER>(half.x, q.scale[0], q.offset[0]),
-            scaled_pair<NUMBER>(half.y, q.scale[0], q.offset[0]),
-            scaled_pair<NUMBER>(half.z, q.scale[1], q.offset[1]),
-            scaled_pair<NUMBER>(half.w, q.scale[1], q.offset[1])};
+    return {scaled_pair<NUMBER>(half.x, f.scale[0], f.offset[0]),
+            scaled_pair<NUMBER>(half.y, f.scale[0], f.offset[0]),
+            scaled_pair<NUMBER>(half.z, f.scale[1], f.offset[1]),
+            scaled_pair<NUMBER>(half.w, f.scale[1], f.offset[1])};
 }
