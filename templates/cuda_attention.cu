@@ -153,11 +153,11 @@ static __device__ __forceinline__ void add_values(struct attention &a, const str
 }
 
 // Attends a span whose keys are loaded, and its values too if LOADED. positions: how many of the
-// cache are seen. more: the keys of the next one are loaded when these have been used.
+// cache are seen.
 template <bool LOADED>
 static __device__ __forceinline__ void
 attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES],
-            struct tile (&values)[HEAD_TILES], int positions, bool more, struct span &next) {
+            struct tile (&values)[HEAD_TILES], int positions) {
     const bool quantized = cache_row::QUANTIZED && s.causal;
     if (s.causal)
         s.row.complete_keys(keys);
@@ -171,10 +171,6 @@ attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES]
         s.row.scale_scores(p);
         s.row.scale_scores(low_score);
     }
-    if (!LOADED)
-        load_values(values, s, 0);
-    if (more)
-        load_keys(keys, next, 0);
     int visible = (s.causal ? positions : PREFIX_TOKENS) - s.positions;
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -186,6 +182,8 @@ attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES]
     const struct columns high = {transpose(upper), transpose(lower)};
     const struct columns low = {transpose(low_parts(upper, p[0], p[1])),
                                 transpose(low_parts(lower, p[2], p[3]))};
+    if (!LOADED)
+        load_values(values, s, 0);
     if (s.causal)
         s.row.complete_values(values);
     add_values(a, high, low, values);

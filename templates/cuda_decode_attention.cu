@@ -346,21 +346,17 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
 #pragma unroll 1
         for (; t < split.tiles; t += stride) {
             if (!loaded) {
+                s = find_span(task, item.stream, item.kv_head, t);
                 load_keys(keys, s, 0);
                 if (LOADED)
                     load_values(values, s, 0);
             }
+            if (t + stride < split.tiles)
+                prefetch_span(find_span(task, item.stream, item.kv_head, t + stride));
             if (t == split.tiles - 1)
                 s.row.add_newest(newest_entries(), split.positions - 1);
-            const bool more = t + stride < split.tiles;
-            struct span next = s;
-            if (more) {
-                next = find_span(task, item.stream, item.kv_head, t + stride);
-                prefetch_span(next);
-            }
-            loaded = EARLY && !LOADED && more;
-            attend_span<LOADED>(a, s, keys, values, split.positions, loaded, next);
-            s = next;
+            loaded = false;
+            attend_span<LOADED>(a, s, keys, values, split.positions);
         }
         add_warps(task, split, n / split.splits, n % split.splits, a, round);
         consumers_barrier(); // before others take the place of the sums

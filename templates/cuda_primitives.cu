@@ -216,7 +216,7 @@ static __device__ __forceinline__ unsigned read_thread_id() {
 #else
     unsigned number;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
-    return number & 1023; // the compiler knows that threadIdx.x is not negative
+    return number;
 #endif
 }
 

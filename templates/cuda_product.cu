@@ -71,7 +71,8 @@ struct bf16_tiles {
         return sum;
     }
 
-    // The order in which a lane takes the activations of two pairs of columns.
+    // How a lane takes the activations of two pairs of columns, where TILES tiles are side by side.
+    template <int TILES>
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
         return x;
     }

@@ -393,9 +393,9 @@ struct row_product {
 #pragma unroll
             for (int i = 0; i < GIVEN; i++) {
                 const float4 a = without_round(given[n * GIVEN + i]);
-                x[i] = FORMAT::ordered(pair_of(a.x, a.z));
+                x[i] = FORMAT::template ordered<BATCH>(pair_of(a.x, a.z));
                 if (PARTS > 1)
-                    x[PIECES - GIVEN + i] = FORMAT::ordered(pair_of(a.y, a.w));
+                    x[PIECES - GIVEN + i] = FORMAT::template ordered<BATCH>(pair_of(a.y, a.w));
             }
             in[n].take(x, side_by_side<COLUMNS>::tile());
         }

@@ -1,10 +1,11 @@
 // Weights of layers, embedding and head as quantised tiles (templates/tile_quantized.h).
 // cuda_weights_bf16.cu is the same for bf16 tiles.
 //
-// Decode makes f16 numbers of quants and activations, where 1024 + u takes one instruction, and
-// multiplies a tile's sums in fp32 by its scales: weights are rounded nowhere.
+// Decode makes f16 numbers of quants and activations, where 1024 + u takes one instruction: what
+// that adds to a product is taken from it. A tile's sums are multiplied in fp32 by its scales:
+// weights are rounded nowhere.
 //
-//     int8: scale * ((u + 1024) x - 1152 (ones x))
+//     int8: scale * (q x)                          q = u - 128
 //     int4: scale * (u x) + minimum * (ones x)
 
 #include "cuda_int8.cu"
@@ -41,8 +42,9 @@ static __device__ __forceinline__ unsigned int4_pair(unsigned word) {
 
 // A format: where in shared memory a chunk of 16 bytes of a tile is kept in a prefill, so that
 // lanes reading words of several rows meet no bank twice, and what a lane makes of it: for a
-// prefill q as bf16 numbers; for decode f16 numbers, and weights that make of activations what else
-// is needed.
+// prefill q as bf16 numbers; for decode f16 numbers, larger by a bias or EXACT, where a lane has no
+// registers for what a bias adds. unbias, ones: weights that make of activations minus that, and
+// their sum.
 template <int BYTES> struct quantized;
 
 template <> struct quantized<INT8_TILE_BYTES> {
@@ -64,7 +66,8 @@ template <> struct quantized<INT8_TILE_BYTES> {
                   int8_pair(odd.y >> 8)}}};
     }
 
-    // u + 1024. With odd i w = 1 comes first: fewer lanes meet in a bank.
+    // q + 1152. With odd i w = 1 comes first: fewer lanes meet in a bank.
+    template <bool EXACT>
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, at = i * 128 + i % 2 * 64 + g * 8;
         struct columns even = *(const struct columns *)(tile + at);
@@ -75,11 +78,12 @@ template <> struct quantized<INT8_TILE_BYTES> {
                   f16_bytes(odd.y, 0x4341)}}};
     }
 
-    static __device__ __forceinline__ struct tile others() { // -1152
+    static __device__ __forceinline__ struct tile unbias() {
         return {0xe480e480, 0xe480e480, 0xe480e480, 0xe480e480};
     }
 
     // Activations, and those of the columns 8 further, for that.
+    template <bool EXACT>
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
         return lane_id() % 2 ? columns{x.y, x.x} : x;
     }
@@ -114,31 +118,41 @@ template <> struct quantized<INT4_TILE_BYTES> {
                  {int4_pair(x >> 5), int4_pair(x >> 9), int4_pair(y >> 5), int4_pair(y >> 9)}}};
     }
 
-    // u: of low halves of bytes 1024 + u, and 1024 less; of high ones 1024 + 16 u, and of a
-    // sixteenth of that 64 less.
+    // Of low halves of bytes u + 1024, of high ones 16 u + 1024; or u.
+    template <bool EXACT>
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
         struct columns words =
             *(const struct columns *)(tile + lane_id() % 4 * 64 + lane_id() / 4 * 8);
         unsigned x = words.x, y = words.y;
-        return {
-            {{low_halves(x), high_halves(x), low_halves(y), high_halves(y)},
-             {low_halves(x >> 8), high_halves(x >> 8), low_halves(y >> 8), high_halves(y >> 8)}}};
+        return {{{low_halves<EXACT>(x), high_halves<EXACT>(x), low_halves<EXACT>(y),
+                  high_halves<EXACT>(y)},
+                 {low_halves<EXACT>(x >> 8), high_halves<EXACT>(x >> 8), low_halves<EXACT>(y >> 8),
+                  high_halves<EXACT>(y >> 8)}}};
     }
 
-    static __device__ __forceinline__ unsigned low_halves(unsigned word) {
-        return f16_sum(select_bits(word, 0x000f000f, 0x64006400), 0x3c003c00, 0xe400e400);
+    template <bool EXACT> static __device__ __forceinline__ unsigned low_halves(unsigned word) {
+        unsigned q = select_bits(word, 0x000f000f, 0x64006400);
+        return EXACT ? f16_sum(q, 0x3c003c00, 0xe400e400) : q; // q - 1024
     }
 
-    static __device__ __forceinline__ unsigned high_halves(unsigned word) {
-        return f16_sum(select_bits(word, 0x00f000f0, 0x64006400), 0x2c002c00, 0xd400d400);
+    template <bool EXACT> static __device__ __forceinline__ unsigned high_halves(unsigned word) {
+        unsigned q = select_bits(word, 0x00f000f0, 0x64006400);
+        return EXACT ? f16_sum(q, 0x2c002c00, 0xd400d400) : q; // q / 16 - 64
     }
 
-    static __device__ __forceinline__ struct tile others() { // 1
-        return {0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00};
+    static __device__ __forceinline__ struct tile unbias() { // -1024
+        return {0xe400e400, 0xe400e400, 0xe400e400, 0xe400e400};
     }
 
+    // With a bias, activations for high halves are a sixteenth of what they are.
+    template <bool EXACT>
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
-        return x;
+        return {x.x, EXACT ? x.y : f16_sum(x.y, 0x2c002c00, 0x80008000)};
+    }
+
+    template <bool EXACT> static __device__ __forceinline__ struct tile ones() {
+        const unsigned high = EXACT ? 0x3c003c00 : 0x4c004c00; // 1 or 16
+        return {0x3c003c00, high, 0x3c003c00, high};
     }
 
     static __device__ __forceinline__ struct factors bf16_factors(const char *tile) {
@@ -167,8 +181,14 @@ template <int TILE_BYTES> struct quantized_tiles {
         return n / CHUNKS * CHUNKS + format::place(n % CHUNKS);
     }
 
+    // Whether quants are EXACT where TILES tiles are side by side.
+    template <int TILES> static __device__ __forceinline__ constexpr bool exact() {
+        return format::OFFSETS && TILES == 1;
+    }
+
+    template <int TILES>
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
-        return format::ordered(x);
+        return format::template ordered<exact<TILES>()>(x);
     }
 
     // Activations a sixteenth as large: f16 numbers end at 65,504, and where they lose accuracy, at
@@ -186,20 +206,31 @@ template <int TILE_BYTES> struct quantized_tiles {
 
     template <int GROUPS, int PIECES, int TILES>
     struct input : bf16_tiles::input<GROUPS, PIECES, TILES> {
-        // Of this lane's two columns of the products: those other weights times a tile's x.
-        float others[GROUPS][2];
+        // Of this lane's two columns of the products: minus what the bias of quants adds, and the
+        // sum of x over a tile's columns.
+        float unbias[GROUPS][2], total[GROUPS][2];
 
         __device__ __forceinline__ void take(const struct columns (&mine)[PIECES], int tile) {
             bf16_tiles::input<GROUPS, PIECES, TILES>::take(mine, tile);
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
-                float all[4] = {};
-#pragma unroll
-                for (int n = 0; n < PIECES / GROUPS; n++)
-                    multiply<F16>(all, format::others(), mine[n * GROUPS + group]);
-                others[group][0] = all[0]; // the same in all rows
-                others[group][1] = all[1];
+                if constexpr (!exact<TILES>())
+                    add_columns(unbias[group], format::unbias(), mine, group);
+                if constexpr (format::OFFSETS)
+                    add_columns(total[group], format::template ones<exact<TILES>()>(), mine, group);
             }
+        }
+
+        static __device__ __forceinline__ void add_columns(float (&sum)[2],
+                                                           const struct tile &weights,
+                                                           const struct columns (&mine)[PIECES],
+                                                           int group) {
+            float all[4] = {};
+#pragma unroll
+            for (int n = 0; n < PIECES / GROUPS; n++)
+                multiply<F16>(all, weights, mine[n * GROUPS + group]);
+            sum[0] = all[0]; // the same in all rows
+            sum[1] = all[1];
         }
     };
 
@@ -220,12 +251,18 @@ template <int TILE_BYTES> struct quantized_tiles {
     multiply_tiles(float (&sums)[2][GROUPS][4], int n, const char *tiles, int apart, int count,
                    const struct input<GROUPS, PIECES, TILES> &in) {
         enum { CHAINS = TILES > 1 ? 2 : 1 }; // shorter ones
+        const bool EXACT = exact<TILES>();
         float products[CHAINS][GROUPS][4] = {};
+        if (!EXACT && CHAINS == 1) { // else it is added last: the first products need not wait
+#pragma unroll
+            for (int i = 0; i < 4 * GROUPS; i++)
+                products[0][i / 4][i % 4] = in.unbias[i / 4][i % 2];
+        }
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (t >= count)
                 break;
-            struct quants q = format::unpack_f16(tiles + t * apart);
+            struct quants q = format::template unpack_f16<EXACT>(tiles + t * apart);
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++)
                 multiply<F16>(products[piece / GROUPS % CHAINS][piece % GROUPS],
@@ -239,14 +276,12 @@ template <int TILE_BYTES> struct quantized_tiles {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const struct factors &f = i % 2 ? odd : even;
-                const float other = in.others[group][i % 2];
                 float &sum = sums[n % 2][group][i], product = products[0][group][i];
                 if (CHAINS > 1)
-                    product += products[1][group][i];
+                    product += products[1][group][i] + in.unbias[group][i % 2];
+                sum += f.scale[i / 2] * product;
                 if (format::OFFSETS)
-                    sum += f.scale[i / 2] * product + f.offset[i / 2] * other;
-                else
-                    sum += f.scale[i / 2] * (product + other);
+                    sum += f.offset[i / 2] * in.total[group][i % 2];
             }
         }
     }

@@ -168,6 +168,12 @@ local SHAPES = {
         num_key_value_heads = 2, head_dim = 48, vocab_size = 200, parscale_n = 5,
         parscale_n_tokens = 40, tie_word_embeddings = true, max_position_embeddings = 100]],
       environment = "EMULATOR_MULTIPROCESSORS=6" },
+    -- More rows of keys than warps: a prefix of 13 rows of tiles.
+    { name = "p2-rounds", streams = 2, text = [[model_type = "qwen2_parscale", hidden_size = 64,
+        intermediate_size = 72, num_hidden_layers = 2, num_attention_heads = 2,
+        num_key_value_heads = 2, head_dim = 112, vocab_size = 100, parscale_n = 2,
+        parscale_n_tokens = 200, tie_word_embeddings = true, max_position_embeddings = 100]],
+      environment = "EMULATOR_MULTIPROCESSORS=3" },
 }
 
 local function shape_tests()
