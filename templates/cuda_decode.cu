@@ -230,11 +230,12 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
 }
 
 // The share of TILES tiles side by side of a team's channels.
+typedef struct side_by_side<layer_tiles, STREAMS> inner_columns;
 enum { INNER_PIECES = layer_tiles::INPUTS * COLUMN_GROUPS };
 template <int TILES>
 static __device__ __forceinline__ typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, TILES>
 inner_input(int first) {
-    const int tile = side_by_side<STREAMS>::tile(), lane = side_by_side<STREAMS>::lane();
+    const int tile = inner_columns::tile(), lane = inner_columns::lane();
     struct columns mine[INNER_PIECES] = {};
     if (tile < TILES)
 #pragma unroll
@@ -252,10 +253,9 @@ inner_input(int first) {
 static __device__ __forceinline__ void outer_part(const struct gpu_task &task, struct step &step,
                                                   const struct team &team, int tiles, bool more,
                                                   bool last) {
-    typedef struct side_by_side<STREAMS> columns;
     enum {
-        EACH = columns::EACH,
-        BATCH = (int)columns::TILES < (int)PIECE_TILES ? columns::TILES : PIECE_TILES,
+        EACH = inner_columns::EACH,
+        BATCH = (int)inner_columns::TILES < (int)PIECE_TILES ? inner_columns::TILES : PIECE_TILES,
     };
     typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, BATCH> in[TEAM_TILES / BATCH];
 #pragma unroll
@@ -291,9 +291,10 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
             break;
 #pragma unroll
         for (int group = 0; group < COLUMN_GROUPS; group++)
-            add_tile_part(task, team.number, row * team.size + team.member, group,
-                          columns::add_up(layer_tiles::results(add(sum[0][group], sum[1][group]))),
-                          step.round, more, last);
+            add_tile_part(
+                task, team.number, row * team.size + team.member, group,
+                inner_columns::add_up(layer_tiles::results(add(sum[0][group], sum[1][group]))),
+                step.round, more, last);
     }
 }
 

@@ -77,7 +77,7 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
         product.multiply_rows(step.ring, task.mixed, 1, round);
         consumers_barrier();
         if (thread_id() < 64) {
-            float2 y = finish_split<1>(work_floats(), thread_id());
+            float2 y = finish_split<weigh_product::EACH>(work_floats(), thread_id());
             const int row = thread_id() / 8;
             if (thread_id() % 8 == 0) {
                 weights[row] = y.x + bias[row];
@@ -161,8 +161,8 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
             scale = scales[0];
         const int row = thread_id() / 64, g = thread_id() / 8 % 8;
         if (row < rows) {
-            float2 y =
-                finish_split<1>(work_floats() + row * head_product::ROW_FLOATS, thread_id() % 64);
+            float2 y = finish_split<head_product::EACH>(
+                work_floats() + row * head_product::ROW_FLOATS, thread_id() % 64);
             int id = (first + row * (int)gridDim.x) * TILE + g;
             for (int i = 0; i < 2 && thread_id() % 8 == 0; i++) {
                 struct gpu_best one = {(i ? y.y : y.x) * scale, id + 8 * i};

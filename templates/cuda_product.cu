@@ -17,13 +17,14 @@ enum {
 };
 
 // Up to four columns of activations leave most of a product's eight free. There stand those of the
-// tiles that follow, EACH columns apart: a lane loads the activations of one of up to TILES tiles,
-// the sums of these tiles are in columns of their own, and those are added up last.
-template <int COLUMNS> struct side_by_side {
+// tiles that follow, EACH columns apart, if a format gains by it: a lane loads the activations of
+// one of up to TILES tiles, the sums of these tiles are in columns of their own and take their
+// scales together, and those are added up last.
+template <typename FORMAT, int COLUMNS> struct side_by_side {
     enum {
-        EACH = COLUMNS > 4   ? 8
-               : COLUMNS > 2 ? 4
-                             : COLUMNS,
+        EACH = COLUMNS > 4 || !FORMAT::SCALES ? 8
+               : COLUMNS > 2                  ? 4
+                                              : COLUMNS,
         TILES = 8 / EACH,
     };
 
@@ -57,7 +58,7 @@ template <int COLUMNS> struct side_by_side {
 // and how tiles in shared memory are multiplied with these in registers. This is bf16; an engine
 // with quantised weights has it for its adapters.
 struct bf16_tiles {
-    enum { BYTES = TILE_BYTES, INPUTS = 1, PARTS = 2 }; // PARTS: of an activation
+    enum { BYTES = TILE_BYTES, INPUTS = 1, PARTS = 2, SCALES = 0 }; // PARTS: of an activation
 
     // Two activations of a column as others are told of them: the words of their bf16 numbers and
     // of what these leave.

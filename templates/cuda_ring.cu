@@ -297,15 +297,17 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
 // columns of KS 16s, of which PARTS parts are used: bf16 numbers, and what these leave.
 template <typename FORMAT, int TILES, int PLANES, int PARTS, int KS, int COLUMNS>
 struct row_product {
+    typedef struct side_by_side<FORMAT, COLUMNS> beside;
+
     enum {
         ALL_TILES = TILES * PLANES,
         SLOT_TILES = SLOT_BYTES / FORMAT::BYTES / WARPS * WARPS,
         WARP_TILES = SLOT_TILES / WARPS, // of a slot, for each warp
         SLOTS = (ALL_TILES + SLOT_TILES - 1) / SLOT_TILES,
         // Each warp's tiles of a slot, side by side.
-        BATCHES = (WARP_TILES + side_by_side<COLUMNS>::TILES - 1) / side_by_side<COLUMNS>::TILES,
+        BATCHES = (WARP_TILES + beside::TILES - 1) / beside::TILES,
         BATCH = (WARP_TILES + BATCHES - 1) / BATCHES,
-        EACH = side_by_side<COLUMNS>::EACH,
+        EACH = beside::EACH,
         GROUPS = (COLUMNS + 7) / 8,
         GIVEN = FORMAT::INPUTS * GROUPS,         // float4 of activations for a tile
         PIECES = GIVEN * PARTS,                  // of them as bf16, 8 bytes each
@@ -340,8 +342,8 @@ struct row_product {
 
     // Looks for the activations of chunk `chunk`, for this lane's tiles.
     __device__ __forceinline__ void ask(const float *input, int chunk, unsigned round) {
-        const int TILE_FLOATS = GIVEN * WARP, mine = side_by_side<COLUMNS>::tile(); // float4
-        const int column_lane = side_by_side<COLUMNS>::lane();
+        const int TILE_FLOATS = GIVEN * WARP, mine = beside::tile(); // float4
+        const int column_lane = beside::lane();
         const float4 *from = (const float4 *)input + column_lane +
                              (first_tile(chunk, 0) + mine * WARPS + warp_id()) * TILE_FLOATS;
 #pragma unroll
@@ -397,7 +399,7 @@ struct row_product {
                 if (PARTS > 1)
                     x[PIECES - GIVEN + i] = FORMAT::template ordered<BATCH>(pair_of(a.y, a.w));
             }
-            in[n].take(x, side_by_side<COLUMNS>::tile());
+            in[n].take(x, beside::tile());
         }
     }
 

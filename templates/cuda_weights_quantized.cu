@@ -174,7 +174,7 @@ template <> struct quantized<INT4_TILE_BYTES> {
 template <int TILE_BYTES> struct quantized_tiles {
     typedef struct quantized<TILE_BYTES> format;
 
-    enum { BYTES = TILE_BYTES, INPUTS = 2, PARTS = 1, CHUNKS = BYTES / 16 };
+    enum { BYTES = TILE_BYTES, INPUTS = 2, PARTS = 1, SCALES = 1, CHUNKS = BYTES / 16 };
 
     // Where chunk n of tiles that follow each other is kept, in a prefill.
     static __device__ __forceinline__ int place(int n) {
