@@ -294,7 +294,7 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
 }
 
 // Products of rows of TILES tiles in PLANES planes that share activations: told pairs of COLUMNS
-// columns of KS 16s, of which PARTS parts are used: bf16 numbers, and what these leave.
+// columns of KS 16s, of which PARTS parts are used (FORMAT::told).
 template <typename FORMAT, int TILES, int PLANES, int PARTS, int KS, int COLUMNS>
 struct row_product {
     typedef struct side_by_side<FORMAT, COLUMNS> beside;
@@ -310,7 +310,7 @@ struct row_product {
         EACH = beside::EACH,
         GROUPS = (COLUMNS + 7) / 8,
         GIVEN = FORMAT::INPUTS * GROUPS,         // float4 of activations for a tile
-        PIECES = GIVEN * PARTS,                  // of them as bf16, 8 bytes each
+        PIECES = GIVEN * PARTS,                  // of them, 8 bytes each
         FIT = MOST_GIVEN / (WARP_TILES * GIVEN), // slots whose activations fit the registers
         CHUNK = SLOTS <= FIT ? SLOTS
                 : FIT < 2    ? 1
