@@ -36,6 +36,11 @@ struct finish {
         there = n / each < SUM_ROWS && row_tile < row_tiles;
         mine = there && at.column < STREAMS;
     }
+
+    // The sum of these rows; zeros where there are none. EACH: see finish_split.
+    template <int EACH> __device__ __forceinline__ float2 sum() const {
+        return there ? finish_split<EACH>(sums, thread) : make_float2(0, 0);
+    }
 };
 
 typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, layer_tiles::PARTS,
@@ -98,9 +103,7 @@ static __device__ __forceinline__ void keep_terms(const struct gpu_task &task,
 // normed -> queries, keys, values: the rows of tiles of q|k|v that `f` finishes.
 static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
                                                   const struct finish &f, unsigned round) {
-    float2 y = make_float2(0, 0);
-    if (f.there)
-        y = finish_split<qkv_product::EACH>(f.sums, f.thread);
+    const float2 y = f.sum<qkv_product::EACH>();
     if (f.mine) {
         float4 kept = workplace()->kept[thread_id()];
         struct qkv_terms terms = {kept.x, kept.y, kept.z, kept.w};
@@ -151,9 +154,7 @@ static __device__ __forceinline__ void keep_rows(const struct gpu_task &task,
 template <int EACH>
 static __device__ __forceinline__ void
 finish_rows(const struct gpu_task &task, const struct told_input &out, const struct finish &f) {
-    float2 y = make_float2(0, 0), norm = y;
-    if (f.there)
-        y = finish_split<EACH>(f.sums, f.thread);
+    float2 y = f.sum<EACH>(), norm = make_float2(0, 0);
     if (f.mine) {
         float4 kept = workplace()->kept[thread_id()];
         y = make_float2(kept.x + y.x, kept.y + y.y);

@@ -89,7 +89,7 @@ struct bf16_tiles {
             for (int t = 0; t < TILES; t++) {
 #pragma unroll
                 for (int i = 0; i < PIECES; i++)
-                    x[t][i] = TILES == 1 || t == tile ? mine[i] : pair_of(0.0f, 0.0f);
+                    x[t][i] = t == tile ? mine[i] : pair_of(0.0f, 0.0f);
             }
         }
     };

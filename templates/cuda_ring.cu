@@ -330,13 +330,10 @@ struct row_product {
 
     // How many tiles of a batch this warp has.
     static __device__ __forceinline__ int count_tiles(int chunk, int batch) {
-        const int first = first_tile(chunk, batch);
-        const int most = WARP_TILES - batch % BATCHES * BATCH < BATCH
-                             ? WARP_TILES - batch % BATCHES * BATCH
-                             : (int)BATCH;
-        if (CHUNKS == 1 && (ALL_TILES - first) % WARPS == 0)
-            return (ALL_TILES - first) / WARPS < most ? (ALL_TILES - first) / WARPS : most;
-        const int count = (ALL_TILES - first - warp_id() + WARPS - 1) / WARPS;
+        const int left = ALL_TILES - first_tile(chunk, batch),
+                  room = WARP_TILES - batch % BATCHES * BATCH, most = room < BATCH ? room : BATCH;
+        const bool even = CHUNKS == 1 && left % WARPS == 0; // known when this is compiled
+        const int count = even ? left / WARPS : (left - warp_id() + WARPS - 1) / WARPS;
         return count < most ? count : most;
     }
 
@@ -408,8 +405,7 @@ struct row_product {
                                                    int chunk) const {
 #pragma unroll
         for (int s = 0; s < CHUNK; s++) {
-            int first = (chunk * CHUNK + s) * SLOT_TILES;
-            if (CHUNKS > 1 && first >= ALL_TILES)
+            if (CHUNKS > 1 && first_tile(chunk, s * BATCHES) >= ALL_TILES)
                 return;
             ring.wait();
             const char *slot = ring_slot(ring.slot) + warp_id() * FORMAT::BYTES;

@@ -54,11 +54,16 @@ template <> struct quantized<INT8_TILE_BYTES> {
         return chunk ^ chunk / 8 % 4 * 2;
     }
 
-    // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1.
+    // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1: where it
+    // finds w = 0; w = 1 is 64 bytes away.
+    template <bool PLACED> static __device__ __forceinline__ int words_place() {
+        int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
+        return (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
+    }
+
     template <bool PLACED>
     static __device__ __forceinline__ struct quants unpack_bf16(const char *tile) {
-        int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
-        int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
+        int at = words_place<PLACED>();
         struct columns even = *(const struct columns *)(tile + at);
         struct columns odd = *(const struct columns *)(tile + (at ^ 64));
         return {{{int8_pair(even.x), int8_pair(odd.x), int8_pair(even.y), int8_pair(odd.y)},
@@ -69,7 +74,7 @@ template <> struct quantized<INT8_TILE_BYTES> {
     // q + 1152. With odd i w = 1 comes first: fewer lanes meet in a bank.
     template <bool EXACT>
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
-        int g = lane_id() / 4, i = lane_id() % 4, at = i * 128 + i % 2 * 64 + g * 8;
+        int at = words_place<false>() ^ lane_id() % 2 * 64;
         struct columns even = *(const struct columns *)(tile + at);
         struct columns odd = *(const struct columns *)(tile + (at ^ 64));
         return {{{f16_bytes(even.x, 0x4240), f16_bytes(odd.x, 0x4240), f16_bytes(even.y, 0x4240),
@@ -107,12 +112,18 @@ template <> struct quantized<INT4_TILE_BYTES> {
         return chunk ^ chunk / 8 % 2 * 2;
     }
 
-    // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2. q is u + 16 here.
+    // Lane 4g + i has rows g and g + 8 in a half of chunk 4i + g / 2.
     template <bool PLACED>
-    static __device__ __forceinline__ struct quants unpack_bf16(const char *tile) {
+    static __device__ __forceinline__ struct columns words(const char *tile) {
         int g = lane_id() / 4, i = lane_id() % 4, chunk = 4 * i + g / 2;
         int at = (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
-        struct columns words = *(const struct columns *)(tile + at);
+        return *(const struct columns *)(tile + at);
+    }
+
+    // q is u + 16 here.
+    template <bool PLACED>
+    static __device__ __forceinline__ struct quants unpack_bf16(const char *tile) {
+        struct columns words = quantized::words<PLACED>(tile);
         unsigned x = words.x, y = words.y;
         return {{{int4_pair(x << 3), int4_pair(x >> 1), int4_pair(y << 3), int4_pair(y >> 1)},
                  {int4_pair(x >> 5), int4_pair(x >> 9), int4_pair(y >> 5), int4_pair(y >> 9)}}};
@@ -121,8 +132,7 @@ template <> struct quantized<INT4_TILE_BYTES> {
     // Of low halves of bytes u + 1024, of high ones 16 u + 1024; or u.
     template <bool EXACT>
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
-        struct columns words =
-            *(const struct columns *)(tile + lane_id() % 4 * 64 + lane_id() / 4 * 8);
+        struct columns words = quantized::words<false>(tile);
         unsigned x = words.x, y = words.y;
         return {{{low_halves<EXACT>(x), high_halves<EXACT>(x), low_halves<EXACT>(y),
                   high_halves<EXACT>(y)},
@@ -238,7 +248,7 @@ template <int TILE_BYTES> struct quantized_tiles {
     template <int EACH, int TILES>
     static __device__ __forceinline__ struct factors column_factors(const char *tiles, int apart,
                                                                     int count, int odd) {
-        const int tile = TILES == 1 ? 0 : (lane_id() % 4 * 2 + odd) / EACH;
+        const int tile = (lane_id() % 4 * 2 + odd) / EACH;
         struct factors f = {};
         if (tile < TILES && tile < count)
             f = format::unpack_factors(tiles + tile * apart);

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 #include "../../templates/f16.h"
+#include "../../templates/round_bf16.h"
 #include "../../templates/round_f16.h"
 
 #define EMULATOR
@@ -60,11 +61,7 @@ static inline float rsqrtf(float x) {
 }
 
 static inline unsigned emulate_bf16(float value) {
-    unsigned bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return 0x7fff;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return isnan(value) ? 0x7fff : float_to_bf16(value);
 }
 
 static inline unsigned emulate_f16(float value) {
