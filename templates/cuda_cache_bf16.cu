@@ -131,8 +131,9 @@ struct cache_row {
 
 // Decode: stores the newest position of every kv head, each by one warp. For a phase behind
 // attention. The last blocks first: they have the least to do.
-static __device__ __forceinline__ void store_newest(const struct gpu_task &task, unsigned round) {
-    const int position = task.state->position, items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
+static __device__ __forceinline__ void store_newest(const struct gpu_task &task, int position,
+                                                    unsigned round) {
+    const int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
     for (int n = (warp_id() + 1) * gridDim.x - 1 - blockIdx.x; n < items; n += WARPS * gridDim.x) {
         int stream = n / KV_HEADS, kv_head = n % KV_HEADS;
         const float *key = task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM;

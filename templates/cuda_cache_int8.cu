@@ -337,8 +337,9 @@ static __device__ __forceinline__ void store_positions(const struct gpu_task &ta
 
 // Decode: stores the newest position of every kv head, each by one warp. For a phase behind
 // attention. The last blocks first: they have the least to do.
-static __device__ __forceinline__ void store_newest(const struct gpu_task &task, unsigned round) {
-    int position = task.state->position, r = position % TILE;
+static __device__ __forceinline__ void store_newest(const struct gpu_task &task, int position,
+                                                    unsigned round) {
+    int r = position % TILE;
     int items = (task.layer == 0 ? 1 : STREAMS) * KV_HEADS;
     for (int n = (warp_id() + 1) * gridDim.x - 1 - blockIdx.x; n < items; n += WARPS * gridDim.x)
         store_positions<1>(task, n / KV_HEADS, n % KV_HEADS, position / TILE, value_word(r), 0, r,

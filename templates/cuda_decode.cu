@@ -12,6 +12,7 @@
 struct step {
     struct ring ring;
     unsigned round; // of this layer
+    struct attention_split split;
 };
 
 // The round of what is told once in a launch.
@@ -22,13 +23,13 @@ static __device__ __forceinline__ unsigned launch_round(const struct gpu_task &t
 // What a thread finishes of a batch of rows of tiles, gridDim.x apart from `first` on: two rows of
 // one column.
 struct finish {
-    int row_tile, thread; // thread: of finish_split
+    unsigned row_tile, thread; // thread: of finish_split
     struct place at;
     const float *sums;
     bool there, mine; // whether the rows are a batch's; and the column a stream's
 
-    __device__ __forceinline__ finish(int first, int row_tiles) {
-        const int each = COLUMN_GROUPS * 64, n = thread_id();
+    __device__ __forceinline__ finish(int first, unsigned row_tiles) {
+        const unsigned each = COLUMN_GROUPS * 64, n = thread_id();
         row_tile = first + n / each * gridDim.x;
         thread = n % each;
         at = split_place(thread);
@@ -43,61 +44,69 @@ struct finish {
     }
 };
 
-typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, layer_tiles::PARTS,
+typedef struct row_product<layer_tiles, told_exactly, HIDDEN_COLUMN_TILES, WEIGHT_PLANES,
                            HIDDEN_TILES, STREAMS>
     qkv_product;
-typedef struct row_product<layer_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, 1, HIDDEN_TILES,
-                           STREAMS>
+typedef struct row_product<layer_tiles, told_fours<layer_tiles>, HIDDEN_COLUMN_TILES, WEIGHT_PLANES,
+                           HIDDEN_TILES, STREAMS>
     gate_up_product;
-typedef struct row_product<layer_tiles, O_COLUMN_TILES, WEIGHT_PLANES, 1, ATTENDED_TILES, STREAMS>
+typedef struct row_product<layer_tiles, told_attended, O_COLUMN_TILES, WEIGHT_PLANES,
+                           ATTENDED_TILES, STREAMS>
     o_product;
 
-// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: bias, and for
-// queries and keys the angle of their rotary pair.
-struct qkv_terms {
-    float low, high, cosine, sine;
-};
-
-static __device__ __forceinline__ struct qkv_terms find_terms(const struct gpu_task &task,
-                                                              int row_tile, int r, int position) {
-    const float *bias = (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + row_tile * TILE;
-    int dim = (row_tile * PAIRS_A_ROW + r) % HALF_HEAD;
-    const float *angle = task.rotary + ((long long)position * HALF_HEAD + dim) * 2;
-    struct qkv_terms terms = {bias[r], bias[r + 8], angle[0], angle[1]};
-    return terms;
+// Four numbers that this thread will need are copied to shared memory while others are awaited:
+// they come from far, and registers are short.
+static __device__ __forceinline__ void keep(const float *a, const float *b, const float *c,
+                                            const float *d) {
+    float4 *to = &workplace()->kept[thread_id()];
+    copy_word_async(&to->x, a);
+    copy_word_async(&to->y, b);
+    copy_word_async(&to->z, c);
+    copy_word_async(&to->w, d);
+    commit_copies();
 }
 
-// Tells rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two
-// dimensions of a value. to: the stream's [heads + 2 kv_heads, head_dim].
-static __device__ __forceinline__ void tell_qkv(float *to, int row_tile, int r,
-                                                const struct qkv_terms &terms, float low,
-                                                float high, unsigned round) {
-    low += terms.low;
-    high += terms.high;
-    if (row_tile * TILE >= QKV_VALUE_ROW) {
-        for (int i = 0; i < 2; i++) {
-            int row = row_tile * TILE - QKV_VALUE_ROW + r + 8 * i;
-            if (row < KV_HEADS * HEAD_DIM)
-                tell(to + (HEADS + KV_HEADS) * HEAD_DIM + row, i ? high : low, round);
-        }
-        return;
-    }
-    int pair = row_tile * PAIRS_A_ROW + r, head = pair / HALF_HEAD;
-    if (head >= HEADS + KV_HEADS)
-        return;
-    to += head * HEAD_DIM + pair % HALF_HEAD;
-    tell(to, low * terms.cosine - high * terms.sine, round);
-    tell(to + HALF_HEAD, high * terms.cosine + low * terms.sine, round);
+static __device__ __forceinline__ float4 kept() {
+    wait_copies<0>();
+    return workplace()->kept[thread_id()];
 }
 
-// Terms of the rows that `f` finishes, kept in shared memory until then: registers are short.
+// What rows r and r + 8 of a row of tiles of q|k|v need besides their products: two biases, and for
+// queries and keys cosine and sine of their rotary pair.
 static __device__ __forceinline__ void keep_terms(const struct gpu_task &task,
                                                   const struct finish &f, int position) {
     if (f.mine) {
-        struct qkv_terms terms = find_terms(task, f.row_tile, f.at.row, position);
-        workplace()->kept[thread_id()] =
-            make_float4(terms.low, terms.high, terms.cosine, terms.sine);
+        const float *bias =
+            (const float *)(layer_weights(task) + QKV_BIAS_OFFSET) + f.row_tile * TILE + f.at.row;
+        const unsigned dim = (f.row_tile * PAIRS_A_ROW + f.at.row) % HALF_HEAD;
+        const float *angle = task.rotary + ((unsigned)position * HALF_HEAD + dim) * 2;
+        keep(bias, bias + 8, angle, angle + 1);
     }
+}
+
+// Tells rows r and r + 8 of a row of tiles of q|k|v: a rotary pair of a query or a key, or two
+// dimensions of a value; low and high without their terms. to: the stream's [heads + 2 kv_heads,
+// head_dim].
+static __device__ __forceinline__ void tell_qkv(float *to, unsigned row_tile, unsigned r,
+                                                float4 terms, float low, float high,
+                                                unsigned round) {
+    low += terms.x;
+    high += terms.y;
+    if (row_tile * TILE >= QKV_VALUE_ROW) {
+        const unsigned row = row_tile * TILE - QKV_VALUE_ROW + r;
+        to += (HEADS + KV_HEADS) * HEAD_DIM + row;
+        if (row < KV_HEADS * HEAD_DIM)
+            tell(to, low, round);
+        if (row + 8 < KV_HEADS * HEAD_DIM)
+            tell(to + 8, high, round);
+        return;
+    }
+    const unsigned pair = row_tile * PAIRS_A_ROW + r, head = pair / HALF_HEAD;
+    if (head >= HEADS + KV_HEADS)
+        return;
+    to += pair + head * HALF_HEAD; // head * HEAD_DIM + pair % HALF_HEAD
+    tell(to, low * terms.z - high * terms.w, round);
+    tell(to + HALF_HEAD, high * terms.z + low * terms.w, round);
 }
 
 // normed -> queries, keys, values: the rows of tiles of q|k|v that `f` finishes.
@@ -105,10 +114,8 @@ static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
                                                   const struct finish &f, unsigned round) {
     const float2 y = f.sum<qkv_product::EACH>();
     if (f.mine) {
-        float4 kept = workplace()->kept[thread_id()];
-        struct qkv_terms terms = {kept.x, kept.y, kept.z, kept.w};
         float scale = workplace()->scales[f.at.column];
-        tell_qkv(task.qkv + f.at.column * QKV_FLOATS, f.row_tile, f.at.row, terms, y.x * scale,
+        tell_qkv(task.qkv + f.at.column * QKV_FLOATS, f.row_tile, f.at.row, kept(), y.x * scale,
                  y.y * scale, round);
     }
 }
@@ -118,35 +125,33 @@ static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
 static __device__ __forceinline__ void leave_rows(const struct gpu_task &task,
                                                   const struct told_input &out,
                                                   const struct finish &f, float2 y, float2 norm) {
-    int row = f.row_tile * TILE + f.at.row;
+    const unsigned row = f.row_tile * TILE + f.at.row;
     float square = f.mine ? y.x * y.x + y.y * y.y : 0;
     float2 n = make_float2(y.x * norm.x, y.y * norm.y);
-    // Of row + 1, for even rows; each warp has 4 pairs of rows of 8 columns.
+    // Of the next row, for even ones; each warp has 4 pairs of rows of 8 columns.
     float2 next =
         make_float2(__shfl_xor_sync(0xffffffff, n.x, 8), __shfl_xor_sync(0xffffffff, n.y, 8));
     square += __shfl_xor_sync(0xffffffff, square, 8);
     square += __shfl_xor_sync(0xffffffff, square, 16);
     if (!f.mine)
         return;
-    float *x = task.residual + f.at.column * HIDDEN_SIZE + row;
+    float *x = task.residual + (f.at.column * HIDDEN_SIZE + row);
     x[0] = y.x;
     x[8] = y.y;
-    if (row % 2 == 0) {
-        tell_normed(out, row, f.at.column, n.x, next.x);
-        tell_normed(out, row + 8, f.at.column, n.y, next.y);
-    }
+    if (row % 2 == 0)
+        tell_normed(out, row, f.at.column, make_float4(n.x, next.x, n.y, next.y));
     if (lane_id() < 8)
-        tell(out.squares + f.at.column * told_input::PARTS + f.row_tile * 2 + warp_id() % 2, square,
-             out.round);
+        tell(out.squares + (f.at.column * told_input::PARTS + f.row_tile * 2 + warp_id() % 2),
+             square, out.round);
 }
 
 // The residual that `f` adds to, and the weights of the next norm: kept until then.
 static __device__ __forceinline__ void keep_rows(const struct gpu_task &task,
                                                  const struct finish &f, const float *norm) {
-    int row = f.row_tile * TILE + f.at.row;
+    const unsigned row = f.row_tile * TILE + f.at.row;
     if (f.mine) {
-        const float *x = task.residual + f.at.column * HIDDEN_SIZE + row;
-        workplace()->kept[thread_id()] = make_float4(x[0], x[8], norm[row], norm[row + 8]);
+        const float *x = task.residual + (f.at.column * HIDDEN_SIZE + row);
+        keep(x, x + 8, norm + row, norm + row + 8);
     }
 }
 
@@ -156,12 +161,14 @@ static __device__ __forceinline__ void
 finish_rows(const struct gpu_task &task, const struct told_input &out, const struct finish &f) {
     float2 y = f.sum<EACH>(), norm = make_float2(0, 0);
     if (f.mine) {
-        float4 kept = workplace()->kept[thread_id()];
-        y = make_float2(kept.x + y.x, kept.y + y.y);
-        norm = make_float2(kept.z, kept.w);
+        const float4 rows = kept();
+        y = make_float2(rows.x + y.x, rows.y + y.y);
+        norm = make_float2(rows.z, rows.w);
     }
     leave_rows(task, out, f, y, norm);
 }
+
+typedef struct told_pairs<layer_tiles, 1> inner_told; // a row of tiles has just pairs of channels
 
 // Channels of silu(gate) * up, from `channel` on, of `rows` rows of tiles whose sums are there;
 // zeros of those up to `all`. A row of tiles is 8 gates and their 8 ups.
@@ -179,27 +186,25 @@ static __device__ __forceinline__ void finish_gate_up(const struct gpu_task &tas
     }
     float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
     if (at.row % 2 == 0 && row < all && at.column < STREAMS)
-        tell_pair<layer_tiles>(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column,
-                               value, next, round);
+        inner_told::tell_pair(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column,
+                              value, next, round);
 }
 
 // A team's channels, `count` 16s of them from the 16s `first` on, to shared memory.
 static __device__ __forceinline__ void gather_inner(const struct gpu_task &task, int first,
                                                     int count, unsigned round) {
     enum { EACH = COLUMN_GROUPS * WARP, MINE = (INNER_COLUMNS + THREADS - 1) / THREADS };
-    const float4 *from = (const float4 *)task.inner + first * EACH;
-    float4 found[MINE];
-    await_all(found, round, [=](int i, float4 &value) {
+    const inner_told::number *from = (const inner_told::number *)task.inner + first * EACH;
+    inner_told::number found[MINE];
+    await_all(found, round, [=](int i, inner_told::number &value) {
         int n = i * THREADS + thread_id();
         if (n < count * EACH && n / WARP % COLUMN_GROUPS * 8 + n % WARP / 4 < STREAMS)
             value = look(from + n, round);
     });
 #pragma unroll
-    for (int i = 0; i < MINE; i++) {
-        struct columns high = {__float_as_uint(found[i].x), __float_as_uint(found[i].z)};
+    for (int i = 0; i < MINE; i++)
         if (i * THREADS + thread_id() < INNER_COLUMNS)
-            workplace()->inner[i * THREADS + thread_id()] = high;
-    }
+            workplace()->inner[i * THREADS + thread_id()] = inner_told::part(found[i], 0);
 }
 
 // What a team adds to the residual: of a tile the sums of those lanes that have columns.
@@ -346,7 +351,7 @@ static __device__ __forceinline__ void add_rows(const struct gpu_task &task, int
 // normed -> queries, keys, values.
 static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, struct step &step) {
     const struct told_input in(task, FOR_QKV, step.round);
-    const int position = task.state->position, stride = SUM_ROWS * gridDim.x;
+    const int position = workplace()->position, stride = SUM_ROWS * gridDim.x;
     if (block_id() >= QKV_ROW_TILES)
         return;
     keep_terms(task, finish(block_id(), QKV_ROW_TILES), position);
@@ -394,7 +399,7 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
     const struct team team;
     gate_up_product product;
     product.await(in.normed, in.round);
-    prefetch_attention(task);
+    prefetch_attention(task, step.split);
     struct column_scales scales;
     if (team.my_tiles(team.first) > 0)
         scales.begin(in);
@@ -418,8 +423,8 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             consumers_barrier(); // before others take the place of the sums
         }
         if (part == team.first) { // attention is over
-            store_newest(task, step.round);
-            even_results(task);
+            store_newest(task, workplace()->position, step.round);
+            even_results(task, step.split);
         }
         gather_inner(task, part * layer_tiles::INPUTS, tiles * layer_tiles::INPUTS, step.round);
         consumers_barrier();

@@ -17,18 +17,25 @@ struct attention_item {
     }
 };
 
-// How a step's attention is divided.
+// Rows of tiles, of prefix and cache.
+static __device__ __forceinline__ int attended_tiles(int positions) {
+    return PREFIX_TILES + (unsigned)(positions + TILE - 1) / TILE;
+}
+
+// How a step's attention is divided: the same in all layers.
 struct attention_split {
-    int positions, tiles; // tiles: rows of tiles, of prefix and cache
-    int splits;           // blocks that share an item
+    int splits;       // blocks that share an item; 1, if a block has several items
+    int newest;       // of an item's warps, the one that attends the newest position
+    int item, number; // this block's first item, if there is one; its number among the splits
 
     __device__ __forceinline__ attention_split(int position) {
-        const int most = (int)gridDim.x / ATTENTION_ITEMS;
-        positions = position + 1;
-        tiles = PREFIX_TILES + (positions + TILE - 1) / TILE;
+        const int most = (int)gridDim.x / ATTENTION_ITEMS, tiles = attended_tiles(position + 1);
         splits = (tiles + WARPS - 1) / WARPS;
         splits = splits < most ? splits : most;
         splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
+        newest = (tiles - 1) % (splits * WARPS);
+        item = block_id() / splits;
+        number = block_id() % splits;
     }
 };
 
@@ -48,6 +55,8 @@ static __device__ __forceinline__ void await_queries(const struct gpu_task &task
     const float *queries = task.qkv + item.stream * QKV_FLOATS +
                            (item.kv_head * GROUP_HEADS + item.group * 8) * HEAD_DIM;
     const float *newest = task.qkv + item.stream * QKV_FLOATS + (HEADS + item.kv_head) * HEAD_DIM;
+    const unsigned columns =
+        GROUP_HEADS - item.group * 8 < 8 ? GROUP_HEADS - item.group * 8 : 8; // that are queries
     float found[NUMBERS + 2 * MINE];
     await_all(found, round, [=](int i, float &value) {
         if (i < NUMBERS) {
@@ -57,9 +66,10 @@ static __device__ __forceinline__ void await_queries(const struct gpu_task &task
             return;
         }
         i -= NUMBERS;
-        int n = i / 2 * THREADS + thread_id(), column = n / PAIRS, dim = n % PAIRS * 2 + i % 2;
-        if (column < 8 && item.group * 8 + column < GROUP_HEADS && dim < HEAD_DIM)
-            value = look(queries + column * HEAD_DIM + dim, round);
+        const unsigned n = i / 2 * THREADS + thread_id(), dim = n % PAIRS * 2 + i % 2,
+                       place = 2 * n + i % 2 - n / PAIRS * (2 * PAIRS - HEAD_DIM);
+        if (n < columns * PAIRS && dim < HEAD_DIM)
+            value = look(queries + place, round);
     });
 #pragma unroll
     for (int i = 0; i < NUMBERS + 2 * MINE; i++)
@@ -69,8 +79,8 @@ static __device__ __forceinline__ void await_queries(const struct gpu_task &task
     const float *pairs = found + NUMBERS;
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
-        int n = i * THREADS + thread_id(), pair = n % PAIRS;
-        int at = (pair / 8 * WARP + n / PAIRS * 4 + pair % 4) * 2 + pair % 8 / 4;
+        const unsigned n = i * THREADS + thread_id(), pair = n % PAIRS,
+                       at = (pair / 8 * WARP + n / PAIRS * 4 + pair % 4) * 2 + pair % 8 / 4;
         float x = pairs[2 * i] * scale, y = pairs[2 * i + 1] * scale;
         unsigned high = to_bf16(x, y);
         if (n < 8 * PAIRS) {
@@ -105,6 +115,12 @@ static __device__ __forceinline__ int result_dim(int n) {
     return n / WARP * TILE + n % WARP / 4;
 }
 
+// Whether 16 activations of o_proj's input are of one head. Else only pairs are together.
+enum { WHOLE_TILES = HEAD_DIM % TILE == 0 };
+template <bool WHOLE> struct attended_told : told_fours<layer_tiles> {};
+template <> struct attended_told<false> : told_pairs<layer_tiles, 1> {};
+typedef struct attended_told<WHOLE_TILES> told_attended;
+
 // Float4 n of an item's sums over all positions, and the maxima and totals of its columns: to the
 // input of o_proj. By all threads of a warp, n in turn.
 static __device__ __forceinline__ void tell_attended(const struct gpu_task &task,
@@ -113,20 +129,33 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
                                                      unsigned round) {
     const float first = 1.0f / column.z, second = 1.0f / column.w;
     const float4 x = make_float4(sum.x * first, sum.y * second, sum.z * first, sum.w * second);
+    const int odd = n / 4 % 2, channel = item.kv_head * GROUP_HEADS * HEAD_DIM;
+    if constexpr (WHOLE_TILES) { // two lanes have two dimensions of two heads: each tells one head
+        const float low = __shfl_xor_sync(0xffffffff, odd ? x.x : x.y, 4),
+                    high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 4);
+        const int head = result_head(item, n) + odd;
+        if (head < GROUP_HEADS)
+            told_attended::tell_four(task.attended, COLUMN_GROUPS,
+                                     channel + head * HEAD_DIM + result_dim(n) - odd, item.stream,
+                                     odd ? make_float4(low, x.y, high, x.w)
+                                         : make_float4(x.x, low, x.z, high),
+                                     round);
+        return;
+    }
     // Of the other dimension of a pair; of the two pairs that two lanes have, each tells one.
     const float4 other =
         make_float4(__shfl_xor_sync(0xffffffff, x.x, 4), __shfl_xor_sync(0xffffffff, x.y, 4),
                     __shfl_xor_sync(0xffffffff, x.z, 4), __shfl_xor_sync(0xffffffff, x.w, 4));
-    const int odd = n / 4 % 2, dim = result_dim(n) + (odd ? 7 : 0);
+    const int dim = result_dim(n) + (odd ? 7 : 0);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int head = result_head(item, n) + i;
         float low = odd ? (i ? other.w : other.z) : i ? x.y : x.x;
         float high = odd ? (i ? x.w : x.z) : i ? other.y : other.x;
         if (head < GROUP_HEADS && dim < HEAD_DIM)
-            tell_pair<layer_tiles>(task.attended, COLUMN_GROUPS,
-                                   (item.kv_head * GROUP_HEADS + head) * HEAD_DIM + dim,
-                                   item.stream, low, high, round);
+            attended_told<false>::tell_pair(task.attended, COLUMN_GROUPS,
+                                            channel + head * HEAD_DIM + dim, item.stream, low, high,
+                                            round);
     }
 }
 
@@ -175,8 +204,7 @@ static __device__ __forceinline__ unsigned results_round(const struct gpu_task &
 // add, then those write theirs. All have what they need of the queries, whose place that takes.
 static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
                                                  const struct attention_split &split, int item,
-                                                 int number, const struct attention &a,
-                                                 unsigned round) {
+                                                 const struct attention &a, unsigned round) {
     enum { HALF = WARPS / 2 };
     float4 *columns = workplace()->columns,
            *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF, ...]
@@ -206,7 +234,7 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
             mine[d * WARP] = sum;
         }
     consumers_barrier();
-    float4 *to = attention_result(task, item, number);
+    float4 *to = attention_result(task, item, split.number);
 #pragma unroll
     for (int n = thread_id(); n < HEAD_TILES * WARP; n += THREADS) {
         float4 sum = sums[n];
@@ -223,17 +251,14 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
 }
 
 // With an odd number of layers results are told once more, when all have read them.
-static __device__ __forceinline__ void even_results(const struct gpu_task &task) {
-    if (LAYERS % 2 == 0 || task.layer < LAYERS - 1)
+static __device__ __forceinline__ void even_results(const struct gpu_task &task,
+                                                    const struct attention_split &split) {
+    if (LAYERS % 2 == 0 || task.layer < LAYERS - 1 || split.splits == 1 ||
+        split.item >= ATTENTION_ITEMS)
         return;
-    const struct attention_split split(task.state->position);
-    if (split.splits == 1)
-        return;
-    for (int n = block_id(); n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
-        float4 *to = attention_result(task, n / split.splits, n % split.splits);
-        for (int i = thread_id(); i < ATTENTION_PARTIAL / 4; i += THREADS)
-            tell(to + i, make_float4(0, 0, 0, 0), results_round(task) + 1);
-    }
+    float4 *to = attention_result(task, split.item, split.number);
+    for (int i = thread_id(); i < ATTENTION_PARTIAL / 4; i += THREADS)
+        tell(to + i, make_float4(0, 0, 0, 0), results_round(task) + 1);
 }
 
 // Adds up what blocks told, if an item has several: a warp takes a row of tiles of an item's
@@ -286,8 +311,9 @@ static __device__ __forceinline__ void fill_attended(const struct gpu_task &task
     const int PAIRS = (TILE - HEADS * HEAD_DIM % TILE) % TILE / 2;
     if (block_id() == 0)
         for (int n = thread_id(); n < STREAMS * PAIRS; n += THREADS)
-            tell_pair<layer_tiles>(task.attended, COLUMN_GROUPS, HEADS * HEAD_DIM + n / STREAMS * 2,
-                                   n % STREAMS, 0.0f, 0.0f, round);
+            attended_told<false>::tell_pair(task.attended, COLUMN_GROUPS,
+                                            HEADS * HEAD_DIM + n / STREAMS * 2, n % STREAMS, 0.0f,
+                                            0.0f, round);
 }
 
 // Asks for the keys and values of a row of tiles.
@@ -304,12 +330,12 @@ static __device__ __forceinline__ void prefetch_span(const struct span &s) {
 // Asks for the first keys and values that the warps of this block attend in the next layer: loads
 // that wait for memory delay those behind them, also of what other blocks tell. With many streams
 // so much is asked for that it delays more than it saves.
-static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task) {
-    const struct attention_split split(task.state->position);
-    const struct attention_item item(block_id() / split.splits);
-    const int t = block_id() % split.splits * WARPS + warp_id();
-    if (STREAMS > FEW_COLUMNS || task.layer == LAYERS - 1 ||
-        block_id() >= ATTENTION_ITEMS * split.splits || t >= split.tiles)
+static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task,
+                                                          const struct attention_split &split) {
+    const struct attention_item item(split.item);
+    const int t = split.number * WARPS + warp_id();
+    if (STREAMS > FEW_COLUMNS || task.layer == LAYERS - 1 || split.item >= ATTENTION_ITEMS ||
+        t >= attended_tiles(workplace()->position + 1))
         return;
     struct gpu_task next = task;
     next.layer++;
@@ -319,46 +345,46 @@ static __device__ __forceinline__ void prefetch_attention(const struct gpu_task 
 // queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in
 // earlier steps: those are loaded before queries are told.
 static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
+                                                        const struct attention_split &split,
                                                         unsigned round) {
     // As registers allow: values are loaded with their keys; both before the wait.
     const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = WARPGROUPS && HEAD_TILES <= 8;
-    const struct attention_split split(task.state->position);
+    const int part = split.number * WARPS + warp_id(), stride = split.splits * WARPS;
+    const int positions = workplace()->position + 1, tiles = attended_tiles(positions);
 #pragma unroll 1
-    for (int n = block_id(); n < ATTENTION_ITEMS * split.splits; n += gridDim.x) {
-        const struct attention_item item(n / split.splits);
-        const int part = n % split.splits * WARPS + warp_id();
+    for (int n = split.item; n < ATTENTION_ITEMS; n += gridDim.x) {
+        const struct attention_item item(n);
         int t = part;
         struct tile keys[HEAD_TILES], values[HEAD_TILES];
-        const int stride = split.splits * WARPS;
         struct span s =
-            find_span(task, item.stream, item.kv_head, t < split.tiles ? t : split.tiles - 1);
+            find_span(task, item.stream, item.kv_head, t < tiles ? t : tiles - 1);
         bool loaded = EARLY;
         if (EARLY) {
             load_keys(keys, s, 0);
             if (LOADED)
                 load_values(values, s, 0);
         }
-        await_queries(task, item, (split.tiles - 1) % (split.splits * WARPS) == part, round);
+        await_queries(task, item, part == split.newest, round);
         consumers_barrier();
         struct attention a;
         load_queries(a);
         start_attention(a);
 #pragma unroll 1
-        for (; t < split.tiles; t += stride) {
+        for (; t < tiles; t += stride) {
             if (!loaded) {
                 s = find_span(task, item.stream, item.kv_head, t);
                 load_keys(keys, s, 0);
                 if (LOADED)
                     load_values(values, s, 0);
             }
-            if (t + stride < split.tiles)
+            if (t + stride < tiles)
                 prefetch_span(find_span(task, item.stream, item.kv_head, t + stride));
-            if (t == split.tiles - 1)
-                s.row.add_newest(newest_entries(), split.positions - 1);
+            if (t == tiles - 1)
+                s.row.add_newest(newest_entries(), positions - 1);
             loaded = false;
-            attend_span<LOADED>(a, s, keys, values, split.positions);
+            attend_span<LOADED>(a, s, keys, values, positions);
         }
-        add_warps(task, split, n / split.splits, n % split.splits, a, round);
+        add_warps(task, split, n, a, round);
         consumers_barrier(); // before others take the place of the sums
     }
     add_attention(task, split, round);

@@ -2,10 +2,12 @@
 // head and the greedy choice. Inputs keep their low parts here. They are the residual times the
 // weight of the final norm; the norm's scale is one factor for each stream.
 
-typedef struct row_product<bf16_tiles, HIDDEN_TILES, 1, 2, HIDDEN_TILES, STREAMS> mix_product;
-typedef struct row_product<bf16_tiles, HIDDEN_TILES, WEIGHT_PLANES, 2, HIDDEN_TILES, 1>
+typedef struct told_pairs<bf16_tiles, 2> adapter_told;
+typedef struct row_product<bf16_tiles, adapter_told, HIDDEN_TILES, 1, HIDDEN_TILES, STREAMS>
+    mix_product;
+typedef struct row_product<bf16_tiles, adapter_told, HIDDEN_TILES, WEIGHT_PLANES, HIDDEN_TILES, 1>
     weigh_product;
-typedef struct row_product<head_tiles, HIDDEN_COLUMN_TILES, WEIGHT_PLANES, head_tiles::PARTS,
+typedef struct row_product<head_tiles, told_exactly, HIDDEN_COLUMN_TILES, WEIGHT_PLANES,
                            HIDDEN_TILES, 1>
     head_product;
 
@@ -54,10 +56,9 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
         high /= 1.0f + expf(-high);
         float next_low = __shfl_xor_sync(0xffffffff, low, 16); // of row + 1, for even rows
         float next_high = __shfl_xor_sync(0xffffffff, high, 16);
-        if (g < 8 && g % 2 == 0 && column == 0) {
-            tell_pair<bf16_tiles>(task.mixed, 1, row, 0, low, next_low, round);
-            tell_pair<bf16_tiles>(task.mixed, 1, row + 8, 0, high, next_high, round);
-        }
+        if (g < 8 && g % 2 == 0 && column == 0)
+            adapter_told::tell_four(task.mixed, 1, row, 0,
+                                    make_float4(low, next_low, high, next_high), round);
     }
 }
 
@@ -99,9 +100,9 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
                     y += (expf(weights[p] - max) * factor + least) * scales[p] *
                          newest_residual(task, p)[i];
                 y *= norm[i];
-                float next = __shfl_xor_sync(0xffffffff, y, 1);
-                if (thread_id() < TILE && i % 2 == 0)
-                    tell_pair<head_tiles>(task.head_input, 1, i, 0, y, next, round);
+                const float4 four = four_rows(y);
+                if (thread_id() < 8 && i % 2 == 0)
+                    told_exactly::tell_four(task.head_input, 1, i, 0, four, round);
             }
         }
         if (block_id() == 0 && thread_id() < STREAMS)

@@ -50,12 +50,10 @@ static __device__ inline int chunk_id() {
     return lane_id() % 4 * 8 + lane_id() / 4;
 }
 
-// Decode's activations: [k / 16, groups of 8 columns, lanes, 4], where a lane has what it needs of
-// 16 k of its column: four bf16 numbers, or four words of tell_pair. Element (k, column).
-static __device__ inline int column_index(int groups, int k, int column) {
-    int pair = k % TILE / 2;
-    int lane = column % 8 * 4 + pair % 4;
-    return ((k / TILE * groups + column / 8) * WARP + lane) * 4 + pair / 4 * 2 + k % 2;
+// Decode's activations: [k / 16, groups of 8 columns, lanes], where a lane has what it needs of 16 k
+// of its column: k, k + 1, k + 8 and k + 9, k even. The place of element (k, column).
+static __device__ inline unsigned lane_place(unsigned groups, unsigned k, unsigned column) {
+    return (k / TILE * groups + column / 8) * WARP + column % 8 * 4 + k % 8 / 2;
 }
 
 static __device__ inline float negative_infinity() {

@@ -297,11 +297,22 @@ static __device__ inline void prefetch(const void *global) {
 // without a look at `global` if they are not `wanted`.
 static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {
 #ifdef EMULATOR
-    emulate_copy(shared, global, wanted);
+    emulate_copy(shared, global, 16, wanted);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      (unsigned)__cvta_generic_to_shared(shared)),
                  "l"(global), "r"(wanted ? 16 : 0)
+                 : "memory");
+#endif
+}
+
+// The same for 4 bytes.
+static __device__ inline void copy_word_async(void *shared, const void *global) {
+#ifdef EMULATOR
+    emulate_copy(shared, global, 4, true);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)),
+                 "l"(global)
                  : "memory");
 #endif
 }
@@ -364,6 +375,10 @@ static __device__ inline float without_round(float value) {
     return with_round(value, 0);
 }
 
+static __device__ inline float2 without_round(const float2 &value) {
+    return make_float2(value.x, without_round(value.y));
+}
+
 static __device__ inline float4 without_round(const float4 &value) {
     return make_float4(value.x, without_round(value.y), value.z, without_round(value.w));
 }
@@ -380,6 +395,11 @@ static __device__ inline unsigned strange(float value, unsigned round, unsigned 
         : "r"(__float_as_uint(value)), "r"(round), "r"(others));
     return result;
 #endif
+}
+
+static __device__ inline unsigned strange(const float2 &value, unsigned round,
+                                          unsigned others = 0) {
+    return strange(value.y, round, others);
 }
 
 static __device__ inline unsigned strange(const float4 &value, unsigned round,
@@ -434,6 +454,19 @@ static __device__ inline float look(const float *from, unsigned round) {
     return value;
 }
 
+static __device__ inline float2 look(const float2 *from, unsigned round) {
+    float2 value;
+#ifdef EMULATOR
+    emulate_look(&from->x, &value.x, 2, round);
+#else
+    (void)round;
+    asm volatile("{ .reg .b64 a; ld.relaxed.gpu.global.b64 a, [%2]; mov.b64 {%0, %1}, a; }"
+                 : "=f"(value.x), "=f"(value.y)
+                 : "l"(from));
+#endif
+    return value;
+}
+
 static __device__ inline float4 look(const float4 *from, unsigned round) {
     float4 value;
 #ifdef EMULATOR
@@ -458,6 +491,10 @@ static __device__ inline bool together() {
 // Zeros of this round.
 static __device__ inline void tell_nothing(float &value, unsigned round) {
     value = with_round(0, round);
+}
+
+static __device__ inline void tell_nothing(float2 &value, unsigned round) {
+    value = make_float2(0, with_round(0, round));
 }
 
 static __device__ inline void tell_nothing(float4 &value, unsigned round) {

@@ -58,13 +58,27 @@ template <typename FORMAT, int COLUMNS> struct side_by_side {
 // and how tiles in shared memory are multiplied with these in registers. This is bf16; an engine
 // with quantised weights has it for its adapters.
 struct bf16_tiles {
-    enum { BYTES = TILE_BYTES, INPUTS = 1, PARTS = 2, SCALES = 0 }; // PARTS: of an activation
+    enum { BYTES = TILE_BYTES, INPUTS = 1, SCALES = 0 };
 
-    // Two activations of a column as others are told of them: the words of their bf16 numbers and
-    // of what these leave.
-    static __device__ __forceinline__ struct columns told(float even, float odd) {
+    // Two activations of a column: the words of their bf16 numbers and of what these leave.
+    static __device__ __forceinline__ struct columns pair(float even, float odd) {
         unsigned high = to_bf16(even, odd);
         return {high, low_parts(high, even, odd)};
+    }
+
+    // Two words of numbers without their low parts, the lowest bit of the second word free: of a
+    // magnitude between 2^-63 and 2^64 bits 29 and 30 differ, one of them says enough.
+    static __device__ __forceinline__ struct columns four(float a, float b, float c, float d) {
+        const float magnitude = fminf(fmaxf(fabsf(d), 0x1p-63f), 0x1.fep63f);
+        unsigned word = to_bf16(c, copysignf(magnitude, d));
+        return {to_bf16(a, b), word << 3 | word >> 29};
+    }
+
+    static __device__ __forceinline__ struct columns from_four(float x, float y) {
+        const unsigned bit = 1u << 29, told = __float_as_uint(y), word = told >> 3 | told << 29;
+        struct columns words = pair_of(x, y);
+        words.y = (word & ~bit) | (~(word >> 1) & bit);
+        return words;
     }
 
     // What a product's sums are.
@@ -114,12 +128,12 @@ struct bf16_tiles {
 // Where a lane's rows and column lie in a product of one group of columns: for threads
 // 0..16 * columns - 1 of finish_split.
 struct place {
-    int row;    // 0..7; the other one is row + 8
-    int column; //
+    unsigned row;    // 0..7; the other one is row + 8
+    unsigned column; //
 };
 
-static __device__ inline struct place split_place(int thread) {
-    int lane = thread / 2 % WARP;
+static __device__ inline struct place split_place(unsigned thread) {
+    unsigned lane = thread / 2 % WARP;
     struct place place = {lane / 4, thread / (2 * WARP) * 8 + lane % 4 * 2 + thread % 2};
     return place;
 }
@@ -127,7 +141,8 @@ static __device__ inline struct place split_place(int thread) {
 // The sum over the warps, in order, for the rows of split_place(thread): row, row + 8; and of
 // columns EACH apart, to all of them. sums: [groups of columns, WARPS, WARP, 4]. By all threads of
 // a warp.
-template <int EACH> static __device__ inline float2 finish_split(const float *sums, int thread) {
+template <int EACH>
+static __device__ inline float2 finish_split(const float *sums, unsigned thread) {
     const float *first = sums + thread / (2 * WARP) * SPLIT_SUM_FLOATS;
     float2 total = make_float2(0.0f, 0.0f);
     for (int warp = 0; warp < WARPS; warp++) {
@@ -158,18 +173,62 @@ static __device__ inline float warp_sum(float x) {
     return x;
 }
 
-// Tells two activations of a column, k and k + 1, k even, for a product with tiles of FORMAT: two
-// words. `to`: as column_index has them.
-template <typename FORMAT>
-static __device__ __forceinline__ void tell_pair(float *to, int groups, int k, int column,
-                                                 float even, float odd, unsigned round) {
-    struct columns words = FORMAT::told(even, odd);
-    tell((float2 *)(to + column_index(groups, k, column)),
-         make_float2(__uint_as_float(words.x), __uint_as_float(words.y)), round);
+// Of x of every lane, a row each of 16: this one's, the next one's, and those of the rows 8 further.
+static __device__ __forceinline__ float4 four_rows(float x) {
+    const float next = __shfl_xor_sync(0xffffffff, x, 1);
+    return make_float4(x, next, __shfl_xor_sync(0xffffffff, x, 8),
+                       __shfl_xor_sync(0xffffffff, next, 8));
 }
 
+// How activations are told: told_pairs, two of a column and what their numbers leave, of which a
+// product takes PARTS parts; told_fours, those that a lane needs together, their numbers alone.
+// `to`: as lane_place has it.
+template <typename FORMAT, int OF_PARTS> struct told_pairs {
+    typedef float4 number;
+    enum { PARTS = OF_PARTS };
+
+    static __device__ __forceinline__ void tell_pair(float *to, unsigned groups, unsigned k,
+                                                     unsigned column, float even, float odd,
+                                                     unsigned round) {
+        const struct columns words = FORMAT::pair(even, odd);
+        tell((float2 *)to + (lane_place(groups, k, column) * 2 + k % TILE / 8),
+             make_float2(__uint_as_float(words.x), __uint_as_float(words.y)), round);
+    }
+
+    // Elements k, k + 1, k + 8, k + 9, k % 16 an even number below 8.
+    static __device__ __forceinline__ void tell_four(float *to, unsigned groups, unsigned k,
+                                                     unsigned column, const float4 &x,
+                                                     unsigned round) {
+        tell_pair(to, groups, k, column, x.x, x.y, round);
+        tell_pair(to, groups, k + 8, column, x.z, x.w, round);
+    }
+
+    // Part n of what was told.
+    static __device__ __forceinline__ struct columns part(const float4 &told, int n) {
+        const float4 x = without_round(told);
+        return n ? pair_of(x.y, x.w) : pair_of(x.x, x.z);
+    }
+};
+
+template <typename FORMAT> struct told_fours {
+    typedef float2 number;
+    enum { PARTS = 1 };
+
+    static __device__ __forceinline__ void tell_four(float *to, unsigned groups, unsigned k,
+                                                     unsigned column, const float4 &x,
+                                                     unsigned round) {
+        const struct columns words = FORMAT::four(x.x, x.y, x.z, x.w);
+        tell((float2 *)to + lane_place(groups, k, column),
+             make_float2(__uint_as_float(words.x), __uint_as_float(words.y)), round);
+    }
+
+    static __device__ __forceinline__ struct columns part(const float2 &told, int) {
+        return FORMAT::from_four(told.x, told.y);
+    }
+};
+
 // The input of the next product with all rows, told by those who have rows of the residual: that
-// times the norm's weight, [hidden, STREAMS] pairs, and for every column the sums of squares of 8
+// times the norm's weight, [hidden, STREAMS], and for every column the sums of squares of 8
 // rows each, from which everyone makes the norm's scale: the product's results are multiplied by
 // it.
 enum { FOR_QKV, FOR_MLP, FOR_HEAD, TOLD_INPUTS };
@@ -182,10 +241,10 @@ struct told_input {
 
     float *normed, *squares;
     unsigned round;
-    bool head;
+    int which;
 
-    __device__ __forceinline__ told_input(const struct gpu_task &task, int which, unsigned r) {
-        head = which == FOR_HEAD;
+    __device__ __forceinline__ told_input(const struct gpu_task &task, int product, unsigned r) {
+        which = product;
         normed = task.inputs + which * FLOATS;
         squares = task.inputs + TOLD_INPUTS * FLOATS + which * PARTS * STREAMS;
         round = r;

@@ -48,12 +48,13 @@ enum {
 
 // What lies in shared memory behind the slots and the sums.
 struct workplace {
-    struct columns inner[INNER_COLUMNS]; // activations of a team's channels, see column_index
+    struct columns inner[INNER_COLUMNS]; // activations of a team's channels, see lane_place
     float4 kept[THREADS];                // each thread's own, from one phase to the next
     float4 columns[WARPS * 4];           // of attention: maxima and totals of each warp's columns
     unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
     float scales[TILE], weights[TILE];                      // of norms; of streams
     struct gpu_best best[WARPS];
+    int position; // of the step
 };
 
 static __device__ inline struct workplace *workplace() {
@@ -293,11 +294,12 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
         filling.wait_for_oldest();
 }
 
-// Products of rows of TILES tiles in PLANES planes that share activations: told pairs of COLUMNS
-// columns of KS 16s, of which PARTS parts are used (FORMAT::told).
-template <typename FORMAT, int TILES, int PLANES, int PARTS, int KS, int COLUMNS>
+// Products of rows of TILES tiles in PLANES planes that share activations: KS 16s of COLUMNS
+// columns, told as TOLD says.
+template <typename FORMAT, typename TOLD, int TILES, int PLANES, int KS, int COLUMNS>
 struct row_product {
     typedef struct side_by_side<FORMAT, COLUMNS> beside;
+    typedef typename TOLD::number number;
 
     enum {
         ALL_TILES = TILES * PLANES,
@@ -309,8 +311,8 @@ struct row_product {
         BATCH = (WARP_TILES + BATCHES - 1) / BATCHES,
         EACH = beside::EACH,
         GROUPS = (COLUMNS + 7) / 8,
-        GIVEN = FORMAT::INPUTS * GROUPS,         // float4 of activations for a tile
-        PIECES = GIVEN * PARTS,                  // of them, 8 bytes each
+        GIVEN = FORMAT::INPUTS * GROUPS,         // numbers of activations for a tile
+        PIECES = GIVEN * TOLD::PARTS,            // of them, 8 bytes each
         FIT = MOST_GIVEN / (WARP_TILES * GIVEN), // slots whose activations fit the registers
         CHUNK = SLOTS <= FIT ? SLOTS
                 : FIT < 2    ? 1
@@ -320,7 +322,7 @@ struct row_product {
         ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
     };
 
-    float4 given[CHUNK_BATCHES * GIVEN];
+    number given[CHUNK_BATCHES * GIVEN];
     typename FORMAT::template input<GROUPS, PIECES, BATCH> in[CHUNK_BATCHES];
 
     // The first tile of a batch of a chunk that is warp 0's; other warps' follow it.
@@ -339,10 +341,10 @@ struct row_product {
 
     // Looks for the activations of chunk `chunk`, for this lane's tiles.
     __device__ __forceinline__ void ask(const float *input, int chunk, unsigned round) {
-        const int TILE_FLOATS = GIVEN * WARP, mine = beside::tile(); // float4
+        const int TILE_NUMBERS = GIVEN * WARP, mine = beside::tile();
         const int column_lane = beside::lane();
-        const float4 *from = (const float4 *)input + column_lane +
-                             (first_tile(chunk, 0) + mine * WARPS + warp_id()) * TILE_FLOATS;
+        const number *from = (const number *)input + column_lane +
+                             (first_tile(chunk, 0) + mine * WARPS + warp_id()) * TILE_NUMBERS;
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             if (column_lane / 4 >= COLUMNS - group * 8)
@@ -352,7 +354,7 @@ struct row_product {
                 const int first = first_tile(0, n);
                 int tile = first_tile(chunk, n) + mine * WARPS + warp_id();
                 bool again = PLANES > 1 && tile >= TILES; // the second plane's
-                const float4 *its = from + first * TILE_FLOATS - again * TILES * TILE_FLOATS;
+                const number *its = from + first * TILE_NUMBERS - again * TILES * TILE_NUMBERS;
 #pragma unroll
                 for (int half = 0; half < FORMAT::INPUTS; half++) {
                     int k = (tile - again * TILES) * FORMAT::INPUTS + half;
@@ -370,7 +372,7 @@ struct row_product {
         const int other = block_id() % (CHUNK * WARP_TILES) * WARPS + warp_id();
         const int tile = CHUNKS == 1 && other < TILES ? other : warp_id();
         if (COLUMNS > FEW_COLUMNS && lane_id() < 4 && tile < TILES) {
-            const float4 *one = (const float4 *)input + tile * (GIVEN * WARP) + lane_id();
+            const number *one = (const number *)input + tile * (GIVEN * WARP) + lane_id();
             while (look_again_alone(strange(look(one, round), round)))
                 ;
         }
@@ -390,12 +392,9 @@ struct row_product {
         for (int n = 0; n < CHUNK_BATCHES; n++) {
             struct columns x[PIECES];
 #pragma unroll
-            for (int i = 0; i < GIVEN; i++) {
-                const float4 a = without_round(given[n * GIVEN + i]);
-                x[i] = FORMAT::template ordered<BATCH>(pair_of(a.x, a.z));
-                if (PARTS > 1)
-                    x[PIECES - GIVEN + i] = FORMAT::template ordered<BATCH>(pair_of(a.y, a.w));
-            }
+            for (int i = 0; i < PIECES; i++)
+                x[i] = FORMAT::template ordered<BATCH>(
+                    TOLD::part(given[n * GIVEN + i % GIVEN], i / GIVEN));
             in[n].take(x, beside::tile());
         }
     }
@@ -450,13 +449,15 @@ static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
     return rows;
 }
 
-// Tells two elements of the input of the next product with all rows. Of several streams the next
+// Tells four elements of the input of the next product with all rows. Of several streams the next
 // one behind the layers is the aggregation network's; the head's tiles have the same numbers as
 // layers'.
-static __device__ __forceinline__ void tell_normed(const struct told_input &out, int k, int column,
-                                                   float even, float odd) {
-    if (STREAMS > 1 && out.head)
-        tell_pair<bf16_tiles>(out.normed, COLUMN_GROUPS, k, column, even, odd, out.round);
+static __device__ __forceinline__ void tell_normed(const struct told_input &out, unsigned k,
+                                                   unsigned column, const float4 &x) {
+    if (STREAMS > 1 && out.which == FOR_HEAD)
+        told_pairs<bf16_tiles, 2>::tell_four(out.normed, COLUMN_GROUPS, k, column, x, out.round);
+    else if (out.which == FOR_MLP)
+        told_fours<layer_tiles>::tell_four(out.normed, COLUMN_GROUPS, k, column, x, out.round);
     else
-        tell_pair<layer_tiles>(out.normed, COLUMN_GROUPS, k, column, even, odd, out.round);
+        told_exactly::tell_four(out.normed, COLUMN_GROUPS, k, column, x, out.round);
 }

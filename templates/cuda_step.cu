@@ -19,12 +19,12 @@ static __device__ __forceinline__ void decode_start(const struct gpu_task &task,
         float square = x * x;
         for (int distance = 4; distance > 0; distance /= 2)
             square += __shfl_xor_sync(0xffffffff, square, distance);
-        float next = __shfl_xor_sync(0xffffffff, x * weight[i], 1); // of i + 1, for even i
+        const float4 four = four_rows(x * weight[i]);
         if (stream < STREAMS) {
             if (!task.ids)
                 task.residual[stream * HIDDEN_SIZE + i] = x;
-            if (i % 2 == 0)
-                tell_normed(out, i, stream, x * weight[i], next);
+            if (i % TILE < 8 && i % 2 == 0)
+                tell_normed(out, i, stream, four);
             if (i % 8 == 0)
                 tell(out.squares + stream * told_input::PARTS + i / 8, square, out.round);
         }
@@ -36,7 +36,7 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
 #pragma unroll 1
     for (task.layer = 0; task.layer < LAYERS; task.layer++) {
         decode_qkv(task, step);
-        decode_attention(task, step.round);
+        decode_attention(task, step.split, step.round);
         decode_o(task, step);
         decode_mlp(task, step);
         decode_add(task, step);
@@ -49,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     decode_step(const struct gpu_task given) {
     struct workplace *w = workplace();
     if (threadIdx.x == 0) {
+        w->position = given.state->position;
         for (int i = 0; i < RING_SLOTS; i++) {
             init_barrier(&w->full[i], COPY_ARRIVALS);
             init_barrier(&w->empty[i], WARPS);
@@ -66,7 +67,8 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     if (WARPGROUPS) // what the third warpgroup gave
         take_registers<232>();
     struct gpu_task task = given;
-    struct step step = {{}, task.rounds[2 * block_id()] + 1};
+    struct step step = {
+        {}, task.rounds[2 * block_id()] + 1, attention_split(w->position)};
     const struct told_input first(task, task.ids ? FOR_HEAD : FOR_QKV,
                                   task.ids ? launch_round(task) : step.round);
     decode_start(task, first);

@@ -3,6 +3,7 @@
 
 typedef struct bf16_tiles layer_tiles;
 typedef struct bf16_tiles head_tiles;
+typedef struct told_pairs<bf16_tiles, 2> told_exactly; // what accuracy depends on
 
 // Element (row, column) of a tile of the pack.
 static __device__ inline int tile_index(int row, int column) {

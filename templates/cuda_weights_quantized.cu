@@ -184,7 +184,7 @@ template <> struct quantized<INT4_TILE_BYTES> {
 template <int TILE_BYTES> struct quantized_tiles {
     typedef struct quantized<TILE_BYTES> format;
 
-    enum { BYTES = TILE_BYTES, INPUTS = 2, PARTS = 1, SCALES = 1, CHUNKS = BYTES / 16 };
+    enum { BYTES = TILE_BYTES, INPUTS = 2, SCALES = 1, CHUNKS = BYTES / 16 };
 
     // Where chunk n of tiles that follow each other is kept, in a prefill.
     static __device__ __forceinline__ int place(int n) {
@@ -203,11 +203,23 @@ template <int TILE_BYTES> struct quantized_tiles {
 
     // Activations a sixteenth as large: f16 numbers end at 65,504, and where they lose accuracy, at
     // 6e-5, they are too small to count.
-    static __device__ __forceinline__ struct columns told(float even, float odd) {
-        const float most = 65504, unit = 1.0f / 16;
-        return {
-            to_f16(fmaxf(fminf(even * unit, most), -most), fmaxf(fminf(odd * unit, most), -most)),
-            0};
+    static __device__ __forceinline__ float bounded(float x) {
+        const float most = 65472, unit = 1.0f / 16;
+        return fmaxf(fminf(x * unit, most), -most);
+    }
+
+    static __device__ __forceinline__ struct columns pair(float even, float odd) {
+        return {to_f16(bounded(even), bounded(odd)), 0};
+    }
+
+    // c has a bit less.
+    static __device__ __forceinline__ struct columns four(float a, float b, float c, float d) {
+        const unsigned rounded = (__float_as_uint(bounded(c)) + 0x2000) & ~0x3fffu;
+        return {to_f16(bounded(a), bounded(b)), to_f16(__uint_as_float(rounded), bounded(d))};
+    }
+
+    static __device__ __forceinline__ struct columns from_four(float x, float y) {
+        return pair_of(x, without_round(y));
     }
 
     static __device__ __forceinline__ float4 results(const float4 &sum) {
@@ -299,6 +311,7 @@ template <int TILE_BYTES> struct quantized_tiles {
 
 typedef struct quantized_tiles<LAYER_TILE_BYTES> layer_tiles;
 typedef struct quantized_tiles<INT8_TILE_BYTES> head_tiles;
+typedef struct told_fours<layer_tiles> told_exactly;
 
 // Weight `i` of row `id` of the embedding.
 static __device__ inline float embedding_weight(const struct gpu_task &task, int id, int i) {

@@ -77,7 +77,7 @@ unsigned emulate_shared_address(const void *shared);
 void emulate_fence_products();
 void emulate_commit_products();
 void emulate_wait_products(int pending);
-void emulate_copy(void *shared, const void *global, bool wanted);
+void emulate_copy(void *shared, const void *global, int bytes, bool wanted);
 void emulate_commit();
 void emulate_wait(int pending);
 void emulate_wait_for_kernel();

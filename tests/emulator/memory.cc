@@ -412,8 +412,8 @@ static void push_copy(const struct copy &copy) {
     queue->ring[queue->end++ & (queue->ring.size() - 1)] = copy;
 }
 
-void emulate_copy(void *shared, const void *global, bool wanted) {
-    const size_t bytes = 16;
+void emulate_copy(void *shared, const void *global, int count, bool wanted) {
+    const size_t bytes = (size_t)count;
     const void *code = __builtin_return_address(0);
     if ((size_t)shared % bytes || (wanted && (size_t)global % bytes))
         emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
