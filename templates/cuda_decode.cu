@@ -392,47 +392,70 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
     }
 }
 
+// Of the part of a team's channels that starts with tile `from`: tiles of down_proj, how many of
+// them are this block's, the first of these.
+struct mlp_share {
+    int tiles, mine, first;
+
+    __device__ __forceinline__ mlp_share(const struct team &team, int from) {
+        tiles = team.tiles(from);
+        mine = team.my_tiles(from);
+        first = team.my_first(from);
+    }
+
+    // Rows of tiles of gate and up, and what these are filled up to.
+    __device__ __forceinline__ int rows() const {
+        return mine > 0 ? inner_rows(first, mine) : 0;
+    }
+
+    __device__ __forceinline__ int all() const {
+        return mine * (TILE_COLUMNS / 8);
+    }
+};
+
 // normed -> what this team's channels of the MLP add to the residual. Gate, up and down are one
 // phase, as only a few other blocks are asked in between.
 static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, struct step &step) {
     const struct told_input in(task, FOR_MLP, step.round);
     const struct team team;
+    int part = team.first;
+    struct mlp_share share(team, part); // while others are awaited
     gate_up_product product;
     product.await(in.normed, in.round);
-    prefetch_attention(task, step.split);
     struct column_scales scales;
-    if (team.my_tiles(team.first) > 0)
+    if (share.mine > 0)
         scales.begin(in);
     else
         consumers_barrier(); // not every warp has waited for an input
-    int part = team.first;
     do {
-        const int tiles = team.tiles(part), all = team.my_tiles(part) * (TILE_COLUMNS / 8);
-        const int first = team.my_first(part),
-                  rows = all > 0 ? inner_rows(first, team.my_tiles(part)) : 0;
 #pragma unroll 1
-        for (int row = 0; row < all; row += SUM_ROWS) {
-            const int left = rows - row < 0 ? 0 : rows - row;
+        for (int row = 0; row < share.all(); row += SUM_ROWS) {
+            const int left = share.rows() - row < 0 ? 0 : share.rows() - row;
             const int batch = left < SUM_ROWS ? left : (int)SUM_ROWS;
             product.multiply_rows(step.ring, in.normed, batch, in.round);
             if (row == 0 && part == team.first)
                 scales.end(in, workplace()->scales);
             consumers_barrier();
-            finish_gate_up(task, first * TILE_COLUMNS + row * 8, batch,
-                           all - row < SUM_ROWS ? all - row : (int)SUM_ROWS, step.round);
+            finish_gate_up(task, share.first * TILE_COLUMNS + row * 8, batch,
+                           share.all() - row < SUM_ROWS ? share.all() - row : (int)SUM_ROWS,
+                           step.round);
             consumers_barrier(); // before others take the place of the sums
         }
         if (part == team.first) { // attention is over
+            prefetch_attention(task, step.split);
             store_newest(task, workplace()->position, step.round);
             even_results(task, step.split);
         }
-        gather_inner(task, part * layer_tiles::INPUTS, tiles * layer_tiles::INPUTS, step.round);
+        gather_inner(task, part * layer_tiles::INPUTS, share.tiles * layer_tiles::INPUTS,
+                     step.round);
         consumers_barrier();
         const bool more = part > team.first;
         part += team.size * MLP_TILES;
-        outer_part(task, step, team, tiles, more, part >= team.end);
-        if (part < team.end)
+        outer_part(task, step, team, share.tiles, more, part >= team.end);
+        if (part < team.end) {
             consumers_barrier(); // before others take the place of the channels
+            share = mlp_share(team, part);
+        }
     } while (part < team.end);
 }
 

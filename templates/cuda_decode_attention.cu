@@ -135,11 +135,10 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
                     high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 4);
         const int head = result_head(item, n) + odd;
         if (head < GROUP_HEADS)
-            told_attended::tell_four(task.attended, COLUMN_GROUPS,
-                                     channel + head * HEAD_DIM + result_dim(n) - odd, item.stream,
-                                     odd ? make_float4(low, x.y, high, x.w)
-                                         : make_float4(x.x, low, x.z, high),
-                                     round);
+            told_attended::tell_four(
+                task.attended, COLUMN_GROUPS, channel + head * HEAD_DIM + result_dim(n) - odd,
+                item.stream,
+                odd ? make_float4(low, x.y, high, x.w) : make_float4(x.x, low, x.z, high), round);
         return;
     }
     // Of the other dimension of a pair; of the two pairs that two lanes have, each tells one.
@@ -204,7 +203,7 @@ static __device__ __forceinline__ unsigned results_round(const struct gpu_task &
 // add, then those write theirs. All have what they need of the queries, whose place that takes.
 static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
                                                  const struct attention_split &split, int item,
-                                                 const struct attention &a, unsigned round) {
+                                                 const struct attention &a) {
     enum { HALF = WARPS / 2 };
     float4 *columns = workplace()->columns,
            *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF, ...]
@@ -241,36 +240,32 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
 #pragma unroll
         for (int i = 1; i < HALF; i++)
             sum = add(sum, sums[i * (HEAD_TILES * WARP) + n]);
-        if (split.splits == 1)
-            tell_attended(task, attention_item(item), n, sum, all, round);
-        else
-            tell(to + n, sum, results_round(task));
+        tell(to + n, sum, results_round(task));
     }
-    if (split.splits > 1 && thread_id() < 4)
+    if (thread_id() < 4)
         tell(to + HEAD_TILES * WARP + thread_id(), all, results_round(task));
 }
 
 // With an odd number of layers results are told once more, when all have read them.
 static __device__ __forceinline__ void even_results(const struct gpu_task &task,
                                                     const struct attention_split &split) {
-    if (LAYERS % 2 == 0 || task.layer < LAYERS - 1 || split.splits == 1 ||
-        split.item >= ATTENTION_ITEMS)
-        return;
-    float4 *to = attention_result(task, split.item, split.number);
-    for (int i = thread_id(); i < ATTENTION_PARTIAL / 4; i += THREADS)
-        tell(to + i, make_float4(0, 0, 0, 0), results_round(task) + 1);
+    const bool once_more = LAYERS % 2 == 1 && task.layer == LAYERS - 1;
+    for (int item = split.item; once_more && item < ATTENTION_ITEMS; item += gridDim.x) {
+        float4 *to = attention_result(task, item, split.number);
+        for (int i = thread_id(); i < ATTENTION_PARTIAL / 4; i += THREADS)
+            tell(to + i, make_float4(0, 0, 0, 0), results_round(task) + 1);
+    }
 }
 
-// Adds up what blocks told, if an item has several: a warp takes a row of tiles of an item's
-// result, AT_ONCE blocks' so that their loads are under way together. The last blocks first: they
-// have the least to do.
-static __device__ __forceinline__ void
-add_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
+// Adds up what blocks told: a warp takes a row of tiles of an item's result, AT_ONCE blocks' so
+// that their loads are under way together. The last blocks first: they have the least to do.
+static __device__ __forceinline__ void add_attention(const struct gpu_task &task, int splits,
+                                                     unsigned round) {
     const unsigned told = results_round(task);
-    enum { AT_ONCE = WARPGROUPS ? 9 : 6 };
+    enum { AT_ONCE = WARPGROUPS ? 9 : 6, STRIDE = ATTENTION_PARTIAL / 4 };
 #pragma unroll 1
-    for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id();
-         split.splits > 1 && job < ATTENTION_ITEMS * HEAD_TILES; job += WARPS * gridDim.x) {
+    for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id(); job < ATTENTION_ITEMS * HEAD_TILES;
+         job += WARPS * gridDim.x) {
         const int n = job % HEAD_TILES * WARP + lane_id(), pair = HEAD_TILES * WARP + n % 4;
         const struct attention_item item(job / HEAD_TILES);
         const float4 *results = attention_result(task, job / HEAD_TILES, 0);
@@ -278,17 +273,18 @@ add_attention(const struct gpu_task &task, const struct attention_split &split, 
         const bool mine = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM;
         float4 sum = make_float4(0, 0, 0, 0), all = no_columns();
 #pragma unroll 1
-        for (int first = 0; first < split.splits; first += AT_ONCE) {
+        for (int left = splits; left > 0; left -= AT_ONCE) {
             float4 found[2 * AT_ONCE], columns[AT_ONCE]; // sums, then maxima and totals
+            const float4 *first = results + n, *second = results + pair;
             await_all(found, told, [=](int i, float4 &value) {
-                const float4 *from = results + (first + i % AT_ONCE) * (ATTENTION_PARTIAL / 4);
-                if (mine && first + i % AT_ONCE < split.splits)
-                    value = look(from + (i < AT_ONCE ? n : pair), told);
+                if (mine && i % AT_ONCE < left)
+                    value = look((i < AT_ONCE ? first : second) + i % AT_ONCE * STRIDE, told);
             });
+            results += AT_ONCE * STRIDE;
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
                 columns[i] = without_round(found[AT_ONCE + i]);
-                if (first + i >= split.splits)
+                if (i >= left)
                     columns[i] = no_columns();
             }
             const float4 old = all;
@@ -344,9 +340,8 @@ static __device__ __forceinline__ void prefetch_attention(const struct gpu_task 
 
 // queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in
 // earlier steps: those are loaded before queries are told.
-static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
-                                                        const struct attention_split &split,
-                                                        unsigned round) {
+static __device__ __forceinline__ void
+decode_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
     // As registers allow: values are loaded with their keys; both before the wait.
     const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = WARPGROUPS && HEAD_TILES <= 8;
     const int part = split.number * WARPS + warp_id(), stride = split.splits * WARPS;
@@ -356,8 +351,7 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
         const struct attention_item item(n);
         int t = part;
         struct tile keys[HEAD_TILES], values[HEAD_TILES];
-        struct span s =
-            find_span(task, item.stream, item.kv_head, t < tiles ? t : tiles - 1);
+        struct span s = find_span(task, item.stream, item.kv_head, t < tiles ? t : tiles - 1);
         bool loaded = EARLY;
         if (EARLY) {
             load_keys(keys, s, 0);
@@ -384,9 +378,9 @@ static __device__ __forceinline__ void decode_attention(const struct gpu_task &t
             loaded = false;
             attend_span<LOADED>(a, s, keys, values, positions);
         }
-        add_warps(task, split, n, a, round);
+        add_warps(task, split, n, a);
         consumers_barrier(); // before others take the place of the sums
     }
-    add_attention(task, split, round);
+    add_attention(task, split.splits, round);
     fill_attended(task, round);
 }

@@ -50,8 +50,8 @@ static __device__ inline int chunk_id() {
     return lane_id() % 4 * 8 + lane_id() / 4;
 }
 
-// Decode's activations: [k / 16, groups of 8 columns, lanes], where a lane has what it needs of 16 k
-// of its column: k, k + 1, k + 8 and k + 9, k even. The place of element (k, column).
+// Decode's activations: [k / 16, groups of 8 columns, lanes], where a lane has what it needs of 16
+// k of its column: k, k + 1, k + 8 and k + 9, k even. The place of element (k, column).
 static __device__ inline unsigned lane_place(unsigned groups, unsigned k, unsigned column) {
     return (k / TILE * groups + column / 8) * WARP + column % 8 * 4 + k % 8 / 2;
 }

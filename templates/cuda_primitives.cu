@@ -230,6 +230,14 @@ static __device__ __forceinline__ unsigned read_block_id() {
 #endif
 }
 
+// x, of which the compiler does not know what it is: what is added to it stays a constant.
+static __device__ __forceinline__ unsigned opaque(unsigned x) {
+#ifndef EMULATOR
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 // 2^x to a few units in the last place; 0 for minus infinity.
 static __device__ inline float power_of_two(float x) {
 #ifdef EMULATOR

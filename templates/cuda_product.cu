@@ -143,12 +143,12 @@ static __device__ inline struct place split_place(unsigned thread) {
 // a warp.
 template <int EACH>
 static __device__ inline float2 finish_split(const float *sums, unsigned thread) {
-    const float *first = sums + thread / (2 * WARP) * SPLIT_SUM_FLOATS;
+    const float *mine =
+        sums + opaque(thread / (2 * WARP) * SPLIT_SUM_FLOATS + thread / 2 % WARP * 4 + thread % 2);
     float2 total = make_float2(0.0f, 0.0f);
     for (int warp = 0; warp < WARPS; warp++) {
-        const float *mine = first + (warp * WARP + thread / 2 % WARP) * 4 + thread % 2;
-        total.x += mine[0];
-        total.y += mine[2];
+        total.x += mine[warp * WARP_SUM_FLOATS];
+        total.y += mine[warp * WARP_SUM_FLOATS + 2];
     }
     for (int distance = EACH; distance < 8; distance *= 2) {
         total.x += __shfl_xor_sync(0xffffffff, total.x, distance);
@@ -173,7 +173,8 @@ static __device__ inline float warp_sum(float x) {
     return x;
 }
 
-// Of x of every lane, a row each of 16: this one's, the next one's, and those of the rows 8 further.
+// Of x of every lane, a row each of 16: this one's, the next one's, and those of the rows 8
+// further.
 static __device__ __forceinline__ float4 four_rows(float x) {
     const float next = __shfl_xor_sync(0xffffffff, x, 1);
     return make_float4(x, next, __shfl_xor_sync(0xffffffff, x, 8),

@@ -40,10 +40,11 @@ enum {
              : FLYING_FIT < RING_SLOTS ? FLYING_FIT
                                        : RING_SLOTS,
     // The same, in slots, of what is copied while blocks tell each other most, which more would
-    // delay: a layer's weights up to the first of the MLP that fill the ring. With many streams
-    // there is more time for these.
+    // delay: a layer's weights up to the first of the MLP that fill the ring. For these there is
+    // more time with many streams; with int8 weights too, 2 to 3 % of a step.
     CALM = 2,
-    CALM_MLP = STREAMS > FEW_COLUMNS ? 1 : 2,
+    CALM_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
+    CALM_MLP = STREAMS > FEW_COLUMNS || CALM_INT8 ? 1 : 2,
 };
 
 // What lies in shared memory behind the slots and the sums.

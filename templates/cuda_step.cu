@@ -67,8 +67,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     if (WARPGROUPS) // what the third warpgroup gave
         take_registers<232>();
     struct gpu_task task = given;
-    struct step step = {
-        {}, task.rounds[2 * block_id()] + 1, attention_split(w->position)};
+    struct step step = {{}, task.rounds[2 * block_id()] + 1, attention_split(w->position)};
     const struct told_input first(task, task.ids ? FOR_HEAD : FOR_QKV,
                                   task.ids ? launch_round(task) : step.round);
     decode_start(task, first);
