@@ -12,7 +12,12 @@
 struct step {
     struct ring ring;
     unsigned round; // of this layer
-    struct attention_split split;
+    struct attention_split kept;
+
+    // Computed again where registers are short.
+    __device__ __forceinline__ struct attention_split split() const {
+        return WARPGROUPS ? kept : attention_split(workplace()->position);
+    }
 };
 
 // The round of what is told once in a launch.
@@ -442,9 +447,9 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             consumers_barrier(); // before others take the place of the sums
         }
         if (part == team.first) { // attention is over
-            prefetch_attention(task, step.split);
+            prefetch_attention(task, step.split());
             store_newest(task, workplace()->position, step.round);
-            even_results(task, step.split);
+            even_results(task, step.split());
         }
         gather_inner(task, part * layer_tiles::INPUTS, share.tiles * layer_tiles::INPUTS,
                      step.round);

@@ -36,7 +36,7 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
 #pragma unroll 1
     for (task.layer = 0; task.layer < LAYERS; task.layer++) {
         decode_qkv(task, step);
-        decode_attention(task, step.split, step.round);
+        decode_attention(task, step.split(), step.round);
         decode_o(task, step);
         decode_mlp(task, step);
         decode_add(task, step);
