@@ -11,12 +11,12 @@
 // What a block carries from phase to phase.
 struct step {
     struct ring ring;
-    unsigned round; // of this layer
-    struct attention_split kept;
+    unsigned round;               // of this layer
+    struct attention_split first; // as it was found at the step's start
 
-    // Computed again where registers are short.
+    // Found again where registers are short.
     __device__ __forceinline__ struct attention_split split() const {
-        return WARPGROUPS ? kept : attention_split(workplace()->position);
+        return WARPGROUPS ? first : attention_split(workplace()->position);
     }
 };
 
@@ -447,9 +447,10 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             consumers_barrier(); // before others take the place of the sums
         }
         if (part == team.first) { // attention is over
-            prefetch_attention(task, step.split());
+            const struct attention_split split = step.split();
+            prefetch_attention(task, split);
             store_newest(task, workplace()->position, step.round);
-            even_results(task, step.split());
+            even_results(task, split);
         }
         gather_inner(task, part * layer_tiles::INPUTS, share.tiles * layer_tiles::INPUTS,
                      step.round);

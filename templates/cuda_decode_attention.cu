@@ -129,32 +129,27 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
                                                      unsigned round) {
     const float first = 1.0f / column.z, second = 1.0f / column.w;
     const float4 x = make_float4(sum.x * first, sum.y * second, sum.z * first, sum.w * second);
+    // Two lanes have two pairs of dimensions of two heads: each tells one head's.
     const int odd = n / 4 % 2, channel = item.kv_head * GROUP_HEADS * HEAD_DIM;
-    if constexpr (WHOLE_TILES) { // two lanes have two dimensions of two heads: each tells one head
-        const float low = __shfl_xor_sync(0xffffffff, odd ? x.x : x.y, 4),
-                    high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 4);
-        const int head = result_head(item, n) + odd;
-        if (head < GROUP_HEADS)
-            told_attended::tell_four(
-                task.attended, COLUMN_GROUPS, channel + head * HEAD_DIM + result_dim(n) - odd,
-                item.stream,
-                odd ? make_float4(low, x.y, high, x.w) : make_float4(x.x, low, x.z, high), round);
+    const float low = __shfl_xor_sync(0xffffffff, odd ? x.x : x.y, 4),
+                high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 4);
+    const int head = result_head(item, n) + odd;
+    if (head >= GROUP_HEADS)
         return;
-    }
-    // Of the other dimension of a pair; of the two pairs that two lanes have, each tells one.
-    const float4 other =
-        make_float4(__shfl_xor_sync(0xffffffff, x.x, 4), __shfl_xor_sync(0xffffffff, x.y, 4),
-                    __shfl_xor_sync(0xffffffff, x.z, 4), __shfl_xor_sync(0xffffffff, x.w, 4));
-    const int dim = result_dim(n) + (odd ? 7 : 0);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int head = result_head(item, n) + i;
-        float low = odd ? (i ? other.w : other.z) : i ? x.y : x.x;
-        float high = odd ? (i ? x.w : x.z) : i ? other.y : other.x;
-        if (head < GROUP_HEADS && dim < HEAD_DIM)
-            attended_told<false>::tell_pair(task.attended, COLUMN_GROUPS,
-                                            channel + head * HEAD_DIM + dim, item.stream, low, high,
-                                            round);
+    if constexpr (WHOLE_TILES) {
+        told_attended::tell_four(
+            task.attended, COLUMN_GROUPS, channel + head * HEAD_DIM + result_dim(n) - odd,
+            item.stream, odd ? make_float4(low, x.y, high, x.w) : make_float4(x.x, low, x.z, high),
+            round);
+    } else {
+        typedef attended_told<false> pairs;
+        const int dim = result_dim(n) - odd, k = channel + head * HEAD_DIM + dim;
+        if (dim < HEAD_DIM)
+            pairs::tell_pair(task.attended, COLUMN_GROUPS, k, item.stream, odd ? low : x.x,
+                             odd ? x.y : low, round);
+        if (dim + 8 < HEAD_DIM)
+            pairs::tell_pair(task.attended, COLUMN_GROUPS, k + 8, item.stream, odd ? high : x.z,
+                             odd ? x.w : high, round);
     }
 }
 

@@ -2,7 +2,6 @@
 // head and the greedy choice. Inputs keep their low parts here. They are the residual times the
 // weight of the final norm; the norm's scale is one factor for each stream.
 
-typedef struct told_pairs<bf16_tiles, 2> adapter_told;
 typedef struct row_product<bf16_tiles, adapter_told, HIDDEN_TILES, 1, HIDDEN_TILES, STREAMS>
     mix_product;
 typedef struct row_product<bf16_tiles, adapter_told, HIDDEN_TILES, WEIGHT_PLANES, HIDDEN_TILES, 1>

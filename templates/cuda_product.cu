@@ -228,6 +228,9 @@ template <typename FORMAT> struct told_fours {
     }
 };
 
+// An adapter's: bf16 in all engines, with the low parts.
+typedef struct told_pairs<bf16_tiles, 2> adapter_told;
+
 // The input of the next product with all rows, told by those who have rows of the residual: that
 // times the norm's weight, [hidden, STREAMS], and for every column the sums of squares of 8
 // rows each, from which everyone makes the norm's scale: the product's results are multiplied by

@@ -456,7 +456,7 @@ static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
 static __device__ __forceinline__ void tell_normed(const struct told_input &out, unsigned k,
                                                    unsigned column, const float4 &x) {
     if (STREAMS > 1 && out.which == FOR_HEAD)
-        told_pairs<bf16_tiles, 2>::tell_four(out.normed, COLUMN_GROUPS, k, column, x, out.round);
+        adapter_told::tell_four(out.normed, COLUMN_GROUPS, k, column, x, out.round);
     else if (out.which == FOR_MLP)
         told_fours<layer_tiles>::tell_four(out.normed, COLUMN_GROUPS, k, column, x, out.round);
     else
