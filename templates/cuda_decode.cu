@@ -251,7 +251,7 @@ inner_input(int first) {
     if (tile < TILES)
 #pragma unroll
         for (int i = 0; i < INNER_PIECES; i++)
-            mine[i] = layer_tiles::ordered<TILES>(
+            mine[i] = layer_tiles::ordered(
                 workplace()->inner[((first + tile) * INNER_PIECES + i) * WARP + lane]);
     typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, TILES> in;
     in.take(mine, tile);

@@ -4,7 +4,9 @@
 
 enum {
     ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS,
-    MOST_SPLITS = 32, // blocks that share an item
+    MOST_SPLITS = 32,                    // blocks that share an item
+    SPLITS_AT_ONCE = WARPGROUPS ? 9 : 6, // whose results are loaded together
+    HALF_WARPS = WARPS / 2,
 };
 
 struct attention_item {
@@ -24,16 +26,20 @@ static __device__ __forceinline__ int attended_tiles(int positions) {
 
 // How a step's attention is divided: the same in all layers.
 struct attention_split {
+    int warps;        // of a block that attend: all of them, or half
     int splits;       // blocks that share an item; 1, if a block has several items
     int newest;       // of an item's warps, the one that attends the newest position
     int item, number; // this block's first item, if there is one; its number among the splits
 
     __device__ __forceinline__ attention_split(int position) {
         const int most = (int)gridDim.x / ATTENTION_ITEMS, tiles = attended_tiles(position + 1);
-        splits = (tiles + WARPS - 1) / WARPS;
+        // If there are blocks enough, each warp has a scheduler, and fewer results are added up.
+        const int few = most < SPLITS_AT_ONCE ? most : (int)SPLITS_AT_ONCE;
+        warps = tiles <= few * HALF_WARPS ? HALF_WARPS : WARPS;
+        splits = (tiles + warps - 1) / warps;
         splits = splits < most ? splits : most;
         splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
-        newest = (tiles - 1) % (splits * WARPS);
+        newest = (tiles - 1) % (splits * warps);
         item = block_id() / splits;
         number = block_id() % splits;
     }
@@ -194,14 +200,15 @@ static __device__ __forceinline__ unsigned results_round(const struct gpu_task &
     return (unsigned)task.layer + 1;
 }
 
-// Adds up what the warps of a block found, in shared memory: `half` of them write what the others
-// add, then those write theirs. All have what they need of the queries, whose place that takes.
+// Adds up what the warps of a block found, in shared memory: if all attend, half of them write what
+// the others add; then these write theirs. All have what they need of the queries, whose place that
+// takes.
 static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
                                                  const struct attention_split &split, int item,
                                                  const struct attention &a) {
-    enum { HALF = WARPS / 2 };
     float4 *columns = workplace()->columns,
-           *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF, ...]
+           *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF_WARPS, ...]
+    const bool half = split.warps == HALF_WARPS;
     const float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
     if (lane_id() < 4)
         columns[warp_id() * 4 + lane_id()] = make_float4(a.max[0], a.max[1], total.x, total.y);
@@ -212,17 +219,21 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
         found[warp] = columns[warp * 4 + lane_id() % 4];
     const float4 all = all_columns(no_columns(), found);
     const float2 factor = factors(a.max[0], a.max[1], make_float2(all.x, all.y));
-    float4 *mine = sums + warp_id() % HALF * (HEAD_TILES * WARP) + lane_id();
-    if (warp_id() >= HALF)
+    float4 *mine = sums + warp_id() % HALF_WARPS * (HEAD_TILES * WARP) + lane_id();
+    if (!half) {
+        if (warp_id() >= HALF_WARPS)
 #pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++)
-            mine[d * WARP] = make_float4(a.sum[d][0] * factor.x, a.sum[d][1] * factor.y,
-                                         a.sum[d][2] * factor.x, a.sum[d][3] * factor.y);
-    consumers_barrier();
-    if (warp_id() < HALF)
+            for (int d = 0; d < HEAD_TILES; d++)
+                mine[d * WARP] = make_float4(a.sum[d][0] * factor.x, a.sum[d][1] * factor.y,
+                                             a.sum[d][2] * factor.x, a.sum[d][3] * factor.y);
+        consumers_barrier();
+    }
+    if (warp_id() < HALF_WARPS)
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++) {
-            float4 sum = mine[d * WARP];
+            float4 sum = make_float4(0, 0, 0, 0);
+            if (!half)
+                sum = mine[d * WARP];
             add_scaled(sum, make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]),
                        factor);
             mine[d * WARP] = sum;
@@ -233,7 +244,7 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
     for (int n = thread_id(); n < HEAD_TILES * WARP; n += THREADS) {
         float4 sum = sums[n];
 #pragma unroll
-        for (int i = 1; i < HALF; i++)
+        for (int i = 1; i < HALF_WARPS; i++)
             sum = add(sum, sums[i * (HEAD_TILES * WARP) + n]);
         tell(to + n, sum, results_round(task));
     }
@@ -252,12 +263,12 @@ static __device__ __forceinline__ void even_results(const struct gpu_task &task,
     }
 }
 
-// Adds up what blocks told: a warp takes a row of tiles of an item's result, AT_ONCE blocks' so
-// that their loads are under way together. The last blocks first: they have the least to do.
+// Adds up what blocks told: a warp takes a row of tiles of an item's result, SPLITS_AT_ONCE blocks'
+// so that their loads are under way together. The last blocks first: they have the least to do.
 static __device__ __forceinline__ void add_attention(const struct gpu_task &task, int splits,
                                                      unsigned round) {
     const unsigned told = results_round(task);
-    enum { AT_ONCE = WARPGROUPS ? 9 : 6, STRIDE = ATTENTION_PARTIAL / 4 };
+    enum { STRIDE = ATTENTION_PARTIAL / 4 };
 #pragma unroll 1
     for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id(); job < ATTENTION_ITEMS * HEAD_TILES;
          job += WARPS * gridDim.x) {
@@ -268,17 +279,19 @@ static __device__ __forceinline__ void add_attention(const struct gpu_task &task
         const bool mine = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM;
         float4 sum = make_float4(0, 0, 0, 0), all = no_columns();
 #pragma unroll 1
-        for (int left = splits; left > 0; left -= AT_ONCE) {
-            float4 found[2 * AT_ONCE], columns[AT_ONCE]; // sums, then maxima and totals
+        for (int left = splits; left > 0; left -= SPLITS_AT_ONCE) {
+            float4 found[2 * SPLITS_AT_ONCE],
+                columns[SPLITS_AT_ONCE]; // sums, then maxima and totals
             const float4 *first = results + n, *second = results + pair;
             await_all(found, told, [=](int i, float4 &value) {
-                if (mine && i % AT_ONCE < left)
-                    value = look((i < AT_ONCE ? first : second) + i % AT_ONCE * STRIDE, told);
+                if (mine && i % SPLITS_AT_ONCE < left)
+                    value = look(
+                        (i < SPLITS_AT_ONCE ? first : second) + i % SPLITS_AT_ONCE * STRIDE, told);
             });
-            results += AT_ONCE * STRIDE;
+            results += SPLITS_AT_ONCE * STRIDE;
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                columns[i] = without_round(found[AT_ONCE + i]);
+            for (int i = 0; i < SPLITS_AT_ONCE; i++) {
+                columns[i] = without_round(found[SPLITS_AT_ONCE + i]);
                 if (i >= left)
                     columns[i] = no_columns();
             }
@@ -288,7 +301,7 @@ static __device__ __forceinline__ void add_attention(const struct gpu_task &task
             float4 scaled = make_float4(0, 0, 0, 0);
             add_scaled(scaled, sum, factors(old.x, old.y, most));
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++)
+            for (int i = 0; i < SPLITS_AT_ONCE; i++)
                 add_scaled(scaled, without_round(found[i]),
                            factors(columns[i].x, columns[i].y, most));
             sum = scaled;
@@ -324,9 +337,9 @@ static __device__ __forceinline__ void prefetch_span(const struct span &s) {
 static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task,
                                                           const struct attention_split &split) {
     const struct attention_item item(split.item);
-    const int t = split.number * WARPS + warp_id();
+    const int t = split.number * split.warps + warp_id();
     if (STREAMS > FEW_COLUMNS || task.layer == LAYERS - 1 || split.item >= ATTENTION_ITEMS ||
-        t >= attended_tiles(workplace()->position + 1))
+        warp_id() >= split.warps || t >= attended_tiles(workplace()->position + 1))
         return;
     struct gpu_task next = task;
     next.layer++;
@@ -339,8 +352,9 @@ static __device__ __forceinline__ void
 decode_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
     // As registers allow: values are loaded with their keys; both before the wait.
     const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = WARPGROUPS && HEAD_TILES <= 8;
-    const int part = split.number * WARPS + warp_id(), stride = split.splits * WARPS;
     const int positions = workplace()->position + 1, tiles = attended_tiles(positions);
+    const int stride = split.splits * split.warps,
+              part = warp_id() < split.warps ? split.number * split.warps + warp_id() : tiles;
 #pragma unroll 1
     for (int n = split.item; n < ATTENTION_ITEMS; n += gridDim.x) {
         const struct attention_item item(n);

@@ -11,14 +11,17 @@ static __device__ inline unsigned select_bits(unsigned word, unsigned mask, unsi
 #endif
 }
 
-// Two bytes of a word, as the hexadecimal digits 0x4a4b of `which` say, to f16 numbers 1024 + u.
-static __device__ inline unsigned f16_bytes(unsigned word, unsigned which) {
+// Bytes 0 and 2, and 1 and 3, of a word of u as two f16 numbers u / 2^24.
+static __device__ __forceinline__ unsigned even_bytes(unsigned word) {
+    return word & 0x00ff00ff;
+}
+
+static __device__ __forceinline__ unsigned odd_bytes(unsigned word) {
 #ifdef EMULATOR
-    return (word >> which % 16 * 8 & 0xff) | (word >> which / 256 % 16 * 8 & 0xff) << 16 |
-           0x64006400;
+    return word >> 8 & 0x00ff00ff;
 #else
     unsigned result;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(word), "r"(0x64646464), "r"(which));
+    asm("prmt.b32 %0, %1, 0, 0x4341;" : "=r"(result) : "r"(word));
     return result;
 #endif
 }

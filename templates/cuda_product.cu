@@ -54,6 +54,11 @@ template <typename FORMAT, int COLUMNS> struct side_by_side {
     }
 };
 
+// Activations, or zeros: found once, not in every use.
+static __device__ __forceinline__ struct columns only(const struct columns &x, bool mine) {
+    return {opaque(mine ? x.x : 0), opaque(mine ? x.y : 0)};
+}
+
 // A format of weights is a struct: the size of its tiles, how many 16s of activations one takes,
 // and how tiles in shared memory are multiplied with these in registers. This is bf16; an engine
 // with quantised weights has it for its adapters.
@@ -86,8 +91,7 @@ struct bf16_tiles {
         return sum;
     }
 
-    // How a lane takes the activations of two pairs of columns, where TILES tiles are side by side.
-    template <int TILES>
+    // How a lane takes the activations of two pairs of columns.
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
         return x;
     }
@@ -103,7 +107,7 @@ struct bf16_tiles {
             for (int t = 0; t < TILES; t++) {
 #pragma unroll
                 for (int i = 0; i < PIECES; i++)
-                    x[t][i] = t == tile ? mine[i] : pair_of(0.0f, 0.0f);
+                    x[t][i] = TILES == 1 ? mine[i] : only(mine[i], t == tile);
             }
         }
     };
@@ -255,8 +259,9 @@ struct told_input {
     }
 };
 
-// The norm's scales of all columns, by the first warps: `begin` looks while the product starts,
-// `end` leaves them in shared memory [STREAMS]; a barrier must follow.
+// The norm's scales of all columns, by the last warps, as the first one shares its scheduler with
+// the producer: `begin` looks while the product starts, `end` leaves them in shared memory
+// [STREAMS]; a barrier must follow.
 struct column_scales {
     enum {
         COLUMNS = (STREAMS + WARPS - 1) / WARPS,
@@ -265,10 +270,14 @@ struct column_scales {
 
     float squares[COLUMNS * PARTS];
 
+    static __device__ __forceinline__ int first_column() {
+        return WARPS - 1 - warp_id();
+    }
+
     __device__ __forceinline__ void begin(const struct told_input &in) {
 #pragma unroll
         for (int i = 0; i < COLUMNS * PARTS; i++) {
-            int column = i / PARTS * WARPS + warp_id(), part = i % PARTS * WARP + lane_id();
+            int column = i / PARTS * WARPS + first_column(), part = i % PARTS * WARP + lane_id();
             tell_nothing(squares[i], in.round);
             if (part < told_input::PARTS && column < STREAMS)
                 squares[i] = look(in.squares + column * told_input::PARTS + part, in.round);
@@ -276,13 +285,13 @@ struct column_scales {
     }
 
     __device__ __forceinline__ void end(const struct told_input &in, float *scales) {
-        if (warp_id() >= STREAMS)
+        if (first_column() >= STREAMS)
             return;
         while (look_again(strange(squares, in.round)))
             begin(in);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
-            int column = c * WARPS + warp_id();
+            int column = c * WARPS + first_column();
             float sum = 0;
             if (column < STREAMS) {
 #pragma unroll

@@ -1,11 +1,15 @@
 // The ring of cuda_product.cu: what is multiplied in which order, and how.
 
+// A slot's size: `bytes`, if that is larger than `least` and at least eight of it fit.
+static __device__ constexpr int slot_size(int least, int bytes) {
+    return bytes > least && bytes <= SHARED_BYTES / 8 ? bytes : least;
+}
+
 enum {
     MOST_SLOTS = 26,
     TILE_ROOM = (int)layer_tiles::BYTES > (int)head_tiles::BYTES  ? layer_tiles::BYTES
                 : (int)head_tiles::BYTES > (int)bf16_tiles::BYTES ? head_tiles::BYTES
                                                                   : bf16_tiles::BYTES,
-    SLOT_BYTES = 32 * TILE_ROOM, // a slot holds at least 32 tiles
     // Rows of tiles whose sums are kept until they are added: with few bytes adding is what takes
     // time, with many the slots that its place takes.
     SUM_ROWS = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2 : 4) / COLUMN_GROUPS,
@@ -16,9 +20,19 @@ enum {
     MLP_CHANNELS = 64, // of a block, in one go
     MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
     TEAM_TILES = TEAM * MLP_TILES,
-    INNER_COLUMNS = TEAM_TILES * layer_tiles::INPUTS * COLUMN_GROUPS * WARP, // of activations
-    PIECE_TILES = TEAM_TILES < 4 ? TEAM_TILES : 4, // of a row of down_proj, in a slot
+    // A slot holds at least 32 tiles; with few bytes a whole row of q|k|v or of gate and up, and
+    // for each warp all of the team's tiles of a row of down_proj, so that warps wait once for
+    // each.
+    LEAST_SLOT_BYTES = 32 * TILE_ROOM,
+    LAYER_ROW_BYTES = (HIDDEN_COLUMN_TILES + WARPS - 1) / WARPS * WARPS * layer_tiles::BYTES,
+    TEAM_BYTES = WARPS * TEAM_TILES * layer_tiles::BYTES,
+    SLOT_BYTES = layer_tiles::SCALES
+                     ? slot_size(slot_size(LEAST_SLOT_BYTES, LAYER_ROW_BYTES), TEAM_BYTES)
+                     : (int)LEAST_SLOT_BYTES,
+    // Of a row of down_proj, in a slot.
+    PIECE_TILES = TEAM_TILES < 4 || (int)TEAM_BYTES <= (int)SLOT_BYTES ? TEAM_TILES : 4,
     PIECE_BYTES = PIECE_TILES * layer_tiles::BYTES,
+    INNER_COLUMNS = TEAM_TILES * layer_tiles::INPUTS * COLUMN_GROUPS * WARP, // of activations
     INNER_BYTES = INNER_COLUMNS * 8,
     KEPT_BYTES = THREADS * 16,
     // Attention has its queries, and behind them the newest key and value; then what half of the
@@ -394,8 +408,7 @@ struct row_product {
             struct columns x[PIECES];
 #pragma unroll
             for (int i = 0; i < PIECES; i++)
-                x[i] = FORMAT::template ordered<BATCH>(
-                    TOLD::part(given[n * GIVEN + i % GIVEN], i / GIVEN));
+                x[i] = FORMAT::ordered(TOLD::part(given[n * GIVEN + i % GIVEN], i / GIVEN));
             in[n].take(x, beside::tile());
         }
     }

@@ -1,11 +1,10 @@
 // Weights of layers, embedding and head as quantised tiles (templates/tile_quantized.h).
 // cuda_weights_bf16.cu is the same for bf16 tiles.
 //
-// Decode makes f16 numbers of quants and activations, where 1024 + u takes one instruction: what
-// that adds to a product is taken from it. A tile's sums are multiplied in fp32 by its scales:
-// weights are rounded nowhere.
+// Decode makes f16 numbers of quants and activations: u alone in 16 bits is the f16 number u /
+// 2^24. A tile's sums are multiplied in fp32 by its scales: weights are rounded nowhere.
 //
-//     int8: scale * (q x)                          q = u - 128
+//     int8: scale * (u x - 128 (ones x))
 //     int4: scale * (u x) + minimum * (ones x)
 
 #include "cuda_int8.cu"
@@ -42,9 +41,8 @@ static __device__ __forceinline__ unsigned int4_pair(unsigned word) {
 
 // A format: where in shared memory a chunk of 16 bytes of a tile is kept in a prefill, so that
 // lanes reading words of several rows meet no bank twice, and what a lane makes of it: for a
-// prefill q as bf16 numbers; for decode f16 numbers, larger by a bias or EXACT, where a lane has no
-// registers for what a bias adds. unbias, ones: weights that make of activations minus that, and
-// their sum.
+// prefill q as bf16 numbers; for decode f16 numbers. sums: weights that make of activations what is
+// added to a product, or, with OFFSETS, their sum.
 template <int BYTES> struct quantized;
 
 template <> struct quantized<INT8_TILE_BYTES> {
@@ -71,24 +69,20 @@ template <> struct quantized<INT8_TILE_BYTES> {
                   int8_pair(odd.y >> 8)}}};
     }
 
-    // q + 1152. With odd i w = 1 comes first: fewer lanes meet in a bank.
-    template <bool EXACT>
+    // u. With odd i w = 1 comes first: fewer lanes meet in a bank.
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
         int at = words_place<false>() ^ lane_id() % 2 * 64;
         struct columns even = *(const struct columns *)(tile + at);
         struct columns odd = *(const struct columns *)(tile + (at ^ 64));
-        return {{{f16_bytes(even.x, 0x4240), f16_bytes(odd.x, 0x4240), f16_bytes(even.y, 0x4240),
-                  f16_bytes(odd.y, 0x4240)},
-                 {f16_bytes(even.x, 0x4341), f16_bytes(odd.x, 0x4341), f16_bytes(even.y, 0x4341),
-                  f16_bytes(odd.y, 0x4341)}}};
+        return {{{even_bytes(even.x), even_bytes(odd.x), even_bytes(even.y), even_bytes(odd.y)},
+                 {odd_bytes(even.x), odd_bytes(odd.x), odd_bytes(even.y), odd_bytes(odd.y)}}};
     }
 
-    static __device__ __forceinline__ struct tile unbias() {
-        return {0xe480e480, 0xe480e480, 0xe480e480, 0xe480e480};
+    static __device__ __forceinline__ struct tile sums() { // -128
+        return {0x80808080, 0x80808080, 0x80808080, 0x80808080};
     }
 
     // Activations, and those of the columns 8 further, for that.
-    template <bool EXACT>
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
         return lane_id() % 2 ? columns{x.y, x.x} : x;
     }
@@ -129,40 +123,26 @@ template <> struct quantized<INT4_TILE_BYTES> {
                  {int4_pair(x >> 5), int4_pair(x >> 9), int4_pair(y >> 5), int4_pair(y >> 9)}}};
     }
 
-    // Of low halves of bytes u + 1024, of high ones 16 u + 1024; or u.
-    template <bool EXACT>
+    // A byte's low u, and the byte, which is 16 times its high u and the low one.
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
-        struct columns words = quantized::words<false>(tile);
-        unsigned x = words.x, y = words.y;
-        return {{{low_halves<EXACT>(x), high_halves<EXACT>(x), low_halves<EXACT>(y),
-                  high_halves<EXACT>(y)},
-                 {low_halves<EXACT>(x >> 8), high_halves<EXACT>(x >> 8), low_halves<EXACT>(y >> 8),
-                  high_halves<EXACT>(y >> 8)}}};
+        const struct columns words = quantized::words<false>(tile);
+        const unsigned low = 0x000f000f;
+        struct tile even = {0, even_bytes(words.x), 0, even_bytes(words.y)},
+                    odd = {0, odd_bytes(words.x), 0, odd_bytes(words.y)};
+        even.x = words.x & low;
+        even.z = words.y & low;
+        odd.x = odd.y & low;
+        odd.z = odd.w & low;
+        return {{even, odd}};
     }
 
-    template <bool EXACT> static __device__ __forceinline__ unsigned low_halves(unsigned word) {
-        unsigned q = select_bits(word, 0x000f000f, 0x64006400);
-        return EXACT ? f16_sum(q, 0x3c003c00, 0xe400e400) : q; // q - 1024
-    }
-
-    template <bool EXACT> static __device__ __forceinline__ unsigned high_halves(unsigned word) {
-        unsigned q = select_bits(word, 0x00f000f0, 0x64006400);
-        return EXACT ? f16_sum(q, 0x2c002c00, 0xd400d400) : q; // q / 16 - 64
-    }
-
-    static __device__ __forceinline__ struct tile unbias() { // -1024
-        return {0xe400e400, 0xe400e400, 0xe400e400, 0xe400e400};
-    }
-
-    // With a bias, activations for high halves are a sixteenth of what they are.
-    template <bool EXACT>
+    // x u + y v = (x - y / 16) u + y / 16 (16 v + u).
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
-        return {x.x, EXACT ? x.y : f16_sum(x.y, 0x2c002c00, 0x80008000)};
+        return {f16_sum(x.y, 0xac00ac00, x.x), f16_sum(x.y, 0x2c002c00, 0x80008000)};
     }
 
-    template <bool EXACT> static __device__ __forceinline__ struct tile ones() {
-        const unsigned high = EXACT ? 0x3c003c00 : 0x4c004c00; // 1 or 16
-        return {0x3c003c00, high, 0x3c003c00, high};
+    static __device__ __forceinline__ struct tile sums() { // 1 and 17
+        return {0x00010001, 0x00110011, 0x00010001, 0x00110011};
     }
 
     static __device__ __forceinline__ struct factors bf16_factors(const char *tile) {
@@ -191,20 +171,14 @@ template <int TILE_BYTES> struct quantized_tiles {
         return n / CHUNKS * CHUNKS + format::place(n % CHUNKS);
     }
 
-    // Whether quants are EXACT where TILES tiles are side by side.
-    template <int TILES> static __device__ __forceinline__ constexpr bool exact() {
-        return format::OFFSETS && TILES == 1;
-    }
-
-    template <int TILES>
     static __device__ __forceinline__ struct columns ordered(const struct columns &x) {
-        return format::template ordered<exact<TILES>()>(x);
+        return format::ordered(x);
     }
 
-    // Activations a sixteenth as large: f16 numbers end at 65,504, and where they lose accuracy, at
-    // 6e-5, they are too small to count.
+    // Activations a sixteenth as large: f16 numbers end at 65,504, `ordered` adds a sixteenth, and
+    // where they lose accuracy, at 6e-5, they are too small to count.
     static __device__ __forceinline__ float bounded(float x) {
-        const float most = 65472, unit = 1.0f / 16;
+        const float most = 61440, unit = 1.0f / 16;
         return fmaxf(fminf(x * unit, most), -most);
     }
 
@@ -223,36 +197,25 @@ template <int TILE_BYTES> struct quantized_tiles {
     }
 
     static __device__ __forceinline__ float4 results(const float4 &sum) {
-        return make_float4(sum.x * 16, sum.y * 16, sum.z * 16, sum.w * 16);
+        const float unit = 0x1p28f; // of activations and quants
+        return make_float4(sum.x * unit, sum.y * unit, sum.z * unit, sum.w * unit);
     }
 
     template <int GROUPS, int PIECES, int TILES>
     struct input : bf16_tiles::input<GROUPS, PIECES, TILES> {
-        // Of this lane's two columns of the products: minus what the bias of quants adds, and the
-        // sum of x over a tile's columns.
-        float unbias[GROUPS][2], total[GROUPS][2];
+        float sums[GROUPS][2]; // of this lane's two columns of the products, see format
 
         __device__ __forceinline__ void take(const struct columns (&mine)[PIECES], int tile) {
             bf16_tiles::input<GROUPS, PIECES, TILES>::take(mine, tile);
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
-                if constexpr (!exact<TILES>())
-                    add_columns(unbias[group], format::unbias(), mine, group);
-                if constexpr (format::OFFSETS)
-                    add_columns(total[group], format::template ones<exact<TILES>()>(), mine, group);
-            }
-        }
-
-        static __device__ __forceinline__ void add_columns(float (&sum)[2],
-                                                           const struct tile &weights,
-                                                           const struct columns (&mine)[PIECES],
-                                                           int group) {
-            float all[4] = {};
+                float all[4] = {};
 #pragma unroll
-            for (int n = 0; n < PIECES / GROUPS; n++)
-                multiply<F16>(all, weights, mine[n * GROUPS + group]);
-            sum[0] = all[0]; // the same in all rows
-            sum[1] = all[1];
+                for (int n = 0; n < PIECES / GROUPS; n++)
+                    multiply<F16>(all, format::sums(), mine[n * GROUPS + group]);
+                sums[group][0] = all[0]; // the same in all rows
+                sums[group][1] = all[1];
+            }
         }
     };
 
@@ -273,18 +236,17 @@ template <int TILE_BYTES> struct quantized_tiles {
     multiply_tiles(float (&sums)[2][GROUPS][4], int n, const char *tiles, int apart, int count,
                    const struct input<GROUPS, PIECES, TILES> &in) {
         enum { CHAINS = TILES > 1 ? 2 : 1 }; // shorter ones
-        const bool EXACT = exact<TILES>();
         float products[CHAINS][GROUPS][4] = {};
-        if (!EXACT && CHAINS == 1) { // else it is added last: the first products need not wait
+        if (!format::OFFSETS) {
 #pragma unroll
             for (int i = 0; i < 4 * GROUPS; i++)
-                products[0][i / 4][i % 4] = in.unbias[i / 4][i % 2];
+                products[0][i / 4][i % 4] = in.sums[i / 4][i % 2];
         }
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (t >= count)
                 break;
-            struct quants q = format::template unpack_f16<EXACT>(tiles + t * apart);
+            struct quants q = format::unpack_f16(tiles + t * apart);
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++)
                 multiply<F16>(products[piece / GROUPS % CHAINS][piece % GROUPS],
@@ -300,10 +262,10 @@ template <int TILE_BYTES> struct quantized_tiles {
                 const struct factors &f = i % 2 ? odd : even;
                 float &sum = sums[n % 2][group][i], product = products[0][group][i];
                 if (CHAINS > 1)
-                    product += products[1][group][i] + in.unbias[group][i % 2];
+                    product += products[1][group][i];
                 sum += f.scale[i / 2] * product;
                 if (format::OFFSETS)
-                    sum += f.offset[i / 2] * in.total[group][i % 2];
+                    sum += f.offset[i / 2] * in.sums[group][i % 2];
             }
         }
     }

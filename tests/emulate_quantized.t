@@ -1,7 +1,8 @@
 #!/usr/bin/env lua5.4
 -- int8 and int4 weights on the emulated GPU against the plain CPU path with the same pack: golden
 -- models, quantised, and shapes that no golden folder has. Widths end in the middle of a tile of 32
--- columns; a row of P = 16 is longer than what a warp copies ahead. The last ones with warpgroups.
+-- columns; a row of P = 16 is longer than what a warp copies ahead. The last ones with warpgroups,
+-- one of them with teams of blocks, and with rows that take larger slots.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -27,6 +28,10 @@ local MODELS = {
         num_attention_heads = 3, num_key_value_heads = 3, head_dim = 16, vocab_size = 40,
         tie_word_embeddings = true]], 1, 24 },
     { "p3-hd16-odd-bf16", 3, 24, "-DEMULATOR_WARPGROUPS", "" },
+    { [[model_type = "qwen2_parscale", hidden_size = 1040, intermediate_size = 232,
+        num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1, head_dim = 16,
+        vocab_size = 40, parscale_n = 2, parscale_n_tokens = 4, tie_word_embeddings = true]],
+      2, 8, "-DEMULATOR_WARPGROUPS", "" },
 }
 
 -- The engine's folder, with its pack.
