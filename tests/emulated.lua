@@ -13,7 +13,7 @@ local function streams_of(folder)
     return weights and weights.shape[2] or 1
 end
 
-local CXX = "g++ -std=c++17 -O2 -g1 -fPIC"
+local CXX = "g++ -std=c++17 -g1 -fPIC"
 -- The kernels' accesses to memory become calls of the emulator.
 local KERNELS = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0"
 
@@ -23,7 +23,7 @@ local function compile_emulator()
     objects = {}
     for i, name in ipairs({ "emulator", "cooperative", "memory", "driver" }) do
         objects[i] = build.path(name .. ".o")
-        build.must("%s -Wall -Wextra -Werror -c -o '%s' '%stests/emulator/%s.cc'", CXX, objects[i],
+        build.must("%s -O3 -Wall -Wextra -Werror -c -o '%s' '%stests/emulator/%s.cc'", CXX, objects[i],
             build.root, name)
     end
     objects = "'" .. table.concat(objects, "' '") .. "'"
@@ -32,7 +32,7 @@ end
 -- Compiles CUDA C for the emulator. Returns the object's path.
 function M.kernels(source, cu, defines)
     local object = build.path("kernels.o")
-    build.must("%s %s -include '%stests/emulator/device.h' -DENGINE_CU='\"%s\"' %s -c -o '%s' "
+    build.must("%s -O2 %s -include '%stests/emulator/device.h' -DENGINE_CU='\"%s\"' %s -c -o '%s' "
         .. "'%stests/emulator/%s'", CXX, KERNELS, build.root, cu, defines or "", object, build.root,
         source)
     return object

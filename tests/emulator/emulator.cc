@@ -319,7 +319,8 @@ static struct warp *with_warp(warp_operation operation, const unsigned *words, i
         return w;
     }
     w->arrived = 0;
-    memcpy(w->given, w->words, sizeof w->given);
+    for (int i = 0; i < LANES; i++)
+        memcpy(w->given[i], w->words[i], (size_t)count * sizeof *words);
     if (operation != SHUFFLE && operation != BARRIER)
         note_progress();
     if (operation == PRODUCT || operation == F16_PRODUCT)

@@ -20,7 +20,7 @@ static bool is_bf16(unsigned bits, float x) {
 // Whether they are a sixteenth of x in f16, bounded, `units` halves of the last place away at most;
 // of numbers below 2^-14, whose last place is always the same, one more.
 static bool is_f16(unsigned bits, float x, int units) {
-    const float most = 65472, wanted = fmaxf(fminf(x / 16, most), -most),
+    const float most = 61440, wanted = fmaxf(fminf(x / 16, most), -most),
                 error = fabsf(f16_to_float((unsigned short)bits) - wanted);
     const bool small = fabsf(wanted) < 0x1p-14f;
     const float place = (small ? 0x1p-14f : fabsf(wanted)) * 0x1p-10f;
