@@ -23,8 +23,8 @@ local function compile_emulator()
     objects = {}
     for i, name in ipairs({ "emulator", "cooperative", "memory", "driver" }) do
         objects[i] = build.path(name .. ".o")
-        build.must("%s -O3 -Wall -Wextra -Werror -c -o '%s' '%stests/emulator/%s.cc'", CXX, objects[i],
-            build.root, name)
+        build.must("%s -O3 -Wall -Wextra -Werror -c -o '%s' '%stests/emulator/%s.cc'", CXX,
+            objects[i], build.root, name)
     end
     objects = "'" .. table.concat(objects, "' '") .. "'"
 end
