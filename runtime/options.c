@@ -118,7 +118,7 @@ static const struct option_row option_table[] = {
     {"-m", "--model", "FILE", OPTION_TEXT, offsetof(struct arguments, model), FOR_ALL,
      NULL, 0, 0, NULL, "the pack (default: model.psc beside this program)"},
     {"-t", "--threads", "N", OPTION_INT, offsetof(struct arguments, threads), FOR_COMPUTING,
-     "0", 0, 1024, NULL, "threads, 0: one per processor; results do not depend on it"},
+     "0", 0, 1024, NULL, "threads, 0: one per usable processor; results do not depend on it"},
     {NULL, "--streams", "P", OPTION_INT, offsetof(struct arguments, streams), FOR_COMPUTING,
      "0", 0, MOST_STREAMS, NULL, "parallel streams, of those info lists; 0: the most"},
     {NULL, "--device", "NAME", OPTION_CHOICE, offsetof(struct arguments, device), FOR_COMPUTING,

@@ -18,7 +18,7 @@ struct parscale_options {
     const char *pack; // path of model.psc
     const char
         *isa;    // NULL: the fastest this processor has; or plain, avx2, avx512, avx512bf16, neon
-    int threads; // 0: one per online processor
+    int threads; // 0: one per processor that the process may use
     int streams; // 0: the largest P of the plan; else one of the plan's parscale_n
     const char *device;   // NULL or cpu; cuda: the first GPU; auto: the GPU if it can run the model
     bool no_kernel_cache; // compile the GPU's kernels even if they are in the cache

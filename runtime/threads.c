@@ -1,10 +1,12 @@
 // See threads.h. Threads spin for a moment before they sleep: a decode step has hundreds of phases
 // of a few microseconds.
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include "threads.h"
 
 enum {
@@ -144,6 +146,13 @@ static void pool_run(struct pool *pool, void (*job)(void *argument, int thread),
     give_out(pool);
     job(argument, 0);
     pool_barrier(pool);
+}
+
+static int usable_processors(void) {
+    cpu_set_t usable; // too small on machines with more than CPU_SETSIZE: then all are counted
+    long n = sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable)
+                                                               : sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
 }
 
 static int pool_start(struct pool **result, int threads, struct error *error) {

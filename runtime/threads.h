@@ -11,6 +11,9 @@ enum { MAX_THREADS = 256 };
 
 struct pool;
 
+// Processors that this process may use: 1..MAX_THREADS.
+static int usable_processors(void);
+
 // threads: 1..MAX_THREADS, the caller's own included. On failure *pool is NULL.
 static int pool_start(struct pool **pool, int threads, struct error *error);
 static void pool_stop(struct pool *pool); // NULL is allowed

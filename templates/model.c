@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <stdio.h>
-#include <unistd.h>
 #include "clock.h"
 #include "model.h"
 
@@ -152,8 +151,7 @@ static int start_device(struct parscale *model) {
 }
 
 static int open_model(struct parscale *model, const struct parscale_options *options) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    int threads = options->threads > 0 ? options->threads : online > 0 ? (int)online : 1;
+    int threads = options->threads > 0 ? options->threads : usable_processors();
     threads = threads > MAX_THREADS ? MAX_THREADS : threads;
     const struct pack_expectation expected = {PLAN_DIGEST, SPEC_NAME, LAYOUT.end};
 

@@ -174,7 +174,6 @@ static int write_pack(struct packing *packing, const char *path, const char *blo
 }
 
 static int run_job(const struct pack_job *job, const char *out, struct error *error) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
     struct packing packing = {.job = job, .progress = isatty(STDERR_FILENO)};
     char *blob = NULL, part[PATH_MAX];
     size_t blob_bytes = 0;
@@ -182,11 +181,7 @@ static int run_job(const struct pack_job *job, const char *out, struct error *er
         return fail(error, EXIT_USAGE, "%s: the path is too long", out);
     int code = job->tokenizer ? read_blob(job->tokenizer, &blob, &blob_bytes, error) : EXIT_OK;
     if (!code)
-        code = pool_start(&packing.pool,
-                          online < 1             ? 1
-                          : online > MAX_THREADS ? MAX_THREADS
-                                                 : (int)online,
-                          error);
+        code = pool_start(&packing.pool, usable_processors(), error);
     if (!code) {
         code = write_pack(&packing, part, blob, blob_bytes, error);
         if (!code && rename(part, out) != 0)

@@ -251,7 +251,7 @@ fails_run(5, "an empty list of ids", "score --ids ''", "prompt", "no token")
 works("a prompt with NUL", ("printf 'a\\0b' | %s generate -f - -n 1"):format(engine))
 local full = ("1 "):rep(context)
 local last, last_err = works("a prompt that fills the context",
-    ("%s generate --ids %s --print-ids --ignore-eos"):format(engine, quote(full)))
+    ("%s generate --streams 1 --ids %s --print-ids --ignore-eos"):format(engine, quote(full)))
 tap.ok(count_words(last) == 1 and last_err:find("context is full", 1, true),
     "leaves room for one token, which needs no place", last_err)
 fails_run(5, "a prompt that is one too long", "generate --ids " .. quote(full .. "1"),
@@ -356,6 +356,11 @@ for i, test in ipairs(tests) do
 end
 tap.is(table.concat(names, ", "), "pp16, tg4, tg8, pp16 @ d8, tg4 @ d8, tg8 @ d8", "the tests")
 tap.ok(plausible, "the figures of a row agree with each other", bench_text)
+-- The first processor that this process may run on, alone.
+local alone = works("bench on one processor works", ("one=$(taskset -pc $$ | sed 's/.*: //; "
+    .. "s/[,-].*//') && taskset -c $one %s bench -p 4 -n 0 -r 1 -o json"):format(engine))
+tap.ok(alone:find('"n_threads": 1[,\n]'), "bench has as many threads as it may use processors",
+    alone)
 local csv = lines(works("bench -o csv works", engine .. " " .. bench .. "csv"))
 local commas = select(2, csv[1]:gsub(",", ""))
 local even = #csv == 7
