@@ -128,9 +128,13 @@ demo-int4: setup-fetch $(GGUF) $(ADAPTERS)
 
 # ---- tests ---------------------------------------------------------------------------------------
 
+# The longest first, so that none is left when all others are done.
+TESTS = $(sort $(wildcard tests/*.t))
+LONGEST = $(addprefix tests/,emulate.t emulate_faults.t specs.t cubins.t real.t sanitize.t)
 test: setup demo-model
 	@codegen/find_nvrtc.sh $(NVRTC) >/dev/null
-	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) tests
+	@CUDA_VISIBLE_DEVICES= ENGINE_DIR=$(DEMO) PARSCALE_GGUF=$(GGUF) $(PROVE) $(LONGEST) \
+	    $(filter-out $(LONGEST),$(TESTS))
 
 # tests/lint.t runs these four.
 .PHONY: lint-format lint-tidy lint-lua lint-shell
