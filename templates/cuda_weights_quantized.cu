@@ -41,8 +41,8 @@ static __device__ __forceinline__ unsigned int4_pair(unsigned word) {
 
 // A format: where in shared memory a chunk of 16 bytes of a tile is kept in a prefill, so that
 // lanes reading words of several rows meet no bank twice, and what a lane makes of it: for a
-// prefill q as bf16 numbers; for decode f16 numbers. sums: weights that make of activations what is
-// added to a product, or, with OFFSETS, their sum.
+// prefill q as bf16 numbers; for decode f16 numbers. summing: weights that make of activations what
+// is added to a product, or, with OFFSETS, their sum.
 template <int BYTES> struct quantized;
 
 template <> struct quantized<INT8_TILE_BYTES> {
@@ -78,7 +78,7 @@ template <> struct quantized<INT8_TILE_BYTES> {
                  {odd_bytes(even.x), odd_bytes(odd.x), odd_bytes(even.y), odd_bytes(odd.y)}}};
     }
 
-    static __device__ __forceinline__ struct tile sums() { // -128
+    static __device__ __forceinline__ struct tile summing() { // -128
         return {0x80808080, 0x80808080, 0x80808080, 0x80808080};
     }
 
@@ -127,13 +127,10 @@ template <> struct quantized<INT4_TILE_BYTES> {
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
         const struct columns words = quantized::words<false>(tile);
         const unsigned low = 0x000f000f;
-        struct tile even = {0, even_bytes(words.x), 0, even_bytes(words.y)},
-                    odd = {0, odd_bytes(words.x), 0, odd_bytes(words.y)};
-        even.x = words.x & low;
-        even.z = words.y & low;
-        odd.x = odd.y & low;
-        odd.z = odd.w & low;
-        return {{even, odd}};
+        const struct columns even = {even_bytes(words.x), even_bytes(words.y)},
+                             odd = {odd_bytes(words.x), odd_bytes(words.y)};
+        return {{{words.x & low, even.x, words.y & low, even.y},
+                 {odd.x & low, odd.x, odd.y & low, odd.y}}};
     }
 
     // x u + y v = (x - y / 16) u + y / 16 (16 v + u).
@@ -141,7 +138,7 @@ template <> struct quantized<INT4_TILE_BYTES> {
         return {f16_sum(x.y, 0xac00ac00, x.x), f16_sum(x.y, 0x2c002c00, 0x80008000)};
     }
 
-    static __device__ __forceinline__ struct tile sums() { // 1 and 17
+    static __device__ __forceinline__ struct tile summing() { // 1 and 17
         return {0x00010001, 0x00110011, 0x00010001, 0x00110011};
     }
 
@@ -203,7 +200,7 @@ template <int TILE_BYTES> struct quantized_tiles {
 
     template <int GROUPS, int PIECES, int TILES>
     struct input : bf16_tiles::input<GROUPS, PIECES, TILES> {
-        float sums[GROUPS][2]; // of this lane's two columns of the products, see format
+        float total[GROUPS][2]; // of this lane's two columns of the products, see summing
 
         __device__ __forceinline__ void take(const struct columns (&mine)[PIECES], int tile) {
             bf16_tiles::input<GROUPS, PIECES, TILES>::take(mine, tile);
@@ -212,9 +209,9 @@ template <int TILE_BYTES> struct quantized_tiles {
                 float all[4] = {};
 #pragma unroll
                 for (int n = 0; n < PIECES / GROUPS; n++)
-                    multiply<F16>(all, format::sums(), mine[n * GROUPS + group]);
-                sums[group][0] = all[0]; // the same in all rows
-                sums[group][1] = all[1];
+                    multiply<F16>(all, format::summing(), mine[n * GROUPS + group]);
+                total[group][0] = all[0]; // the same in all rows
+                total[group][1] = all[1];
             }
         }
     };
@@ -240,7 +237,7 @@ template <int TILE_BYTES> struct quantized_tiles {
         if (!format::OFFSETS) {
 #pragma unroll
             for (int i = 0; i < 4 * GROUPS; i++)
-                products[0][i / 4][i % 4] = in.sums[i / 4][i % 2];
+                products[0][i / 4][i % 4] = in.total[i / 4][i % 2];
         }
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
@@ -265,7 +262,7 @@ template <int TILE_BYTES> struct quantized_tiles {
                     product += products[1][group][i];
                 sum += f.scale[i / 2] * product;
                 if (format::OFFSETS)
-                    sum += f.offset[i / 2] * in.sums[group][i % 2];
+                    sum += f.offset[i / 2] * in.total[group][i % 2];
             }
         }
     }
