@@ -421,7 +421,7 @@ local function gpu_plan(spec, p)
         { "partial", items * MOST_SPLITS * partial * 4, "[P, head groups, blocks, partial sums]",
           TOLD },
         { "attended", tiles(H * d) * groups_of(P) * 128 * 4, "[heads * head_dim, P]", TOLD },
-        { "inner", tiles(align(spec.intermediate_size, 32)) * groups_of(P) * 128 * 4,
+        { "inner", tiles(align(spec.intermediate_size, 32)) * groups_of(P) * 64 * 4,
           "[intermediate, P]", TOLD },
         { "added", MOST_BLOCKS / team * tiles(h) * groups_of(P) * lanes * 4 * 4,
           "[teams, hidden, P]: what parts of the MLP add", TOLD },

@@ -12,6 +12,9 @@ enum {
     ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and of each pair of columns maxima, totals
 };
 
+// Instead of a maximum, where there is no score yet: a difference to itself is a number.
+static constexpr float LOWEST_SCORE = -0x1.fp127f;
+
 // 8 queries of a warp. Lane 4g + i: sum[d][0..1] are dimension 16 d + g of queries 2i, 2i+1,
 // sum[d][2..3] dimension 16 d + g + 8.
 struct attention {
@@ -23,7 +26,7 @@ struct attention {
 static __device__ __forceinline__ void start_attention(struct attention &a) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        a.max[i] = negative_infinity();
+        a.max[i] = LOWEST_SCORE;
         a.total[i] = 0;
     }
 #pragma unroll

@@ -11,13 +11,7 @@
 // What a block carries from phase to phase.
 struct step {
     struct ring ring;
-    unsigned round;               // of this layer
-    struct attention_split first; // as it was found at the step's start
-
-    // Found again where registers are short.
-    __device__ __forceinline__ struct attention_split split() const {
-        return WARPGROUPS ? first : attention_split(workplace()->position);
-    }
+    unsigned round; // of this layer
 };
 
 // The round of what is told once in a launch.
@@ -31,21 +25,20 @@ struct finish {
     unsigned row_tile, thread; // thread: of finish_split
     struct place at;
     const float *sums;
-    bool there, mine; // whether the rows are a batch's; and the column a stream's
+    bool mine; // whether the rows are a batch's, and the column a stream's
 
     __device__ __forceinline__ finish(int first, unsigned row_tiles) {
-        const unsigned each = COLUMN_GROUPS * 64, n = thread_id();
-        row_tile = first + n / each * gridDim.x;
-        thread = n % each;
-        at = split_place(thread);
-        sums = work_floats() + n / each * COLUMN_GROUPS * SPLIT_SUM_FLOATS;
-        there = n / each < SUM_ROWS && row_tile < row_tiles;
-        mine = there && at.column < STREAMS;
+        const unsigned n = opaque(thread_id()); // what follows is not kept for all layers
+        row_tile = first + n / stream_sums::FINISHERS * gridDim.x;
+        thread = n % stream_sums::FINISHERS;
+        at = split_place<STREAMS>(thread);
+        sums = work_floats() + n / stream_sums::FINISHERS * ROW_SUM_FLOATS;
+        mine = n / stream_sums::FINISHERS < SUM_ROWS && row_tile < row_tiles && at.column < STREAMS;
     }
 
-    // The sum of these rows; zeros where there are none. EACH: see finish_split.
-    template <int EACH> __device__ __forceinline__ float2 sum() const {
-        return there ? finish_split<EACH>(sums, thread) : make_float2(0, 0);
+    // The sum of these rows; zeros where there are none.
+    __device__ __forceinline__ float2 sum() const {
+        return mine ? finish_split<STREAMS>(sums, thread) : make_float2(0, 0);
     }
 };
 
@@ -117,7 +110,7 @@ static __device__ __forceinline__ void tell_qkv(float *to, unsigned row_tile, un
 // normed -> queries, keys, values: the rows of tiles of q|k|v that `f` finishes.
 static __device__ __forceinline__ void finish_qkv(const struct gpu_task &task,
                                                   const struct finish &f, unsigned round) {
-    const float2 y = f.sum<qkv_product::EACH>();
+    const float2 y = f.sum();
     if (f.mine) {
         float scale = workplace()->scales[f.at.column];
         tell_qkv(task.qkv + f.at.column * QKV_FLOATS, f.row_tile, f.at.row, kept(), y.x * scale,
@@ -133,11 +126,11 @@ static __device__ __forceinline__ void leave_rows(const struct gpu_task &task,
     const unsigned row = f.row_tile * TILE + f.at.row;
     float square = f.mine ? y.x * y.x + y.y * y.y : 0;
     float2 n = make_float2(y.x * norm.x, y.y * norm.y);
-    // Of the next row, for even ones; each warp has 4 pairs of rows of 8 columns.
-    float2 next =
-        make_float2(__shfl_xor_sync(0xffffffff, n.x, 8), __shfl_xor_sync(0xffffffff, n.y, 8));
-    square += __shfl_xor_sync(0xffffffff, square, 8);
-    square += __shfl_xor_sync(0xffffffff, square, 16);
+    // Of the next row, for even ones; 4 pairs of rows of all columns of a group are in one warp.
+    float2 next = make_float2(__shfl_xor_sync(0xffffffff, n.x, stream_sums::LEFT),
+                              __shfl_xor_sync(0xffffffff, n.y, stream_sums::LEFT));
+    square += __shfl_xor_sync(0xffffffff, square, stream_sums::LEFT);
+    square += __shfl_xor_sync(0xffffffff, square, 2 * stream_sums::LEFT);
     if (!f.mine)
         return;
     float *x = task.residual + (f.at.column * HIDDEN_SIZE + row);
@@ -145,8 +138,8 @@ static __device__ __forceinline__ void leave_rows(const struct gpu_task &task,
     x[8] = y.y;
     if (row % 2 == 0)
         tell_normed(out, row, f.at.column, make_float4(n.x, next.x, n.y, next.y));
-    if (lane_id() < 8)
-        tell(out.squares + (f.at.column * told_input::PARTS + f.row_tile * 2 + warp_id() % 2),
+    if (f.at.row % 4 == 0)
+        tell(out.squares + (f.at.column * told_input::PARTS + f.row_tile * 2 + f.at.row / 4),
              square, out.round);
 }
 
@@ -160,11 +153,10 @@ static __device__ __forceinline__ void keep_rows(const struct gpu_task &task,
     }
 }
 
-// The sums of the warps added to the kept residual. EACH: see finish_split.
-template <int EACH>
+// The sums of the warps added to the kept residual.
 static __device__ __forceinline__ void
 finish_rows(const struct gpu_task &task, const struct told_input &out, const struct finish &f) {
-    float2 y = f.sum<EACH>(), norm = make_float2(0, 0);
+    float2 y = f.sum(), norm = make_float2(0, 0);
     if (f.mine) {
         const float4 rows = kept();
         y = make_float2(rows.x + y.x, rows.y + y.y);
@@ -173,26 +165,29 @@ finish_rows(const struct gpu_task &task, const struct told_input &out, const str
     leave_rows(task, out, f, y, norm);
 }
 
-typedef struct told_pairs<layer_tiles, 1> inner_told; // a row of tiles has just pairs of channels
+typedef struct told_fours<layer_tiles> inner_told;
 
 // Channels of silu(gate) * up, from `channel` on, of `rows` rows of tiles whose sums are there;
-// zeros of those up to `all`. A row of tiles is 8 gates and their 8 ups.
+// zeros of those up to `all`. A row of tiles is 8 gates and their 8 ups: a thread has two of them.
 static __device__ __forceinline__ void finish_gate_up(const struct gpu_task &task, int channel,
                                                       int rows, int all, unsigned round) {
     const float *scales = workplace()->scales;
-    int row = thread_id() / (COLUMN_GROUPS * 64), thread = thread_id() % (COLUMN_GROUPS * 64);
-    struct place at = split_place(thread);
-    float value = 0;
-    if (row < rows) {
-        float2 y = finish_split<gate_up_product::EACH>(
-            work_floats() + row * gate_up_product::ROW_FLOATS, thread);
-        if (at.column < STREAMS)
-            value = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
+    const unsigned n = opaque(thread_id());
+    const int row = n / stream_sums::FINISHERS * 2, thread = n % stream_sums::FINISHERS;
+    const struct place at = split_place<STREAMS>(thread);
+    float value[2] = {0, 0}, next[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (row + i < rows && at.column < STREAMS) {
+            float2 y = finish_split<STREAMS>(work_floats() + (row + i) * ROW_SUM_FLOATS, thread);
+            value[i] = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
+        }
+        // Of row at.row + 1, if that is odd.
+        next[i] = __shfl_xor_sync(0xffffffff, value[i], stream_sums::LEFT);
     }
-    float next = __shfl_xor_sync(0xffffffff, value, 8); // of row at.row + 1, if that is odd
     if (at.row % 2 == 0 && row < all && at.column < STREAMS)
-        inner_told::tell_pair(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column,
-                              value, next, round);
+        inner_told::tell_four(task.inner, COLUMN_GROUPS, channel + row * 8 + at.row, at.column,
+                              make_float4(value[0], next[0], value[1], next[1]), round);
 }
 
 // A team's channels, `count` 16s of them from the 16s `first` on, to shared memory.
@@ -342,7 +337,7 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
         sum.w += __shfl_xor_sync(0xffffffff, sum.w, distance);
     }
     if (lane_id() < ADDED_LANES)
-        ((float4 *)to)[warp_id() * WARP + n / ADDED_PAIRS * 4 + n % ADDED_PAIRS] = sum;
+        stream_sums::leave(to, n / ADDED_PAIRS, n % ADDED_PAIRS, sum);
 }
 
 static __device__ __forceinline__ void add_rows(const struct gpu_task &task, int first, int rows,
@@ -350,7 +345,7 @@ static __device__ __forceinline__ void add_rows(const struct gpu_task &task, int
 #pragma unroll 1
     for (int n = 0; n < rows * COLUMN_GROUPS; n++)
         add_parts(task, first + n / COLUMN_GROUPS * gridDim.x, n % COLUMN_GROUPS,
-                  work_floats() + n * SPLIT_SUM_FLOATS, round);
+                  work_floats() + n * stream_sums::FLOATS, round);
 }
 
 // normed -> queries, keys, values.
@@ -359,7 +354,8 @@ static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, s
     const int position = workplace()->position, stride = SUM_ROWS * gridDim.x;
     if (block_id() >= QKV_ROW_TILES)
         return;
-    keep_terms(task, finish(block_id(), QKV_ROW_TILES), position);
+    struct finish f(block_id(), QKV_ROW_TILES);
+    keep_terms(task, f, position);
     qkv_product product;
     product.await(in.normed, in.round);
     struct column_scales scales;
@@ -369,10 +365,12 @@ static __device__ __forceinline__ void decode_qkv(const struct gpu_task &task, s
         if (first == block_id())
             scales.end(in, workplace()->scales);
         consumers_barrier();
-        finish_qkv(task, finish(first, QKV_ROW_TILES), step.round);
+        finish_qkv(task, f, step.round);
         consumers_barrier(); // before others take the place of the sums
-        if (first + stride < QKV_ROW_TILES)
-            keep_terms(task, finish(first + stride, QKV_ROW_TILES), position);
+        if (first + stride < QKV_ROW_TILES) {
+            f = finish(first + stride, QKV_ROW_TILES);
+            keep_terms(task, f, position);
+        }
     }
 }
 
@@ -383,17 +381,20 @@ static __device__ __forceinline__ void decode_o(const struct gpu_task &task, str
     const int stride = SUM_ROWS * gridDim.x;
     if (block_id() >= HIDDEN_TILES)
         return;
-    keep_rows(task, finish(block_id(), HIDDEN_TILES), norm);
+    struct finish f(block_id(), HIDDEN_TILES);
+    keep_rows(task, f, norm);
     o_product product;
     product.await(task.attended, step.round);
     for (int first = block_id(); first < HIDDEN_TILES; first += stride) {
         product.multiply_rows(step.ring, task.attended, batch_rows(first, HIDDEN_TILES),
                               step.round);
         consumers_barrier();
-        finish_rows<o_product::EACH>(task, out, finish(first, HIDDEN_TILES));
+        finish_rows(task, out, f);
         consumers_barrier(); // before others take the place of the sums
-        if (first + stride < HIDDEN_TILES)
-            keep_rows(task, finish(first + stride, HIDDEN_TILES), norm);
+        if (first + stride < HIDDEN_TILES) {
+            f = finish(first + stride, HIDDEN_TILES);
+            keep_rows(task, f, norm);
+        }
     }
 }
 
@@ -422,7 +423,7 @@ struct mlp_share {
 // phase, as only a few other blocks are asked in between.
 static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, struct step &step) {
     const struct told_input in(task, FOR_MLP, step.round);
-    const struct team team;
+    const struct team team = workplace()->team;
     int part = team.first;
     struct mlp_share share(team, part); // while others are awaited
     gate_up_product product;
@@ -447,10 +448,8 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             consumers_barrier(); // before others take the place of the sums
         }
         if (part == team.first) { // attention is over
-            const struct attention_split split = step.split();
-            prefetch_attention(task, split);
+            prefetch_attention(task);
             store_newest(task, workplace()->position, step.round);
-            even_results(task, split);
         }
         gather_inner(task, part * layer_tiles::INPUTS, share.tiles * layer_tiles::INPUTS,
                      step.round);
@@ -463,6 +462,7 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             share = mlp_share(team, part);
         }
     } while (part < team.end);
+    even_results(task); // while others add
 }
 
 // residual += what all channels add.
@@ -478,7 +478,7 @@ static __device__ __forceinline__ void decode_add(const struct gpu_task &task, s
         keep_rows(task, f, norm);
         add_rows(task, first, batch_rows(first, HIDDEN_TILES), step.round);
         consumers_barrier();
-        finish_rows<8>(task, out, f);
+        finish_rows(task, out, f);
         consumers_barrier(); // before others take the place of the sums
     }
 }

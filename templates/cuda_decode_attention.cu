@@ -4,8 +4,10 @@
 
 enum {
     ATTENTION_ITEMS = KV_HEADS * HEAD_GROUPS * STREAMS,
-    MOST_SPLITS = 32,                    // blocks that share an item
-    SPLITS_AT_ONCE = WARPGROUPS ? 9 : 6, // whose results are loaded together
+    MOST_SPLITS = 32, // blocks that share an item
+    // Lanes that share what these found. Many ask for much, which delays copies of many bytes.
+    ADDERS = (int)layer_tiles::BYTES < (int)bf16_tiles::BYTES && STREAMS <= FEW_COLUMNS ? 4 : 2,
+    SPLITS_AT_ONCE = ADDERS * (WARPGROUPS ? 5 : 3), // whose results are loaded together
     HALF_WARPS = WARPS / 2,
 };
 
@@ -24,26 +26,18 @@ static __device__ __forceinline__ int attended_tiles(int positions) {
     return PREFIX_TILES + (unsigned)(positions + TILE - 1) / TILE;
 }
 
-// How a step's attention is divided: the same in all layers.
-struct attention_split {
-    int warps;        // of a block that attend: all of them, or half
-    int splits;       // blocks that share an item; 1, if a block has several items
-    int newest;       // of an item's warps, the one that attends the newest position
-    int item, number; // this block's first item, if there is one; its number among the splits
-
-    __device__ __forceinline__ attention_split(int position) {
-        const int most = (int)gridDim.x / ATTENTION_ITEMS, tiles = attended_tiles(position + 1);
-        // If there are blocks enough, each warp has a scheduler, and fewer results are added up.
-        const int few = most < SPLITS_AT_ONCE ? most : (int)SPLITS_AT_ONCE;
-        warps = tiles <= few * HALF_WARPS ? HALF_WARPS : WARPS;
-        splits = (tiles + warps - 1) / warps;
-        splits = splits < most ? splits : most;
-        splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
-        newest = (tiles - 1) % (splits * warps);
-        item = block_id() / splits;
-        number = block_id() % splits;
-    }
-};
+// If there are blocks enough, few warps of each attend: keys and values arrive block by block.
+static __device__ inline struct attention_split divide_attention(int position) {
+    const int most = (int)gridDim.x / ATTENTION_ITEMS, tiles = attended_tiles(position + 1);
+    const int few = most < 1 ? 1 : most < SPLITS_AT_ONCE ? most : (int)SPLITS_AT_ONCE;
+    int warps = (tiles + few - 1) / few;
+    warps = warps < HALF_WARPS ? HALF_WARPS : warps < WARPS ? warps : (int)WARPS;
+    int splits = (tiles + warps - 1) / warps;
+    splits = splits < most ? splits : most;
+    splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
+    return {warps, splits, (tiles - 1) % (splits * warps), (int)blockIdx.x / splits,
+            (int)blockIdx.x % splits};
+}
 
 // The queries of an item, scaled for powers of two, to shared memory: a lane's fragments of 16
 // dimensions side by side, their low parts behind them. Columns without a head are zeros. With the
@@ -64,18 +58,20 @@ static __device__ __forceinline__ void await_queries(const struct gpu_task &task
     const unsigned columns =
         GROUP_HEADS - item.group * 8 < 8 ? GROUP_HEADS - item.group * 8 : 8; // that are queries
     float found[NUMBERS + 2 * MINE];
-    await_all(found, round, [=](int i, float &value) {
+    await_all(found, round, [=, &found](int i, float &value) {
         if (i < NUMBERS) {
             int place = cache_row::number_place(i);
             if (with_newest && place >= 0)
                 value = look(newest + place, round);
             return;
         }
-        i -= NUMBERS;
-        const unsigned n = i / 2 * THREADS + thread_id(), dim = n % PAIRS * 2 + i % 2,
-                       place = 2 * n + i % 2 - n / PAIRS * (2 * PAIRS - HEAD_DIM);
-        if (n < columns * PAIRS && dim < HEAD_DIM)
-            value = look(queries + place, round);
+        const unsigned n = (i - NUMBERS) / 2 * THREADS + thread_id(), dim = n % PAIRS * 2,
+                       place = 2 * n - n / PAIRS * (2 * PAIRS - HEAD_DIM);
+        if ((i - NUMBERS) % 2 == 0 && n < columns * PAIRS && dim < HEAD_DIM) {
+            const float2 pair = look_twice(queries + place, round);
+            value = pair.x;
+            found[i + 1] = pair.y;
+        }
     });
 #pragma unroll
     for (int i = 0; i < NUMBERS + 2 * MINE; i++)
@@ -128,11 +124,12 @@ template <> struct attended_told<false> : told_pairs<layer_tiles, 1> {};
 typedef struct attended_told<WHOLE_TILES> told_attended;
 
 // Float4 n of an item's sums over all positions, and the maxima and totals of its columns: to the
-// input of o_proj. By all threads of a warp, n in turn.
+// input of o_proj. By all threads of a warp, which have 8 or more in turn; told by those that are
+// `mine`.
 static __device__ __forceinline__ void tell_attended(const struct gpu_task &task,
                                                      const struct attention_item &item, int n,
                                                      const float4 &sum, const float4 &column,
-                                                     unsigned round) {
+                                                     bool mine, unsigned round) {
     const float first = 1.0f / column.z, second = 1.0f / column.w;
     const float4 x = make_float4(sum.x * first, sum.y * second, sum.z * first, sum.w * second);
     // Two lanes have two pairs of dimensions of two heads: each tells one head's.
@@ -140,7 +137,7 @@ static __device__ __forceinline__ void tell_attended(const struct gpu_task &task
     const float low = __shfl_xor_sync(0xffffffff, odd ? x.x : x.y, 4),
                 high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 4);
     const int head = result_head(item, n) + odd;
-    if (head >= GROUP_HEADS)
+    if (head >= GROUP_HEADS || !mine)
         return;
     if constexpr (WHOLE_TILES) {
         told_attended::tell_four(
@@ -170,8 +167,7 @@ static __device__ __forceinline__ void add_scaled(float4 &sum, const float4 &x, 
                       sum.w + x.w * factor.y);
 }
 
-// Maxima and totals of a pair of columns, of COUNT results together and of `all` before; those
-// without positions have maxima of minus infinity, but never all.
+// Maxima and totals of a pair of columns, of COUNT results together and of `all` before.
 template <int COUNT>
 static __device__ __forceinline__ float4 all_columns(const float4 &all,
                                                      const float4 (&columns)[COUNT]) {
@@ -189,9 +185,31 @@ static __device__ __forceinline__ float4 all_columns(const float4 &all,
     return make_float4(most.x, most.y, total.x, total.y);
 }
 
+static __device__ __forceinline__ float4 shuffle(const float4 &x, int distance) {
+    return make_float4(
+        __shfl_xor_sync(0xffffffff, x.x, distance), __shfl_xor_sync(0xffffffff, x.y, distance),
+        __shfl_xor_sync(0xffffffff, x.z, distance), __shfl_xor_sync(0xffffffff, x.w, distance));
+}
+
 // The same of nothing.
 static __device__ __forceinline__ float4 no_columns() {
-    return make_float4(negative_infinity(), negative_infinity(), 0, 0);
+    return make_float4(LOWEST_SCORE, LOWEST_SCORE, 0, 0);
+}
+
+// Adds COUNT results to `sum`, and to `all` the maxima and totals of their columns.
+template <int COUNT>
+static __device__ __forceinline__ void add_results(float4 &sum, float4 &all,
+                                                   const float4 (&found)[COUNT],
+                                                   const float4 (&columns)[COUNT]) {
+    const float4 old = all;
+    all = all_columns(old, columns);
+    const float2 most = make_float2(all.x, all.y);
+    float4 scaled = make_float4(0, 0, 0, 0);
+    add_scaled(scaled, sum, factors(old.x, old.y, most));
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        add_scaled(scaled, found[i], factors(columns[i].x, columns[i].y, most));
+    sum = scaled;
 }
 
 // The round of results. How many there are grows with the position, so in a launch each is told an
@@ -200,52 +218,73 @@ static __device__ __forceinline__ unsigned results_round(const struct gpu_task &
     return (unsigned)task.layer + 1;
 }
 
-// Adds up what the warps of a block found, in shared memory: if all attend, half of them write what
-// the others add; then these write theirs. All have what they need of the queries, whose place that
-// takes.
+// What half of a block's warps leave in shared memory: sums as in a result behind the queries,
+// which not every warp has loaded by then; maxima and totals [HALF_WARPS, 4].
+static __device__ __forceinline__ float4 *warps_sums() {
+    return (float4 *)((char *)work_floats() + ATTENTION_BYTES);
+}
+
+static __device__ __forceinline__ void leave_sums(const struct attention &a, const float4 &column) {
+    const int place = warp_id() % HALF_WARPS;
+    float4 *to = warps_sums() + place * (HEAD_TILES * WARP) + lane_id();
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++)
+        to[d * WARP] = make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]);
+    if (lane_id() < 4)
+        workplace()->columns[place * 4 + lane_id()] = column;
+}
+
+// Adds to a warp's sums and to `column` what another one left.
+static __device__ __forceinline__ void take_sums(struct attention &a, float4 &column) {
+    const int place = warp_id() % HALF_WARPS;
+    const float4 *from = warps_sums() + place * (HEAD_TILES * WARP) + lane_id();
+    const float4 other[1] = {workplace()->columns[place * 4 + lane_id() % 4]}, old = column;
+    column = all_columns(old, other);
+    const float2 most = make_float2(column.x, column.y), mine = factors(old.x, old.y, most),
+                 its = factors(other[0].x, other[0].y, most);
+#pragma unroll
+    for (int d = 0; d < HEAD_TILES; d++) {
+        const float4 x = from[d * WARP];
+        float(&sum)[4] = a.sum[d];
+        sum[0] = sum[0] * mine.x + x.x * its.x;
+        sum[1] = sum[1] * mine.y + x.y * its.y;
+        sum[2] = sum[2] * mine.x + x.z * its.x;
+        sum[3] = sum[3] * mine.y + x.w * its.y;
+    }
+}
+
+// Adds up what the warps of a block found: if more than half of them attend, half leave what the
+// others add; then these leave theirs, which all threads add.
 static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
                                                  const struct attention_split &split, int item,
-                                                 const struct attention &a) {
-    float4 *columns = workplace()->columns,
-           *sums = (float4 *)work_floats(); // [WARPS, 4]; [HALF_WARPS, ...]
-    const bool half = split.warps == HALF_WARPS;
-    const float2 total = make_float2(column_sum(a.total[0]), column_sum(a.total[1]));
-    if (lane_id() < 4)
-        columns[warp_id() * 4 + lane_id()] = make_float4(a.max[0], a.max[1], total.x, total.y);
-    consumers_barrier();
-    float4 found[WARPS];
-#pragma unroll
-    for (int warp = 0; warp < WARPS; warp++)
-        found[warp] = columns[warp * 4 + lane_id() % 4];
-    const float4 all = all_columns(no_columns(), found);
-    const float2 factor = factors(a.max[0], a.max[1], make_float2(all.x, all.y));
-    float4 *mine = sums + warp_id() % HALF_WARPS * (HEAD_TILES * WARP) + lane_id();
-    if (!half) {
-        if (warp_id() >= HALF_WARPS)
-#pragma unroll
-            for (int d = 0; d < HEAD_TILES; d++)
-                mine[d * WARP] = make_float4(a.sum[d][0] * factor.x, a.sum[d][1] * factor.y,
-                                             a.sum[d][2] * factor.x, a.sum[d][3] * factor.y);
+                                                 struct attention &a) {
+    float4 column = make_float4(a.max[0], a.max[1], column_sum(a.total[0]), column_sum(a.total[1]));
+    const bool first_half = warp_id() < HALF_WARPS;
+    if (split.warps > HALF_WARPS) {
+        if (!first_half)
+            leave_sums(a, column);
         consumers_barrier();
+        if (first_half)
+            take_sums(a, column);
+        __syncwarp(); // all lanes have read before any writes there
     }
-    if (warp_id() < HALF_WARPS)
-#pragma unroll
-        for (int d = 0; d < HEAD_TILES; d++) {
-            float4 sum = make_float4(0, 0, 0, 0);
-            if (!half)
-                sum = mine[d * WARP];
-            add_scaled(sum, make_float4(a.sum[d][0], a.sum[d][1], a.sum[d][2], a.sum[d][3]),
-                       factor);
-            mine[d * WARP] = sum;
-        }
+    if (first_half)
+        leave_sums(a, column);
     consumers_barrier();
+    float4 columns[HALF_WARPS];
+#pragma unroll
+    for (int i = 0; i < HALF_WARPS; i++)
+        columns[i] = workplace()->columns[i * 4 + thread_id() % 4];
+    const float4 all = all_columns(no_columns(), columns);
+    const float2 most = make_float2(all.x, all.y);
     float4 *to = attention_result(task, item, split.number);
 #pragma unroll
     for (int n = thread_id(); n < HEAD_TILES * WARP; n += THREADS) {
-        float4 sum = sums[n];
+        float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-        for (int i = 1; i < HALF_WARPS; i++)
-            sum = add(sum, sums[i * (HEAD_TILES * WARP) + n]);
+        for (int i = 0; i < HALF_WARPS; i++)
+            add_scaled(sum, warps_sums()[i * (HEAD_TILES * WARP) + n],
+                       factors(columns[i].x, columns[i].y, most));
         tell(to + n, sum, results_round(task));
     }
     if (thread_id() < 4)
@@ -253,67 +292,65 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
 }
 
 // With an odd number of layers results are told once more, when all have read them.
-static __device__ __forceinline__ void even_results(const struct gpu_task &task,
-                                                    const struct attention_split &split) {
-    const bool once_more = LAYERS % 2 == 1 && task.layer == LAYERS - 1;
-    for (int item = split.item; once_more && item < ATTENTION_ITEMS; item += gridDim.x) {
+static __device__ __forceinline__ void even_results(const struct gpu_task &task) {
+    if (LAYERS % 2 == 0 || task.layer < LAYERS - 1)
+        return;
+    const struct attention_split split = workplace()->split;
+    for (int item = split.item; item < ATTENTION_ITEMS; item += gridDim.x) {
         float4 *to = attention_result(task, item, split.number);
         for (int i = thread_id(); i < ATTENTION_PARTIAL / 4; i += THREADS)
             tell(to + i, make_float4(0, 0, 0, 0), results_round(task) + 1);
     }
 }
 
-// Adds up what blocks told: a warp takes a row of tiles of an item's result, SPLITS_AT_ONCE blocks'
-// so that their loads are under way together. The last blocks first: they have the least to do.
+// Adds up what blocks told: a warp takes 8 float4 of an item's result, each of them by ADDERS lanes
+// that share the blocks. Of SPLITS_AT_ONCE blocks the loads are under way together. The last blocks
+// first: they have the least to do.
 static __device__ __forceinline__ void add_attention(const struct gpu_task &task, int splits,
                                                      unsigned round) {
     const unsigned told = results_round(task);
-    enum { STRIDE = ATTENTION_PARTIAL / 4 };
+    enum { STRIDE = ATTENTION_PARTIAL / 4, EACH = SPLITS_AT_ONCE / ADDERS };
+    const int jobs = ATTENTION_ITEMS * HEAD_TILES * ADDERS, adder = lane_id() / (WARP / ADDERS);
 #pragma unroll 1
-    for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id(); job < ATTENTION_ITEMS * HEAD_TILES;
+    for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id(); job < jobs;
          job += WARPS * gridDim.x) {
-        const int n = job % HEAD_TILES * WARP + lane_id(), pair = HEAD_TILES * WARP + n % 4;
-        const struct attention_item item(job / HEAD_TILES);
-        const float4 *results = attention_result(task, job / HEAD_TILES, 0);
+        const int number = job / (HEAD_TILES * ADDERS),
+                  n = job % (HEAD_TILES * ADDERS) * (WARP / ADDERS) + lane_id() % (WARP / ADDERS);
+        const struct attention_item item(number);
+        const float4 *results = attention_result(task, number, adder) + n;
+        const int pair = HEAD_TILES * WARP + n % 4 - n; // its columns'
         // Who tells nothing must not read, see even_results.
         const bool mine = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM;
         float4 sum = make_float4(0, 0, 0, 0), all = no_columns();
 #pragma unroll 1
-        for (int left = splits; left > 0; left -= SPLITS_AT_ONCE) {
-            float4 found[2 * SPLITS_AT_ONCE],
-                columns[SPLITS_AT_ONCE]; // sums, then maxima and totals
-            const float4 *first = results + n, *second = results + pair;
-            await_all(found, told, [=](int i, float4 &value) {
-                if (mine && i % SPLITS_AT_ONCE < left)
-                    value = look(
-                        (i < SPLITS_AT_ONCE ? first : second) + i % SPLITS_AT_ONCE * STRIDE, told);
+        for (int first = 0; first < splits; first += SPLITS_AT_ONCE) {
+            const int left = splits - first - adder;
+            float4 both[2 * EACH], found[EACH], columns[EACH]; // sums; maxima and totals
+            await_all(both, told, [=](int i, float4 &value) {
+                if (mine && i % EACH * ADDERS < left)
+                    value =
+                        look(results + i % EACH * (ADDERS * STRIDE) + (i < EACH ? 0 : pair), told);
             });
             results += SPLITS_AT_ONCE * STRIDE;
 #pragma unroll
-            for (int i = 0; i < SPLITS_AT_ONCE; i++) {
-                columns[i] = without_round(found[SPLITS_AT_ONCE + i]);
-                if (i >= left)
-                    columns[i] = no_columns();
+            for (int i = 0; i < EACH; i++) {
+                found[i] = without_round(both[i]);
+                columns[i] = i * ADDERS < left ? without_round(both[EACH + i]) : no_columns();
             }
-            const float4 old = all;
-            all = all_columns(old, columns);
-            const float2 most = make_float2(all.x, all.y);
-            float4 scaled = make_float4(0, 0, 0, 0);
-            add_scaled(scaled, sum, factors(old.x, old.y, most));
-#pragma unroll
-            for (int i = 0; i < SPLITS_AT_ONCE; i++)
-                add_scaled(scaled, without_round(found[i]),
-                           factors(columns[i].x, columns[i].y, most));
-            sum = scaled;
+            add_results(sum, all, found, columns);
         }
-        tell_attended(task, item, n, sum, all, round);
+        for (int distance = WARP / ADDERS; distance < WARP; distance *= 2) {
+            const float4 other[1] = {shuffle(sum, distance)}, columns[1] = {shuffle(all, distance)};
+            add_results(sum, all, other, columns);
+        }
+        tell_attended(task, item, n, sum, all, adder == 0, round);
     }
 }
 
 // Zeros that fill the input of o_proj to whole 16s.
 static __device__ __forceinline__ void fill_attended(const struct gpu_task &task, unsigned round) {
     const int PAIRS = (TILE - HEADS * HEAD_DIM % TILE) % TILE / 2;
-    if (block_id() == 0)
+    if (PAIRS > 0 && block_id() == 0)
         for (int n = thread_id(); n < STREAMS * PAIRS; n += THREADS)
             attended_told<false>::tell_pair(task.attended, COLUMN_GROUPS,
                                             HEADS * HEAD_DIM + n / STREAMS * 2, n % STREAMS, 0.0f,
@@ -334,8 +371,8 @@ static __device__ __forceinline__ void prefetch_span(const struct span &s) {
 // Asks for the first keys and values that the warps of this block attend in the next layer: loads
 // that wait for memory delay those behind them, also of what other blocks tell. With many streams
 // so much is asked for that it delays more than it saves.
-static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task,
-                                                          const struct attention_split &split) {
+static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task) {
+    const struct attention_split split = workplace()->split;
     const struct attention_item item(split.item);
     const int t = split.number * split.warps + warp_id();
     if (STREAMS > FEW_COLUMNS || task.layer == LAYERS - 1 || split.item >= ATTENTION_ITEMS ||
@@ -348,8 +385,9 @@ static __device__ __forceinline__ void prefetch_attention(const struct gpu_task 
 
 // queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in
 // earlier steps: those are loaded before queries are told.
-static __device__ __forceinline__ void
-decode_attention(const struct gpu_task &task, const struct attention_split &split, unsigned round) {
+static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
+                                                        unsigned round) {
+    const struct attention_split split = workplace()->split;
     // As registers allow: values are loaded with their keys; both before the wait.
     const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = WARPGROUPS && HEAD_TILES <= 8;
     const int positions = workplace()->position + 1, tiles = attended_tiles(positions);

@@ -12,15 +12,14 @@ typedef struct row_product<head_tiles, told_exactly, HIDDEN_COLUMN_TILES, WEIGHT
 
 // mixed = silu(aggregate_layer.0 z + bias), z being the streams' hidden states one behind the
 // other. The part of a row of tiles that belongs to a stream is multiplied with all of them, as
-// they are columns anyway, and the columns of that stream count. Threads 16 g + c add rows g and g
+// they are columns anyway, and the column of that stream counts. Threads 16 g + c add rows g and g
 // + 8 of column c.
 static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, struct step &step) {
     const float *bias = (const float *)(task.weights + MIX_BIAS_OFFSET);
     float *scales = workplace()->scales;
-    const int g = thread_id() / 16, column = thread_id() % 16;
-    const int stream = STREAMS > 8 ? column : column % mix_product::EACH;
-    const bool mine = g < 8 && column < 8 * COLUMN_GROUPS && stream < STREAMS;
-    const int thread = column / 8 * 64 + (4 * g + column % 8 / 2) * 2 + column % 2; // finish_split
+    const int g = thread_id() / 16, stream = thread_id() % 16;
+    const bool mine = g < 8 && stream < STREAMS;
+    const int thread = stream / 8 * stream_sums::WARP_SUMS + g * stream_sums::LEFT + stream % 8;
     const unsigned round = launch_round(task);
     const struct told_input in(task, FOR_HEAD, round);
     mix_product product;
@@ -37,8 +36,8 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
             consumers_barrier();
             for (int row = 0; row < rows; row++) {
                 if (mine && (first + row) % STREAMS == stream) {
-                    float2 y =
-                        finish_split<8>(work_floats() + row * mix_product::ROW_FLOATS, thread);
+                    float2 y = finish_split<STREAMS>(work_floats() + row * mix_product::ROW_FLOATS,
+                                                     thread);
                     sum.x += y.x * scales[stream];
                     sum.y += y.y * scales[stream];
                 }
@@ -55,7 +54,7 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
         high /= 1.0f + expf(-high);
         float next_low = __shfl_xor_sync(0xffffffff, low, 16); // of row + 1, for even rows
         float next_high = __shfl_xor_sync(0xffffffff, high, 16);
-        if (g < 8 && g % 2 == 0 && column == 0)
+        if (g < 8 && g % 2 == 0 && stream == 0)
             adapter_told::tell_four(task.mixed, 1, row, 0,
                                     make_float4(low, next_low, high, next_high), round);
     }
@@ -76,13 +75,11 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
         product.await(task.mixed, round);
         product.multiply_rows(step.ring, task.mixed, 1, round);
         consumers_barrier();
-        if (thread_id() < 64) {
-            float2 y = finish_split<weigh_product::EACH>(work_floats(), thread_id());
-            const int row = thread_id() / 8;
-            if (thread_id() % 8 == 0) {
-                weights[row] = y.x + bias[row];
-                weights[row + 8] = y.y + bias[row + 8];
-            }
+        const int row = thread_id();
+        if (row < 8) {
+            float2 y = finish_split<1>(work_floats(), row);
+            weights[row] = y.x + bias[row];
+            weights[row + 8] = y.y + bias[row + 8];
         }
         consumers_barrier();
         float max = weights[0], total = 0;
@@ -137,7 +134,9 @@ static __device__ inline struct gpu_best *blocks_best(const struct gpu_task &tas
     return task.best + newest_position(task) % 2 * task.blocks;
 }
 
-// logits [vocab] and the best of each block. Threads 64 j + 8 g finish rows g and g + 8 of row of
+enum { HEAD_ROWS = 8 }; // of tiles together: as many sums of one column always fit
+
+// logits [vocab] and the best of each block. Thread 8 j + g finishes rows g and g + 8 of row of
 // tiles j of a batch.
 static __device__ __forceinline__ void decode_head(const struct gpu_task &task, struct step &step) {
     float *logits = task.logits + (long long)(newest_position(task) % 2) * VOCAB_SIZE;
@@ -153,18 +152,17 @@ static __device__ __forceinline__ void decode_head(const struct gpu_task &task, 
         norm.begin(in);
         norm.end(in, scales); // read behind a barrier
     }
-    for (int first = block_id(); first < HEAD_ROW_TILES; first += SUM_ROWS * gridDim.x) {
-        int rows = batch_rows(first, HEAD_ROW_TILES);
+    for (int first = block_id(); first < HEAD_ROW_TILES; first += HEAD_ROWS * gridDim.x) {
+        int rows = batch_rows<HEAD_ROWS>(first, HEAD_ROW_TILES);
         product.multiply_rows(step.ring, input, rows, round);
         consumers_barrier();
         if (STREAMS == 1)
             scale = scales[0];
-        const int row = thread_id() / 64, g = thread_id() / 8 % 8;
+        const int row = thread_id() / 8, g = thread_id() % 8;
         if (row < rows) {
-            float2 y = finish_split<head_product::EACH>(
-                work_floats() + row * head_product::ROW_FLOATS, thread_id() % 64);
+            float2 y = finish_split<1>(work_floats() + row * head_product::ROW_FLOATS, g);
             int id = (first + row * (int)gridDim.x) * TILE + g;
-            for (int i = 0; i < 2 && thread_id() % 8 == 0; i++) {
+            for (int i = 0; i < 2; i++) {
                 struct gpu_best one = {(i ? y.y : y.x) * scale, id + 8 * i};
                 if (one.id < VOCAB_SIZE) {
                     logits[one.id] = one.logit;

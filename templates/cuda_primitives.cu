@@ -475,6 +475,20 @@ static __device__ inline float2 look(const float2 *from, unsigned round) {
     return value;
 }
 
+// Two numbers side by side that were told one by one.
+static __device__ inline float2 look_twice(const float *from, unsigned round) {
+#ifdef EMULATOR
+    return make_float2(look(from, round), look(from + 1, round));
+#else
+    (void)round;
+    float2 value;
+    asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(value.x), "=f"(value.y)
+                 : "l"(from));
+    return value;
+#endif
+}
+
 static __device__ inline float4 look(const float4 *from, unsigned round) {
     float4 value;
 #ifdef EMULATOR

@@ -12,8 +12,29 @@ enum {
     // Of a decode step: the warp behind those is the producer. Where warpgroups can pass registers
     // on, there are three more, which only give theirs.
     STEP_THREADS = THREADS + (WARPGROUPS ? 4 : 1) * WARP,
-    WARP_SUM_FLOATS = WARP * 4, // what a warp leaves of a row of tiles and 8 columns
-    SPLIT_SUM_FLOATS = WARPS * WARP_SUM_FLOATS,
+};
+
+// What the warps leave of a row of tiles and a group of 8 columns: sums [WARPS, 8, LEFT] of rows g
+// and g + 8 of the columns that are used.
+template <int COLUMNS> struct split_sums {
+    enum {
+        LEFT = COLUMNS > 4   ? 8
+               : COLUMNS > 2 ? 4
+                             : COLUMNS,
+        WARP_SUMS = 8 * LEFT,
+        FLOATS = WARPS * WARP_SUMS * 2,
+        GROUPS = (COLUMNS + 7) / 8,
+        FINISHERS = GROUPS * WARP_SUMS, // threads that add up those of the warps, see finish_split
+    };
+
+    // By all lanes of a warp, g and i as in a product's results: `sum`, of columns 2i and 2i + 1.
+    static __device__ __forceinline__ void leave(float *sums, int g, int i, const float4 &sum) {
+        float2 *to = (float2 *)sums + warp_id() * WARP_SUMS + g * LEFT;
+        if (LEFT == 1 && i == 0)
+            *to = make_float2(sum.x, sum.z);
+        if (2 * i < LEFT && LEFT > 1)
+            *(float4 *)(to + 2 * i) = make_float4(sum.x, sum.z, sum.y, sum.w);
+    }
 };
 
 // Up to four columns of activations leave most of a product's eight free. There stand those of the
@@ -21,12 +42,7 @@ enum {
 // one of up to TILES tiles, the sums of these tiles are in columns of their own and take their
 // scales together, and those are added up last.
 template <typename FORMAT, int COLUMNS> struct side_by_side {
-    enum {
-        EACH = COLUMNS > 4 || !FORMAT::SCALES ? 8
-               : COLUMNS > 2                  ? 4
-                                              : COLUMNS,
-        TILES = 8 / EACH,
-    };
+    enum { EACH = FORMAT::SCALES ? split_sums<COLUMNS>::LEFT : 8, TILES = 8 / EACH };
 
     // Which of the tiles is this lane's, and which lane has its activations where there is but one.
     static __device__ __forceinline__ int tile() {
@@ -129,34 +145,30 @@ struct bf16_tiles {
     }
 };
 
-// Where a lane's rows and column lie in a product of one group of columns: for threads
-// 0..16 * columns - 1 of finish_split.
+// Of which rows and column of a row of tiles a thread below FINISHERS adds up the warps' sums.
 struct place {
     unsigned row;    // 0..7; the other one is row + 8
     unsigned column; //
 };
 
-static __device__ inline struct place split_place(unsigned thread) {
-    unsigned lane = thread / 2 % WARP;
-    struct place place = {lane / 4, thread / (2 * WARP) * 8 + lane % 4 * 2 + thread % 2};
+template <int COLUMNS> static __device__ inline struct place split_place(unsigned thread) {
+    enum { LEFT = split_sums<COLUMNS>::LEFT };
+    struct place place = {thread / LEFT % 8, thread / (8 * LEFT) * 8 + thread % LEFT};
     return place;
 }
 
-// The sum over the warps, in order, for the rows of split_place(thread): row, row + 8; and of
-// columns EACH apart, to all of them. sums: [groups of columns, WARPS, WARP, 4]. By all threads of
-// a warp.
-template <int EACH>
+// That sum, in order, for the rows of split_place(thread): row, row + 8. sums: [groups of columns,
+// split_sums].
+template <int COLUMNS>
 static __device__ inline float2 finish_split(const float *sums, unsigned thread) {
-    const float *mine =
-        sums + opaque(thread / (2 * WARP) * SPLIT_SUM_FLOATS + thread / 2 % WARP * 4 + thread % 2);
+    typedef struct split_sums<COLUMNS> split;
+    const float2 *mine =
+        (const float2 *)sums +
+        opaque(thread / split::WARP_SUMS * WARPS * split::WARP_SUMS + thread % split::WARP_SUMS);
     float2 total = make_float2(0.0f, 0.0f);
     for (int warp = 0; warp < WARPS; warp++) {
-        total.x += mine[warp * WARP_SUM_FLOATS];
-        total.y += mine[warp * WARP_SUM_FLOATS + 2];
-    }
-    for (int distance = EACH; distance < 8; distance *= 2) {
-        total.x += __shfl_xor_sync(0xffffffff, total.x, distance);
-        total.y += __shfl_xor_sync(0xffffffff, total.y, distance);
+        const float2 sum = mine[warp * split::WARP_SUMS];
+        total = make_float2(total.x + sum.x, total.y + sum.y);
     }
     return total;
 }

@@ -5,6 +5,8 @@ static __device__ constexpr int slot_size(int least, int bytes) {
     return bytes > least && bytes <= SHARED_BYTES / 8 ? bytes : least;
 }
 
+typedef struct split_sums<STREAMS> stream_sums;
+
 enum {
     MOST_SLOTS = 26,
     TILE_ROOM = (int)layer_tiles::BYTES > (int)head_tiles::BYTES  ? layer_tiles::BYTES
@@ -12,8 +14,12 @@ enum {
                                                                   : bf16_tiles::BYTES,
     // Rows of tiles whose sums are kept until they are added: with few bytes adding is what takes
     // time, with many the slots that its place takes.
-    SUM_ROWS = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2 : 4) / COLUMN_GROUPS,
-    SUMS_BYTES = SUM_ROWS * COLUMN_GROUPS * SPLIT_SUM_FLOATS * 4,
+    ROW_SUM_FLOATS = COLUMN_GROUPS * stream_sums::FLOATS,
+    SUM_ROWS_FIT = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2048 : 4096) / ROW_SUM_FLOATS,
+    SUM_ROWS = SUM_ROWS_FIT < 2   ? 2
+               : SUM_ROWS_FIT < 8 ? SUM_ROWS_FIT
+                                  : 8,
+    SUMS_BYTES = SUM_ROWS * ROW_SUM_FLOATS * 4,
     // Blocks of a team tell each other their channels of the MLP, and each has a part of
     // down_proj's rows: four, if that leaves every warp a row of tiles.
     TEAM = HIDDEN_TILES >= 4 * WARPS ? 4 : 1,
@@ -35,11 +41,11 @@ enum {
     INNER_COLUMNS = TEAM_TILES * layer_tiles::INPUTS * COLUMN_GROUPS * WARP, // of activations
     INNER_BYTES = INNER_COLUMNS * 8,
     KEPT_BYTES = THREADS * 16,
-    // Attention has its queries, and behind them the newest key and value; then what half of the
-    // warps found, which takes the place of `inner` and `kept` too.
+    // Attention has its queries, behind them the newest key and value, then what half of the warps
+    // found, which takes the place of `inner` and `kept` too.
     QUERY_BYTES = HEAD_TILES * WARP * 16,
     ATTENTION_BYTES = QUERY_BYTES + (int)cache_row::NEWEST_BYTES,
-    RESULTS_BYTES = WARPS / 2 * RESULT_FLOATS * 4 - INNER_BYTES - KEPT_BYTES,
+    RESULTS_BYTES = ATTENTION_BYTES + WARPS / 2 * RESULT_FLOATS * 4 - INNER_BYTES - KEPT_BYTES,
     MOST_BYTES = RESULTS_BYTES > ATTENTION_BYTES ? RESULTS_BYTES : ATTENTION_BYTES,
     WORK_BYTES = SUMS_BYTES > MOST_BYTES ? SUMS_BYTES : MOST_BYTES,
     REST_BYTES = 1280, // of struct workplace
@@ -61,53 +67,10 @@ enum {
     CALM_MLP = STREAMS > FEW_COLUMNS || CALM_INT8 ? 1 : 2,
 };
 
-// What lies in shared memory behind the slots and the sums.
-struct workplace {
-    struct columns inner[INNER_COLUMNS]; // activations of a team's channels, see lane_place
-    float4 kept[THREADS];                // each thread's own, from one phase to the next
-    float4 columns[WARPS * 4];           // of attention: maxima and totals of each warp's columns
-    unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
-    float scales[TILE], weights[TILE];                      // of norms; of streams
-    struct gpu_best best[WARPS];
-    int position; // of the step
-};
-
-static __device__ inline struct workplace *workplace() {
-    return (struct workplace *)(shared_memory() + RING_SLOTS * SLOT_BYTES + WORK_BYTES);
-}
-
-static __device__ inline float *work_floats() {
-    return (float *)(shared_memory() + RING_SLOTS * SLOT_BYTES);
-}
-
-static __device__ inline char *newest_entries() {
-    return (char *)work_floats() + QUERY_BYTES;
-}
-
-static __device__ inline char *ring_slot(int slot) {
-    return shared_memory() + slot * SLOT_BYTES;
-}
-
-// The barrier of all threads but the producer's.
-static __device__ inline void consumers_barrier() {
-    barrier_sync<1, THREADS>();
-}
-
 // count / size, upwards; neither is negative. Signed, a division takes more instructions.
 static __device__ __forceinline__ int quotient_up(unsigned count, unsigned size) {
     return (count + size - 1) / size;
 }
-
-// What a block copies of a matrix: rows of tiles in groups. A slot is a part of one row; or, where
-// `pieces` is not 0, such a part of up to WARPS rows, `piece_stride` apart, of all of them.
-struct job {
-    const char *from;
-    long long group_stride;
-    int groups, rows;    // rows: of a group
-    int row_bytes, most; // most: bytes of a row in a slot
-    long long row_gap;   // from the end of a row to the next one
-    int pieces, piece_stride;
-};
 
 // A team, and this block's place in it. Its share of the MLP are tiles of a row of down_proj, in
 // one plane, and the channels of gate and up that they are multiplied with. It takes them in parts.
@@ -149,6 +112,59 @@ struct team {
     __device__ __forceinline__ int rows() const {
         return quotient_up(HIDDEN_TILES - member, size);
     }
+};
+
+// How a step's attention is divided: the same in all layers.
+struct attention_split {
+    int warps;        // of a block that attend: at least half of them
+    int splits;       // blocks that share an item; 1, if a block has several items
+    int newest;       // of an item's warps, the one that attends the newest position
+    int item, number; // this block's first item, if there is one; its number among the splits
+};
+
+// What lies in shared memory behind the slots and the sums.
+struct workplace {
+    struct columns inner[INNER_COLUMNS]; // activations of a team's channels, see lane_place
+    float4 kept[THREADS];                // each thread's own, from one phase to the next
+    float4 columns[WARPS / 2 * 4];       // of attention: maxima and totals of warps' columns
+    unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
+    float scales[TILE], weights[TILE];                      // of norms; of streams
+    struct gpu_best best[WARPS];
+    int position;                 // of the step
+    struct attention_split split; // of its attention
+    struct team team;             // this block's
+};
+
+static __device__ inline struct workplace *workplace() {
+    return (struct workplace *)(shared_memory() + RING_SLOTS * SLOT_BYTES + WORK_BYTES);
+}
+
+static __device__ inline float *work_floats() {
+    return (float *)(shared_memory() + RING_SLOTS * SLOT_BYTES);
+}
+
+static __device__ inline char *newest_entries() {
+    return (char *)work_floats() + QUERY_BYTES;
+}
+
+static __device__ inline char *ring_slot(int slot) {
+    return shared_memory() + slot * SLOT_BYTES;
+}
+
+// The barrier of all threads but the producer's.
+static __device__ inline void consumers_barrier() {
+    barrier_sync<1, THREADS>();
+}
+
+// What a block copies of a matrix: rows of tiles in groups. A slot is a part of one row; or, where
+// `pieces` is not 0, such a part of up to WARPS rows, `piece_stride` apart, of all of them.
+struct job {
+    const char *from;
+    long long group_stride;
+    int groups, rows;    // rows: of a group
+    int row_bytes, most; // most: bytes of a row in a slot
+    long long row_gap;   // from the end of a row to the next one
+    int pieces, piece_stride;
 };
 
 // Rows of tiles of gate and up for `tiles` tiles of down from `first` on.
@@ -334,7 +350,7 @@ struct row_product {
                              : FIT / 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
         CHUNK_BATCHES = CHUNK * BATCHES,
-        ROW_FLOATS = GROUPS * SPLIT_SUM_FLOATS,
+        ROW_FLOATS = GROUPS * split_sums<COLUMNS>::FLOATS,
     };
 
     number given[CHUNK_BATCHES * GIVEN];
@@ -431,8 +447,8 @@ struct row_product {
         }
     }
 
-    // The next `rows` rows, SUM_ROWS at most: their sums to work_floats() [rows, ROW_FLOATS], for
-    // finish_split behind a barrier.
+    // The next `rows` rows: their sums to work_floats() [rows, ROW_FLOATS], for finish_split behind
+    // a barrier.
     __device__ __forceinline__ void multiply_rows(struct ring &ring, const float *input, int rows,
                                                   unsigned round) {
 #pragma unroll 1
@@ -446,19 +462,23 @@ struct row_product {
                 if (CHUNKS > 1)
                     take();
             }
-            float4 *to = (float4 *)(work_floats() + row * ROW_FLOATS) + thread_id();
 #pragma unroll
             for (int group = 0; group < GROUPS; group++)
-                to[group * THREADS] = FORMAT::results(add(sum[0][group], sum[1][group]));
+                split_sums<COLUMNS>::leave(
+                    work_floats() + (row * GROUPS + group) * split_sums<COLUMNS>::FLOATS,
+                    lane_id() / 4, lane_id() % 4,
+                    beside::add_up(FORMAT::results(add(sum[0][group], sum[1][group]))));
         }
     }
 };
 
-// How many of this block's rows of tiles, gridDim.x apart, are multiplied together from `first` on.
+// How many of this block's rows of tiles, gridDim.x apart, are multiplied together from `first` on:
+// MOST, if there are so many.
+template <int MOST = SUM_ROWS>
 static __device__ __forceinline__ int batch_rows(int first, int row_tiles) {
     int rows = 0;
 #pragma unroll
-    for (int i = 0; i < SUM_ROWS; i++)
+    for (int i = 0; i < MOST; i++)
         rows += first + i * (int)gridDim.x < row_tiles;
     return rows;
 }

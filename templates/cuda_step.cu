@@ -36,7 +36,7 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
 #pragma unroll 1
     for (task.layer = 0; task.layer < LAYERS; task.layer++) {
         decode_qkv(task, step);
-        decode_attention(task, step.split(), step.round);
+        decode_attention(task, step.round);
         decode_o(task, step);
         decode_mlp(task, step);
         decode_add(task, step);
@@ -50,6 +50,8 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     struct workplace *w = workplace();
     if (threadIdx.x == 0) {
         w->position = given.state->position;
+        w->split = divide_attention(w->position);
+        w->team = team();
         for (int i = 0; i < RING_SLOTS; i++) {
             init_barrier(&w->full[i], COPY_ARRIVALS);
             init_barrier(&w->empty[i], WARPS);
@@ -67,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, 1)
     if (WARPGROUPS) // what the third warpgroup gave
         take_registers<232>();
     struct gpu_task task = given;
-    struct step step = {{}, task.rounds[2 * block_id()] + 1, attention_split(w->position)};
+    struct step step = {{}, task.rounds[2 * block_id()] + 1};
     const struct told_input first(task, task.ids ? FOR_HEAD : FOR_QKV,
                                   task.ids ? launch_round(task) : step.round);
     decode_start(task, first);
