@@ -124,8 +124,7 @@ template <> struct attended_told<false> : told_pairs<layer_tiles, 1> {};
 typedef struct attended_told<WHOLE_TILES> told_attended;
 
 // Float4 n of an item's sums over all positions, and the maxima and totals of its columns: to the
-// input of o_proj. By all threads of a warp, which have 8 or more in turn; told by those that are
-// `mine`.
+// input of o_proj. By all threads of a warp, 8 or more n in turn; told by those that are `mine`.
 static __device__ __forceinline__ void tell_attended(const struct gpu_task &task,
                                                      const struct attention_item &item, int n,
                                                      const float4 &sum, const float4 &column,
@@ -303,8 +302,8 @@ static __device__ __forceinline__ void even_results(const struct gpu_task &task)
     }
 }
 
-// Adds up what blocks told: a warp takes 8 float4 of an item's result, each of them by ADDERS lanes
-// that share the blocks. Of SPLITS_AT_ONCE blocks the loads are under way together. The last blocks
+// Adds up what blocks told: a warp takes some float4 of an item's result, ADDERS lanes each, which
+// share the blocks. Of SPLITS_AT_ONCE blocks the loads are under way together. The last blocks
 // first: they have the least to do.
 static __device__ __forceinline__ void add_attention(const struct gpu_task &task, int splits,
                                                      unsigned round) {
