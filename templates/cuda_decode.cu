@@ -32,7 +32,7 @@ struct finish {
         row_tile = first + n / stream_sums::FINISHERS * gridDim.x;
         thread = n % stream_sums::FINISHERS;
         at = split_place<STREAMS>(thread);
-        sums = work_floats() + n / stream_sums::FINISHERS * ROW_SUM_FLOATS;
+        sums = work_floats() + n / stream_sums::FINISHERS * stream_sums::ROW_FLOATS;
         mine = n / stream_sums::FINISHERS < SUM_ROWS && row_tile < row_tiles && at.column < STREAMS;
     }
 
@@ -179,7 +179,8 @@ static __device__ __forceinline__ void finish_gate_up(const struct gpu_task &tas
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (row + i < rows && at.column < STREAMS) {
-            float2 y = finish_split<STREAMS>(work_floats() + (row + i) * ROW_SUM_FLOATS, thread);
+            float2 y =
+                finish_split<STREAMS>(work_floats() + (row + i) * stream_sums::ROW_FLOATS, thread);
             value[i] = swiglu(y.x * scales[at.column], y.y * scales[at.column]);
         }
         // Of row at.row + 1, if that is odd.
@@ -209,9 +210,7 @@ static __device__ __forceinline__ void gather_inner(const struct gpu_task &task,
 
 // What a team adds to the residual: of a tile the sums of those lanes that have columns.
 enum {
-    ADDED_PAIRS = STREAMS > 4   ? 4
-                  : STREAMS > 2 ? 2
-                                : 1, // of columns of a group of 8
+    ADDED_PAIRS = (stream_sums::LEFT + 1) / 2, // of columns of a group of 8
     ADDED_LANES = 8 * ADDED_PAIRS,
     ADDED_FLOATS = HIDDEN_TILES * COLUMN_GROUPS * ADDED_LANES * 4,
 };

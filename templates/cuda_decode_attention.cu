@@ -8,7 +8,6 @@ enum {
     // Lanes that share what these found. Many ask for much, which delays copies of many bytes.
     ADDERS = (int)layer_tiles::BYTES < (int)bf16_tiles::BYTES && STREAMS <= FEW_COLUMNS ? 4 : 2,
     SPLITS_AT_ONCE = ADDERS * (WARPGROUPS ? 5 : 3), // whose results are loaded together
-    HALF_WARPS = WARPS / 2,
 };
 
 struct attention_item {

@@ -19,7 +19,7 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
     float *scales = workplace()->scales;
     const int g = thread_id() / 16, stream = thread_id() % 16;
     const bool mine = g < 8 && stream < STREAMS;
-    const int thread = stream / 8 * stream_sums::WARP_SUMS + g * stream_sums::LEFT + stream % 8;
+    const int thread = split_thread<STREAMS>(g, stream);
     const unsigned round = launch_round(task);
     const struct told_input in(task, FOR_HEAD, round);
     mix_product product;

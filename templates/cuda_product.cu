@@ -24,6 +24,7 @@ template <int COLUMNS> struct split_sums {
         WARP_SUMS = 8 * LEFT,
         FLOATS = WARPS * WARP_SUMS * 2,
         GROUPS = (COLUMNS + 7) / 8,
+        ROW_FLOATS = GROUPS * FLOATS,   // of all columns of a row of tiles
         FINISHERS = GROUPS * WARP_SUMS, // threads that add up those of the warps, see finish_split
     };
 
@@ -155,6 +156,12 @@ template <int COLUMNS> static __device__ inline struct place split_place(unsigne
     enum { LEFT = split_sums<COLUMNS>::LEFT };
     struct place place = {thread / LEFT % 8, thread / (8 * LEFT) * 8 + thread % LEFT};
     return place;
+}
+
+// Which thread that is.
+template <int COLUMNS> static __device__ inline int split_thread(int row, int column) {
+    typedef struct split_sums<COLUMNS> split;
+    return column / 8 * split::WARP_SUMS + row * split::LEFT + column % 8;
 }
 
 // That sum, in order, for the rows of split_place(thread): row, row + 8. sums: [groups of columns,

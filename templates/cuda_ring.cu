@@ -14,12 +14,11 @@ enum {
                                                                   : bf16_tiles::BYTES,
     // Rows of tiles whose sums are kept until they are added: with few bytes adding is what takes
     // time, with many the slots that its place takes.
-    ROW_SUM_FLOATS = COLUMN_GROUPS * stream_sums::FLOATS,
-    SUM_ROWS_FIT = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2048 : 4096) / ROW_SUM_FLOATS,
+    SUM_ROWS_FIT = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2048 : 4096) / stream_sums::ROW_FLOATS,
     SUM_ROWS = SUM_ROWS_FIT < 2   ? 2
                : SUM_ROWS_FIT < 8 ? SUM_ROWS_FIT
                                   : 8,
-    SUMS_BYTES = SUM_ROWS * ROW_SUM_FLOATS * 4,
+    SUMS_BYTES = SUM_ROWS * stream_sums::ROW_FLOATS * 4,
     // Blocks of a team tell each other their channels of the MLP, and each has a part of
     // down_proj's rows: four, if that leaves every warp a row of tiles.
     TEAM = HIDDEN_TILES >= 4 * WARPS ? 4 : 1,
@@ -43,9 +42,10 @@ enum {
     KEPT_BYTES = THREADS * 16,
     // Attention has its queries, behind them the newest key and value, then what half of the warps
     // found, which takes the place of `inner` and `kept` too.
+    HALF_WARPS = WARPS / 2,
     QUERY_BYTES = HEAD_TILES * WARP * 16,
     ATTENTION_BYTES = QUERY_BYTES + (int)cache_row::NEWEST_BYTES,
-    RESULTS_BYTES = ATTENTION_BYTES + WARPS / 2 * RESULT_FLOATS * 4 - INNER_BYTES - KEPT_BYTES,
+    RESULTS_BYTES = ATTENTION_BYTES + HALF_WARPS * RESULT_FLOATS * 4 - INNER_BYTES - KEPT_BYTES,
     MOST_BYTES = RESULTS_BYTES > ATTENTION_BYTES ? RESULTS_BYTES : ATTENTION_BYTES,
     WORK_BYTES = SUMS_BYTES > MOST_BYTES ? SUMS_BYTES : MOST_BYTES,
     REST_BYTES = 1280, // of struct workplace
@@ -126,7 +126,7 @@ struct attention_split {
 struct workplace {
     struct columns inner[INNER_COLUMNS]; // activations of a team's channels, see lane_place
     float4 kept[THREADS];                // each thread's own, from one phase to the next
-    float4 columns[WARPS / 2 * 4];       // of attention: maxima and totals of warps' columns
+    float4 columns[HALF_WARPS * 4];      // of attention: maxima and totals of warps' columns
     unsigned long long full[MOST_SLOTS], empty[MOST_SLOTS]; // of the slots
     float scales[TILE], weights[TILE];                      // of norms; of streams
     struct gpu_best best[WARPS];
@@ -306,7 +306,7 @@ struct filling {
 // The producer's whole work: all that this block multiplies.
 static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
     struct filling filling = {{}, {}, 0, FLYING, 0};
-    const struct team team;
+    const struct team team; // the other warps' is in shared memory: here registers are few
 #pragma unroll 1
     for (int layer = task.ids ? LAYERS : 0; layer <= LAYERS; layer++) {
         const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
@@ -350,7 +350,7 @@ struct row_product {
                              : FIT / 2,
         CHUNKS = (SLOTS + CHUNK - 1) / CHUNK,
         CHUNK_BATCHES = CHUNK * BATCHES,
-        ROW_FLOATS = GROUPS * split_sums<COLUMNS>::FLOATS,
+        ROW_FLOATS = split_sums<COLUMNS>::ROW_FLOATS,
     };
 
     number given[CHUNK_BATCHES * GIVEN];
