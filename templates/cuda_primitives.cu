@@ -627,6 +627,21 @@ template <int COUNT> struct ring_place {
     }
 };
 
+// Whether the last phase of this parity has ended. If so, it is as if it had been waited for.
+static __device__ inline bool has_ended(unsigned long long *barrier, unsigned parity) {
+#ifdef EMULATOR
+    return emulate_test_barrier(barrier, parity);
+#else
+    unsigned ended;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; "
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(ended)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return ended;
+#endif
+}
+
 // Waits until the last phase of this parity has ended. Then this thread sees what those who arrived
 // saw before, and what was copied.
 static __device__ inline void wait_barrier(unsigned long long *barrier, unsigned parity) {

@@ -14,7 +14,10 @@ enum {
                                                                   : bf16_tiles::BYTES,
     // Rows of tiles whose sums are kept until they are added: with few bytes adding is what takes
     // time, with many the slots that its place takes.
-    SUM_ROWS_FIT = (LAYER_TILE_BYTES == (int)TILE_BYTES ? 2048 : 4096) / stream_sums::ROW_FLOATS,
+    SUMS_FIT = LAYER_TILE_BYTES == (int)TILE_BYTES ? 2048
+               : SHARED_BYTES < 200 << 10          ? 4096
+                                                   : 8192,
+    SUM_ROWS_FIT = SUMS_FIT / stream_sums::ROW_FLOATS,
     SUM_ROWS = SUM_ROWS_FIT < 2   ? 2
                : SUM_ROWS_FIT < 8 ? SUM_ROWS_FIT
                                   : 8,
@@ -238,14 +241,21 @@ static __device__ __forceinline__ struct job head_job(const struct gpu_task &tas
 
 // Which slot comes next.
 struct ring : ring_place<RING_SLOTS> {
+    bool full = false; // whether it is known already that the slot is
+
     // A consumer's: until the slot is full; and then to the next one, this is the producer's again.
+    // With few bytes a weight that one is full already, most times: it is asked before that is
+    // needed, as the answer takes a while; where there are registers for it.
     __device__ __forceinline__ void wait() const {
-        wait_barrier(&workplace()->full[slot], parity);
+        if (!full)
+            wait_barrier(&workplace()->full[slot], parity);
     }
 
     __device__ __forceinline__ void leave() {
         arrive_as_warp(&workplace()->empty[slot]);
         next();
+        if (WARPGROUPS && layer_tiles::SCALES)
+            full = has_ended(&workplace()->full[slot], parity);
     }
 };
 

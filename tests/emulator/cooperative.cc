@@ -195,14 +195,20 @@ void emulate_arrive(unsigned long long *barrier) {
     arrive_at(b, barrier, 1, what_it_tells(current));
 }
 
-void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
+bool emulate_test_barrier(unsigned long long *barrier, unsigned parity) {
     const struct phase_barrier *b = find_barrier(barrier);
-    while ((b->phase & 1) == parity) {
+    if ((b->phase & 1) == parity)
+        return false;
+    current->clock = join_clocks(current->clock, b->told);
+    follow(b->flow);
+    return true;
+}
+
+void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
+    while (!emulate_test_barrier(barrier, parity)) {
         current->awaited = barrier;
         wait_until_released(wait_for::phase);
     }
-    current->clock = join_clocks(current->clock, b->told);
-    follow(b->flow);
 }
 
 // ---- Copies whose end a barrier tells ----

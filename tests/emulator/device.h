@@ -96,6 +96,7 @@ void emulate_init_barrier(unsigned long long *barrier, int arrivals);
 void emulate_publish_barriers();
 void emulate_arrive(unsigned long long *barrier);
 void emulate_wait_barrier(unsigned long long *barrier, unsigned parity);
+bool emulate_test_barrier(unsigned long long *barrier, unsigned parity);
 void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier);
 void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,
                          int pieces, unsigned long long *barrier);
