@@ -244,8 +244,8 @@ struct ring : ring_place<RING_SLOTS> {
     bool full = false; // whether it is known already that the slot is
 
     // A consumer's: until the slot is full; and then to the next one, this is the producer's again.
-    // With few bytes a weight that one is full already, most times: it is asked before that is
-    // needed, as the answer takes a while; where there are registers for it.
+    // With few bytes a weight that one is full already, most times: it is asked here, as the answer
+    // takes a while; where registers suffice for that.
     __device__ __forceinline__ void wait() const {
         if (!full)
             wait_barrier(&workplace()->full[slot], parity);
