@@ -647,20 +647,18 @@ static __device__ inline bool has_ended(unsigned long long *barrier, unsigned pa
 static __device__ inline void wait_barrier(unsigned long long *barrier, unsigned parity) {
 #ifdef EMULATOR
     emulate_wait_barrier(barrier, parity);
-#else
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     unsigned ended;
-    do { // from sm_90 on the hardware lets the thread sleep a while
-#if __CUDA_ARCH__ >= 900
+    do // the hardware lets the thread sleep a while
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; "
                      "selp.u32 %0, 1, 0, p; }"
-#else
-        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; "
-                     "selp.u32 %0, 1, 0, p; }"
-#endif
                      : "=r"(ended)
                      : "r"(shared_address(barrier)), "r"(parity)
                      : "memory");
-    } while (!ended);
+    while (!ended);
+#else
+    while (!has_ended(barrier, parity))
+        ;
 #endif
 }
 

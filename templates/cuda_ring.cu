@@ -239,11 +239,11 @@ static __device__ __forceinline__ struct job head_job(const struct gpu_task &tas
     return n == 2 ? head : n == 1 ? weigh : mix;
 }
 
-// Which slot comes next.
+// A consumer's place.
 struct ring : ring_place<RING_SLOTS> {
     bool full = false; // whether it is known already that the slot is
 
-    // A consumer's: until the slot is full; and then to the next one, this is the producer's again.
+    // Until the slot is full; and then to the next one, this is the producer's again.
     // With few bytes a weight that one is full already, most times: it is asked here, as the answer
     // takes a while; where registers suffice for that.
     __device__ __forceinline__ void wait() const {
@@ -261,7 +261,7 @@ struct ring : ring_place<RING_SLOTS> {
 
 // The producer's place, and that of the oldest copy under way.
 struct filling {
-    struct ring to, oldest;
+    struct ring_place<RING_SLOTS> to, oldest;
     int flying;
     int most, slots; // under way; slots for which that holds, then FLYING does
 
