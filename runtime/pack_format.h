@@ -11,7 +11,7 @@
 
 enum {
     PACK_HEADER_BYTES = 4096,
-    PACK_VERSION = 1,
+    PACK_VERSION = 2,
     CHECKSUM_BLOCK = 1 << 20, // bytes that one thread sums at a time
 };
 

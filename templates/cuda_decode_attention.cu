@@ -100,20 +100,31 @@ static __device__ __forceinline__ void load_queries(struct attention &a) {
     }
 }
 
-// A result: sums [HEAD_TILES, WARP, 4] as the lanes of a warp have them, and of each pair of
-// columns maxima and totals [4, 4].
+// A result: sums [HEAD_TILES, 4, 8, 4] of pairs of columns i and rows g, as lane 4g + i has them,
+// and of each pair maxima and totals [4, 4].
 static __device__ __forceinline__ float4 *attention_result(const struct gpu_task &task, int item,
                                                            int split) {
     return (float4 *)(task.partial + ((long long)item * MOST_SPLITS + split) * ATTENTION_PARTIAL);
 }
 
-// What float4 n of a result begins with: a head of the kv head, a dimension.
-static __device__ __forceinline__ int result_head(const struct attention_item &item, int n) {
-    return item.group * 8 + n % 4 * 2;
+// Which float4 of a result float4 n of the lanes' is. Then the 16 dimensions of a head that o_proj
+// takes together are those of 8 float4 side by side, which one warp adds up and tells: of numbers
+// in a line of memory that several blocks write while many look for them each takes longer.
+static __device__ __forceinline__ int result_place(int n) {
+    return n / WARP * WARP + n % 4 * 8 + n % WARP / 4;
 }
 
-static __device__ __forceinline__ int result_dim(int n) {
-    return n / WARP * TILE + n % WARP / 4;
+// Its pair of columns, and what it begins with: a head of the kv head, a dimension.
+static __device__ __forceinline__ int result_pair(int place) {
+    return place % WARP / 8;
+}
+
+static __device__ __forceinline__ int result_head(const struct attention_item &item, int place) {
+    return item.group * 8 + result_pair(place) * 2;
+}
+
+static __device__ __forceinline__ int result_dim(int place) {
+    return place / WARP * TILE + place % 8;
 }
 
 // Whether 16 activations of o_proj's input are of one head. Else only pairs are together.
@@ -122,29 +133,29 @@ template <bool WHOLE> struct attended_told : told_fours<layer_tiles> {};
 template <> struct attended_told<false> : told_pairs<layer_tiles, 1> {};
 typedef struct attended_told<WHOLE_TILES> told_attended;
 
-// Float4 n of an item's sums over all positions, and the maxima and totals of its columns: to the
-// input of o_proj. By all threads of a warp, 8 or more n in turn; told by those that are `mine`.
+// Float4 `place` of an item's sums over all positions, and the maxima and totals of its columns: to
+// the input of o_proj. By all threads of a warp, 8 or more in turn; told by those that are `mine`.
 static __device__ __forceinline__ void tell_attended(const struct gpu_task &task,
-                                                     const struct attention_item &item, int n,
+                                                     const struct attention_item &item, int place,
                                                      const float4 &sum, const float4 &column,
                                                      bool mine, unsigned round) {
     const float first = 1.0f / column.z, second = 1.0f / column.w;
     const float4 x = make_float4(sum.x * first, sum.y * second, sum.z * first, sum.w * second);
     // Two lanes have two pairs of dimensions of two heads: each tells one head's.
-    const int odd = n / 4 % 2, channel = item.kv_head * GROUP_HEADS * HEAD_DIM;
-    const float low = __shfl_xor_sync(0xffffffff, odd ? x.x : x.y, 4),
-                high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 4);
-    const int head = result_head(item, n) + odd;
+    const int odd = place % 2, channel = item.kv_head * GROUP_HEADS * HEAD_DIM;
+    const float low = __shfl_xor_sync(0xffffffff, odd ? x.x : x.y, 1),
+                high = __shfl_xor_sync(0xffffffff, odd ? x.z : x.w, 1);
+    const int head = result_head(item, place) + odd;
     if (head >= GROUP_HEADS || !mine)
         return;
     if constexpr (WHOLE_TILES) {
         told_attended::tell_four(
-            task.attended, COLUMN_GROUPS, channel + head * HEAD_DIM + result_dim(n) - odd,
+            task.attended, COLUMN_GROUPS, channel + head * HEAD_DIM + result_dim(place) - odd,
             item.stream, odd ? make_float4(low, x.y, high, x.w) : make_float4(x.x, low, x.z, high),
             round);
     } else {
         typedef attended_told<false> pairs;
-        const int dim = result_dim(n) - odd, k = channel + head * HEAD_DIM + dim;
+        const int dim = result_dim(place) - odd, k = channel + head * HEAD_DIM + dim;
         if (dim < HEAD_DIM)
             pairs::tell_pair(task.attended, COLUMN_GROUPS, k, item.stream, odd ? low : x.x,
                              odd ? x.y : low, round);
@@ -283,7 +294,7 @@ static __device__ __forceinline__ void add_warps(const struct gpu_task &task,
         for (int i = 0; i < HALF_WARPS; i++)
             add_scaled(sum, warps_sums()[i * (HEAD_TILES * WARP) + n],
                        factors(columns[i].x, columns[i].y, most));
-        tell(to + n, sum, results_round(task));
+        tell(to + result_place(n), sum, results_round(task));
     }
     if (thread_id() < 4)
         tell(to + HEAD_TILES * WARP + thread_id(), all, results_round(task));
@@ -313,12 +324,13 @@ static __device__ __forceinline__ void add_attention(const struct gpu_task &task
     for (int job = (warp_id() + 1) * gridDim.x - 1 - block_id(); job < jobs;
          job += WARPS * gridDim.x) {
         const int number = job / (HEAD_TILES * ADDERS),
-                  n = job % (HEAD_TILES * ADDERS) * (WARP / ADDERS) + lane_id() % (WARP / ADDERS);
+                  place =
+                      job % (HEAD_TILES * ADDERS) * (WARP / ADDERS) + lane_id() % (WARP / ADDERS);
         const struct attention_item item(number);
-        const float4 *results = attention_result(task, number, adder) + n;
-        const int pair = HEAD_TILES * WARP + n % 4 - n; // its columns'
+        const float4 *results = attention_result(task, number, adder) + place;
+        const int pair = HEAD_TILES * WARP + result_pair(place) - place; // its columns'
         // Who tells nothing must not read, see even_results.
-        const bool mine = result_head(item, n) < GROUP_HEADS && result_dim(n) < HEAD_DIM;
+        const bool mine = result_head(item, place) < GROUP_HEADS && result_dim(place) < HEAD_DIM;
         float4 sum = make_float4(0, 0, 0, 0), all = no_columns();
 #pragma unroll 1
         for (int first = 0; first < splits; first += SPLITS_AT_ONCE) {
@@ -341,7 +353,7 @@ static __device__ __forceinline__ void add_attention(const struct gpu_task &task
             const float4 other[1] = {shuffle(sum, distance)}, columns[1] = {shuffle(all, distance)};
             add_results(sum, all, other, columns);
         }
-        tell_attended(task, item, n, sum, all, adder == 0, round);
+        tell_attended(task, item, place, sum, all, adder == 0, round);
     }
 }
 

@@ -2,9 +2,9 @@
 // block, one on a multiprocessor, has a ring of slots in shared memory. A warp of its own, the
 // producer, fills it with the tiles that the block will multiply, in that order, through all phases
 // and layers, and waits for nothing but room: so memory is read also while the other warps wait for
-// what other blocks compute. A slot is up to SLOT_TILES tiles of one row of tiles; the warps take
-// them in turn and their sums are added in one order. Activations come to registers, each warp only
-// what its tiles need.
+// what other blocks compute. A slot is up to SLOT_TILES tiles of one row of tiles; each warp has some
+// that follow each other, and their sums are added in one order. Activations come to registers, each
+// warp only what its tiles need.
 
 enum {
     WARPS = 8, // that multiply
@@ -284,7 +284,10 @@ struct told_input {
 struct column_scales {
     enum {
         COLUMNS = (STREAMS + WARPS - 1) / WARPS,
-        PARTS = (told_input::PARTS + WARP - 1) / WARP,
+        // Numbers that a lane looks for together: with few bytes a weight two, as more is awaited
+        // there than memory.
+        TOGETHER = LAYER_TILE_BYTES == (int)TILE_BYTES ? 1 : 2,
+        PARTS = (told_input::PARTS + TOGETHER * WARP - 1) / (TOGETHER * WARP) * TOGETHER,
     };
 
     float squares[COLUMNS * PARTS];
@@ -294,12 +297,21 @@ struct column_scales {
     }
 
     __device__ __forceinline__ void begin(const struct told_input &in) {
+        tell_nothing(squares, in.round);
 #pragma unroll
-        for (int i = 0; i < COLUMNS * PARTS; i++) {
-            int column = i / PARTS * WARPS + first_column(), part = i % PARTS * WARP + lane_id();
-            tell_nothing(squares[i], in.round);
-            if (part < told_input::PARTS && column < STREAMS)
-                squares[i] = look(in.squares + column * told_input::PARTS + part, in.round);
+        for (int i = 0; i < COLUMNS * PARTS; i += TOGETHER) {
+            const int column = i / PARTS * WARPS + first_column(),
+                      part = i % PARTS * WARP + lane_id() * TOGETHER;
+            if (part < told_input::PARTS && column < STREAMS) {
+                const float *from = in.squares + column * told_input::PARTS + part;
+                if (TOGETHER == 1) {
+                    squares[i] = look(from, in.round);
+                } else {
+                    const float2 two = look_twice(from, in.round);
+                    squares[i] = two.x;
+                    squares[i + TOGETHER - 1] = two.y;
+                }
+            }
         }
     }
 

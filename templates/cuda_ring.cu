@@ -366,36 +366,43 @@ struct row_product {
     number given[CHUNK_BATCHES * GIVEN];
     typename FORMAT::template input<GROUPS, PIECES, BATCH> in[CHUNK_BATCHES];
 
-    // The first tile of a batch of a chunk that is warp 0's; other warps' follow it.
-    static __device__ __forceinline__ int first_tile(int chunk, int batch) {
-        return (chunk * CHUNK + batch / BATCHES) * SLOT_TILES + batch % BATCHES * BATCH * WARPS;
+    // The slot of a batch of a chunk: how many tiles are before it; how many it has.
+    static __device__ __forceinline__ int slot_first(int chunk, int batch) {
+        return (chunk * CHUNK + batch / BATCHES) * SLOT_TILES;
+    }
+    static __device__ __forceinline__ int slot_tiles(int chunk, int batch) {
+        const int left = ALL_TILES - slot_first(chunk, batch);
+        return left < 0 ? 0 : left < SLOT_TILES ? left : (int)SLOT_TILES;
     }
 
-    // How many tiles of a batch this warp has.
+    // This warp's first tile of a batch, in the slot: its tiles of a slot follow each other.
+    static __device__ __forceinline__ int first_tile(int chunk, int batch) {
+        return warp_id() * quotient_up(slot_tiles(chunk, batch), WARPS) + batch % BATCHES * BATCH;
+    }
+
+    // How many tiles of a batch it has.
     static __device__ __forceinline__ int count_tiles(int chunk, int batch) {
-        const int left = ALL_TILES - first_tile(chunk, batch),
-                  room = WARP_TILES - batch % BATCHES * BATCH, most = room < BATCH ? room : BATCH;
-        const bool even = CHUNKS == 1 && left % WARPS == 0; // known when this is compiled
-        const int count = even ? left / WARPS : (left - warp_id() + WARPS - 1) / WARPS;
-        return count < most ? count : most;
+        const int all = slot_tiles(chunk, batch), each = quotient_up(all, WARPS),
+                  room = each - batch % BATCHES * BATCH, most = room < BATCH ? room : BATCH;
+        const bool even = CHUNKS == 1 && all % WARPS == 0; // known when this is compiled
+        const int left = even ? most : all - first_tile(chunk, batch);
+        return left < most ? left : most;
     }
 
     // Looks for the activations of chunk `chunk`, for this lane's tiles.
     __device__ __forceinline__ void ask(const float *input, int chunk, unsigned round) {
         const int TILE_NUMBERS = GIVEN * WARP, mine = beside::tile();
         const int column_lane = beside::lane();
-        const number *from = (const number *)input + column_lane +
-                             (first_tile(chunk, 0) + mine * WARPS + warp_id()) * TILE_NUMBERS;
+        const number *from = (const number *)input + column_lane + mine * TILE_NUMBERS;
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             if (column_lane / 4 >= COLUMNS - group * 8)
                 break;
 #pragma unroll
             for (int n = 0; n < CHUNK_BATCHES; n++) {
-                const int first = first_tile(0, n);
-                int tile = first_tile(chunk, n) + mine * WARPS + warp_id();
+                const int first = slot_first(chunk, n) + first_tile(chunk, n), tile = first + mine;
                 bool again = PLANES > 1 && tile >= TILES; // the second plane's
-                const number *its = from + first * TILE_NUMBERS - again * TILES * TILE_NUMBERS;
+                const number *its = from + (first - again * TILES) * TILE_NUMBERS;
 #pragma unroll
                 for (int half = 0; half < FORMAT::INPUTS; half++) {
                     int k = (tile - again * TILES) * FORMAT::INPUTS + half;
@@ -444,14 +451,15 @@ struct row_product {
                                                    int chunk) const {
 #pragma unroll
         for (int s = 0; s < CHUNK; s++) {
-            if (CHUNKS > 1 && first_tile(chunk, s * BATCHES) >= ALL_TILES)
+            if (CHUNKS > 1 && slot_first(chunk, s * BATCHES) >= ALL_TILES)
                 return;
             ring.wait();
-            const char *slot = ring_slot(ring.slot) + warp_id() * FORMAT::BYTES;
+            const char *mine =
+                ring_slot(ring.slot) + first_tile(chunk, s * BATCHES) * FORMAT::BYTES;
 #pragma unroll
             for (int b = 0; b < BATCHES; b++)
                 FORMAT::template multiply_tiles<EACH>(
-                    sum, b * BATCH, slot + b * BATCH * WARPS * FORMAT::BYTES, WARPS * FORMAT::BYTES,
+                    sum, b * BATCH, mine + b * BATCH * FORMAT::BYTES, FORMAT::BYTES,
                     count_tiles(chunk, s * BATCHES + b), in[s * BATCHES + b]);
             ring.leave();
         }

@@ -52,10 +52,10 @@ template <> struct quantized<INT8_TILE_BYTES> {
         return chunk ^ chunk / 8 % 4 * 2;
     }
 
-    // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1: where it
-    // finds w = 0; w = 1 is 64 bytes away.
+    // Lane 4g + i has rows g and g + 8 in a half of chunk 8i + 4w + g / 2, w = 0 and 1, for i >= 2
+    // of the chunk 2 before or behind that: where it finds w = 0; w = 1 is 64 bytes away.
     template <bool PLACED> static __device__ __forceinline__ int words_place() {
-        int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + g / 2;
+        int g = lane_id() / 4, i = lane_id() % 4, chunk = 8 * i + (g / 2 ^ i / 2 * 2);
         return (PLACED ? place(chunk) : chunk) * 16 + g % 2 * 8;
     }
 
@@ -69,7 +69,7 @@ template <> struct quantized<INT8_TILE_BYTES> {
                   int8_pair(odd.y >> 8)}}};
     }
 
-    // u. With odd i w = 1 comes first: fewer lanes meet in a bank.
+    // u. With odd i w = 1 comes first: no lanes meet in a bank.
     static __device__ __forceinline__ struct quants unpack_f16(const char *tile) {
         int at = words_place<false>() ^ lane_id() % 2 * 64;
         struct columns even = *(const struct columns *)(tile + at);
@@ -277,7 +277,7 @@ static __device__ inline float embedding_weight(const struct gpu_task &task, int
     long long n = (long long)(id / TILE) * HIDDEN_COLUMN_TILES + i / TILE_COLUMNS;
     const char *tile = task.weights + EMBEDDING_OFFSET + n * INT8_TILE_BYTES;
     int lane = id % 8 * 2 + id % TILE / 8, word = i % 8 / 2 * 2 + i % TILE / 8;
-    int byte = (word * TILE + lane) * 4 + i % 2 * 2 + i % TILE_COLUMNS / TILE;
+    int byte = (word * TILE + (lane ^ word / 4 * 8)) * 4 + i % 2 * 2 + i % TILE_COLUMNS / TILE;
     float scale = from_f16(((const unsigned short *)(tile + INT8_SCALES))[lane]);
     return scale * ((int)((const unsigned char *)tile)[byte] - 128);
 }

@@ -121,7 +121,7 @@ static bool take_int4(enum dtype dtype, const char *block, struct group *group) 
 static void store_int8(const struct group *group, unsigned char *tile, size_t lane) {
     for (size_t word = 0; word < GROUP_WORDS; word++)
         for (size_t b = 0; b < 4; b++)
-            tile[(word * TILE + lane) * 4 + b] = group->quants[quantized_column(word, b)];
+            tile[int8_word(word, lane) + b] = group->quants[quantized_column(word, b)];
     memcpy(tile + INT8_SCALES + 2 * lane, &group->scale, 2);
 }
 

@@ -20,12 +20,13 @@ static void unpack_int8(const char *tile, float out[GROUP][TILE]) {
     float scales[TILE];
     unpack_factors(tile + INT8_SCALES, scales);
     for (size_t word = 0; word < GROUP_WORDS; word++) {
-        uint32_t words[TILE];
-        memcpy(words, tile + word * sizeof words, sizeof words);
-        for (size_t b = 0; b < 4; b++)
-            for (size_t lane = 0; lane < TILE; lane++)
+        for (size_t lane = 0; lane < TILE; lane++) {
+            uint32_t bytes;
+            memcpy(&bytes, tile + int8_word(word, lane), sizeof bytes);
+            for (size_t b = 0; b < 4; b++)
                 out[4 * word + b][lane] =
-                    scales[lane] * (float)((int32_t)(words[lane] >> 8 * b & 255) - 128);
+                    scales[lane] * (float)((int32_t)(bytes >> 8 * b & 255) - 128);
+        }
     }
 }
 

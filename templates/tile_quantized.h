@@ -9,13 +9,15 @@
 // 8w + {2i, 16 + 2i, 2i + 1, 17 + 2i}[b]. int4: words i for each row; the low half of byte b is the
 // column of int8's word (i, 0), the high half that of word (i, 1).
 //
-// Rows lie in the order 0, 8, 1, 9, ..., 7, 15 wherever a tile has something for each row.
+// Rows lie in the order 0, 8, 1, 9, ..., 7, 15 wherever a tile has something for each row; but in
+// int8's words of i = 2 and 3 the last eight of them come first.
 //
 // On a CPU, a 512-bit register is one word of each row: it is multiplied, four columns at a time,
 // with one word of activations in the same order, and its sums are one accumulator, a lane a row.
 // On a GPU, lane 4g + i of a warp finds the words of rows g and g + 8 side by side; bytes 0, 2 and
 // bytes 1, 3 are the pairs of columns that registers w of the A fragments of two mma.sync m16n8k16
-// take, so they come out of a mask and a shift.
+// take, so they come out of a mask and a shift. Half a warp reads at once: with half of the words
+// in the other order, and lanes of an odd i reading w = 1 first, no two meet in a bank.
 //
 // Behind a matrix's last column weights are finite but not zero (int4 has no zero): activations
 // there must be zero.
@@ -38,6 +40,11 @@ enum {
 // Where row 0..15 stands among the rows.
 static inline size_t quantized_lane(size_t row) {
     return row % 8 * 2 + row / 8;
+}
+
+// Where word 2i + w of an int8 tile's row is, in bytes; lane: as above.
+static inline size_t int8_word(size_t word, size_t lane) {
+    return (word * TILE + (lane ^ word / 4 * 8)) * 4;
 }
 
 // The column that byte b of word 2i + w holds.

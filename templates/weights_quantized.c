@@ -111,10 +111,9 @@ static void embed(const struct parscale *model, int32_t id, float *out) {
     const char *tile = pack_at(model, w->offset + (size_t)id / TILE * row_bytes);
     for (size_t first = 0; first < HIDDEN_SIZE; first += GROUP, tile += INT8_TILE_BYTES) {
         float scale = quantized_factor(tile + INT8_SCALES, lane);
-        const unsigned char *words = (const unsigned char *)tile + 4 * lane;
         for (size_t k = 0; k < GROUP; k++) {
             size_t column = first + quantized_column(k / 4, k % 4);
-            int quant = words[k / 4 * TILE * 4 + k % 4] - 128;
+            int quant = (unsigned char)tile[int8_word(k / 4, lane) + k % 4] - 128;
             if (column < HIDDEN_SIZE)
                 out[column] = scale * (float)quant;
         }

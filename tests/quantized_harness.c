@@ -51,7 +51,8 @@ static void make_tile(struct product_case *at, size_t k) {
                 size_t columns[4] = {2 * i, 16 + 2 * i, 2 * i + 1, 17 + 2 * i};
                 for (size_t b = 0; b < 4; b++) {
                     size_t word = at->int4 ? i : 2 * i + w;
-                    unsigned byte = (unsigned char)tile[(word * TILE + lane) * 4 + b];
+                    size_t place = at->int4 || i < 2 ? lane : (lane + 8) % TILE;
+                    unsigned byte = (unsigned char)tile[(word * TILE + place) * 4 + b];
                     unsigned quant = at->int4 ? byte >> 4 * w & 15 : byte;
                     at->weights[row][k * GROUP + 8 * w + columns[b]] = scale * quant + minimum;
                 }

@@ -29,7 +29,8 @@ local function weight(pack, format, offset, column_tiles, r, k)
     local half, w, i, odd = c // 16, c % 16 // 8, c % 8 // 2, c % 2
     local scale = M.f16(string.unpack("<I2", pack, tile + f.scales + 2 * lane))
     if format == "int8" then
-        local u = pack:byte(tile + ((2 * i + w) * 16 + lane) * 4 + odd * 2 + half)
+        local place = i < 2 and lane or (lane + 8) % 16 -- the last eight come first
+        local u = pack:byte(tile + ((2 * i + w) * 16 + place) * 4 + odd * 2 + half)
         return M.f32(scale * (u - 128)), scale
     end
     local byte = pack:byte(tile + (i * 16 + lane) * 4 + odd * 2 + half)
