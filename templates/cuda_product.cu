@@ -2,9 +2,9 @@
 // block, one on a multiprocessor, has a ring of slots in shared memory. A warp of its own, the
 // producer, fills it with the tiles that the block will multiply, in that order, through all phases
 // and layers, and waits for nothing but room: so memory is read also while the other warps wait for
-// what other blocks compute. A slot is up to SLOT_TILES tiles of one row of tiles; each warp has some
-// that follow each other, and their sums are added in one order. Activations come to registers, each
-// warp only what its tiles need.
+// what other blocks compute. A slot is up to SLOT_TILES tiles of one row of tiles; each warp has
+// some that follow each other, and their sums are added in one order. Activations come to
+// registers, each warp only what its tiles need.
 
 enum {
     WARPS = 8, // that multiply
