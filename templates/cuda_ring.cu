@@ -415,7 +415,7 @@ struct row_product {
     }
 
     // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
-    // lanes ask for one of them alone first: many questions delay the answers.
+    // lanes ask for one of the block's alone first: many questions delay the answers.
     __device__ __forceinline__ void await(const float *input, unsigned round) {
         const int other = block_id() % (CHUNK * WARP_TILES) * WARPS + warp_id();
         const int tile = CHUNKS == 1 && other < TILES ? other : warp_id();
