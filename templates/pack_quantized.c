@@ -121,7 +121,7 @@ static bool take_int4(enum dtype dtype, const char *block, struct group *group) 
 static void store_int8(const struct group *group, unsigned char *tile, size_t lane) {
     for (size_t word = 0; word < GROUP_WORDS; word++)
         for (size_t b = 0; b < 4; b++)
-            tile[int8_word(word, lane) + b] = group->quants[quantized_column(word, b)];
+            tile[quantized_word(false, word, lane) + b] = group->quants[quantized_column(word, b)];
     memcpy(tile + INT8_SCALES + 2 * lane, &group->scale, 2);
 }
 
@@ -130,7 +130,7 @@ static void store_int4(const struct group *group, unsigned char *tile, size_t la
         for (size_t b = 0; b < 4; b++) {
             int low = group->quants[quantized_column(2 * i, b)];
             int high = group->quants[quantized_column(2 * i + 1, b)];
-            tile[(i * TILE + lane) * 4 + b] = (unsigned char)(low | high << 4);
+            tile[quantized_word(true, 2 * i, lane) + b] = (unsigned char)(low | high << 4);
         }
     }
     memcpy(tile + INT4_SCALES + 2 * lane, &group->scale, 2);

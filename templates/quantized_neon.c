@@ -27,9 +27,7 @@ __attribute__((always_inline)) static inline void neon_quantized_pass(const char
             float32x4_t minimum = int4 ? neon_load_halves(tile + INT4_MINIMUMS + quarter * 8)
                                        : vmulq_n_f32(scale, -128);
             for (int word = 0; word < GROUP_WORDS; word++) {
-                const size_t lane = 4 * (size_t)quarter;
-                const char *words = tile + (int4 ? ((size_t)word / 2 * TILE + lane) * 4
-                                                 : int8_word((size_t)word, lane));
+                const char *words = tile + quantized_word(int4, (size_t)word, 4 * (size_t)quarter);
                 uint32x4_t w = vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)words));
                 for (int b = 0; b < 4; b++) {
                     const int32x4_t shift = vdupq_n_s32(-(8 * b + (int4 ? word % 2 * 4 : 0)));

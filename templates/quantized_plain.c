@@ -15,18 +15,23 @@ static void unpack_factors(const char *table, float out[TILE]) {
         out[lane] = quantized_factor(table, lane);
 }
 
+// A word of each row, lane by lane.
+static void load_words(const char *tile, bool int4, size_t word, uint32_t words[TILE]) {
+    for (size_t lane = 0; lane < TILE; lane++)
+        memcpy(&words[lane], tile + quantized_word(int4, word, lane), sizeof words[lane]);
+}
+
 // A tile's weights in fp32: out[k][lane], k the place of a column in packed activations.
 static void unpack_int8(const char *tile, float out[GROUP][TILE]) {
     float scales[TILE];
     unpack_factors(tile + INT8_SCALES, scales);
     for (size_t word = 0; word < GROUP_WORDS; word++) {
-        for (size_t lane = 0; lane < TILE; lane++) {
-            uint32_t bytes;
-            memcpy(&bytes, tile + int8_word(word, lane), sizeof bytes);
-            for (size_t b = 0; b < 4; b++)
+        uint32_t words[TILE];
+        load_words(tile, false, word, words);
+        for (size_t b = 0; b < 4; b++)
+            for (size_t lane = 0; lane < TILE; lane++)
                 out[4 * word + b][lane] =
-                    scales[lane] * (float)((int32_t)(bytes >> 8 * b & 255) - 128);
-        }
+                    scales[lane] * (float)((int32_t)(words[lane] >> 8 * b & 255) - 128);
     }
 }
 
@@ -36,7 +41,7 @@ static void unpack_int4(const char *tile, float out[GROUP][TILE]) {
     unpack_factors(tile + INT4_MINIMUMS, minimums);
     for (size_t word = 0; word < GROUP_WORDS; word++) {
         uint32_t words[TILE];
-        memcpy(words, tile + word / 2 * sizeof words, sizeof words);
+        load_words(tile, true, word, words);
         for (size_t b = 0; b < 4; b++)
             for (size_t lane = 0; lane < TILE; lane++)
                 out[4 * word + b][lane] =

@@ -134,8 +134,7 @@ avx2_add_tile(__m256 sums[][2], const char *tile, bool int4, bool bytes, const c
     for (size_t i = 0; i < 4; i++) {
         __m256i w[2][2];
         for (int half = 0; half < 2; half++) {
-            const size_t lane = 8 * (size_t)half;
-            const char *words = tile + (int4 ? 64 * i + 4 * lane : int8_word(2 * i, lane));
+            const char *words = tile + quantized_word(int4, 2 * i, 8 * (size_t)half);
             w[0][half] = _mm256_loadu_si256((const void *)words);
             if (int4) {
                 w[1][half] = _mm256_and_si256(_mm256_srli_epi32(w[0][half], 4), low_half);
@@ -350,7 +349,7 @@ vnni_pass(const char *row, size_t tiles, bool int4, int planes, const char *x, i
             } else {
                 w0 = _mm512_loadu_si512(tile + 128 * i);
                 w1 = _mm512_loadu_si512(tile + 128 * i + 64);
-                if (i >= 2) { // see int8_word
+                if (i >= 2) { // the last eight rows come first
                     w0 = _mm512_shuffle_i64x2(w0, w0, _MM_SHUFFLE(1, 0, 3, 2));
                     w1 = _mm512_shuffle_i64x2(w1, w1, _MM_SHUFFLE(1, 0, 3, 2));
                 }

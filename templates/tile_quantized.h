@@ -24,6 +24,7 @@
 #ifndef TILE_QUANTIZED_H
 #define TILE_QUANTIZED_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include "tile.h"
 
@@ -42,9 +43,9 @@ static inline size_t quantized_lane(size_t row) {
     return row % 8 * 2 + row / 8;
 }
 
-// Where word 2i + w of an int8 tile's row is, in bytes; lane: as above.
-static inline size_t int8_word(size_t word, size_t lane) {
-    return (word * TILE + (lane ^ word / 4 * 8)) * 4;
+// Where the word is that has word 2i + w of int8 for a row, in bytes; lane: as above.
+static inline size_t quantized_word(bool int4, size_t word, size_t lane) {
+    return int4 ? (word / 2 * TILE + lane) * 4 : (word * TILE + (lane ^ word / 4 * 8)) * 4;
 }
 
 // The column that byte b of word 2i + w holds.

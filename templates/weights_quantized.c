@@ -113,7 +113,7 @@ static void embed(const struct parscale *model, int32_t id, float *out) {
         float scale = quantized_factor(tile + INT8_SCALES, lane);
         for (size_t k = 0; k < GROUP; k++) {
             size_t column = first + quantized_column(k / 4, k % 4);
-            int quant = (unsigned char)tile[int8_word(k / 4, lane) + k % 4] - 128;
+            int quant = (unsigned char)tile[quantized_word(false, k / 4, lane) + k % 4] - 128;
             if (column < HIDDEN_SIZE)
                 out[column] = scale * (float)quant;
         }
