@@ -46,7 +46,7 @@ typedef struct row_product<layer_tiles, told_exactly, HIDDEN_COLUMN_TILES, WEIGH
                            HIDDEN_TILES, STREAMS>
     qkv_product;
 typedef struct row_product<layer_tiles, told_fours<layer_tiles>, HIDDEN_COLUMN_TILES, WEIGHT_PLANES,
-                           HIDDEN_TILES, STREAMS>
+                           HIDDEN_TILES, STREAMS, GATE_UP_TOGETHER>
     gate_up_product;
 typedef struct row_product<layer_tiles, told_attended, O_COLUMN_TILES, WEIGHT_PLANES,
                            ATTENDED_TILES, STREAMS>
@@ -234,8 +234,18 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
     tell(to, part, last ? round : round ^ 1);
 }
 
-// The share of TILES tiles side by side of a team's channels.
 typedef struct side_by_side<layer_tiles, STREAMS> inner_columns;
+
+// The same of a group of columns of a team's row, whose sums these are.
+static __device__ __forceinline__ void
+add_inner(const struct gpu_task &task, const struct step &step, const struct team &team, int row,
+          int group, const float (&sum)[2][COLUMN_GROUPS][4], bool more, bool last) {
+    add_tile_part(task, team.number, row * team.size + team.member, group,
+                  inner_columns::add_up(layer_tiles::results(add(sum[0][group], sum[1][group]))),
+                  step.round, more, last);
+}
+
+// The share of TILES tiles side by side of a team's channels.
 enum { INNER_PIECES = layer_tiles::INPUTS * COLUMN_GROUPS };
 template <int TILES>
 static __device__ __forceinline__ typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, TILES>
@@ -252,42 +262,75 @@ inner_input(int first) {
     return in;
 }
 
+enum {
+    INNER_BATCH = (int)inner_columns::TILES < (int)PIECE_TILES ? inner_columns::TILES : PIECE_TILES
+};
+typedef typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, INNER_BATCH>
+    inner_inputs[TEAM_TILES / INNER_BATCH];
+
+// sum += a piece of each of ROWS rows, which are in `slots`: of their tiles those from `first` on.
+template <int ROWS>
+static __device__ __forceinline__ void multiply_pieces(float (&sum)[ROWS][2][COLUMN_GROUPS][4],
+                                                       const char *const (&slots)[ROWS], int first,
+                                                       const inner_inputs &in) {
+#pragma unroll
+    for (int t = 0; t < PIECE_TILES; t += INNER_BATCH) {
+        const char *tiles[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            tiles[r] = slots[r] + warp_id() * PIECE_BYTES + t * layer_tiles::BYTES;
+        layer_tiles::multiply_tiles<inner_columns::EACH>(
+            sum, t, tiles, layer_tiles::BYTES, INNER_BATCH, in[(first + t) / INNER_BATCH]);
+    }
+}
+
 // What `tiles` tiles of the team's channels add to this block's rows of the residual, each of which
 // has one warp. A block without channels adds nothing, but it has waited for its input all the
 // same: see above. more: to what another part added; last: no other part follows.
 static __device__ __forceinline__ void outer_part(const struct gpu_task &task, struct step &step,
                                                   const struct team &team, int tiles, bool more,
                                                   bool last) {
-    enum {
-        EACH = inner_columns::EACH,
-        BATCH = (int)inner_columns::TILES < (int)PIECE_TILES ? inner_columns::TILES : PIECE_TILES,
-    };
-    typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, BATCH> in[TEAM_TILES / BATCH];
+    inner_inputs in;
 #pragma unroll
-    for (int n = 0; n < TEAM_TILES / BATCH; n++)
-        in[n] = inner_input<BATCH>(n * BATCH);
+    for (int n = 0; n < TEAM_TILES / INNER_BATCH; n++)
+        in[n] = inner_input<INNER_BATCH>(n * INNER_BATCH);
+    int row = warp_id();
+    if constexpr (DOWN_TOGETHER > 1) {
 #pragma unroll 1
-    for (int row = warp_id(); row - warp_id() < team.rows(); row += WARPS) {
-        float sum[2][COLUMN_GROUPS][4] = {};
+        for (; tiles == TEAM_TILES && row + (DOWN_TOGETHER - 1) * WARPS < team.rows();
+             row += DOWN_TOGETHER * WARPS) {
+            float sum[DOWN_TOGETHER][2][COLUMN_GROUPS][4] = {};
+            const char *slots[DOWN_TOGETHER];
+            step.ring.wait(slots);
+            multiply_pieces(sum, slots, 0, in);
+            step.ring.leave<DOWN_TOGETHER>();
+#pragma unroll
+            for (int i = 0; i < DOWN_TOGETHER * COLUMN_GROUPS; i++)
+                add_inner(task, step, team, row + i / COLUMN_GROUPS * WARPS, i % COLUMN_GROUPS,
+                          sum[i / COLUMN_GROUPS], more, last);
+        }
+    }
+#pragma unroll 1
+    for (; row - warp_id() < team.rows(); row += WARPS) {
+        float sum[1][2][COLUMN_GROUPS][4] = {};
 #pragma unroll 1
         for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
 #pragma unroll
             for (int first = 0; first < TEAM_TILES; first += PIECE_TILES) {
                 if (first >= tiles)
                     break;
-                step.ring.wait();
-                const char *piece = ring_slot(step.ring.slot) + warp_id() * PIECE_BYTES;
-                if (row < team.rows() && first + PIECE_TILES <= tiles) {
-#pragma unroll
-                    for (int t = 0; t < PIECE_TILES; t += BATCH)
-                        layer_tiles::multiply_tiles<EACH>(sum, t, piece + t * layer_tiles::BYTES,
-                                                          layer_tiles::BYTES, BATCH,
-                                                          in[(first + t) / BATCH]);
-                } else if (row < team.rows()) {
+                const char *slots[1];
+                step.ring.wait(slots);
+                if (row < team.rows() && first + PIECE_TILES <= tiles)
+                    multiply_pieces(sum, slots, first, in);
+                else if (row < team.rows()) {
+                    slots[0] += warp_id() * PIECE_BYTES;
 #pragma unroll 1
-                    for (int t = 0; first + t < tiles; t++)
-                        layer_tiles::multiply_tiles<EACH>(sum, 0, piece + t * layer_tiles::BYTES, 0,
-                                                          1, inner_input<1>(first + t));
+                    for (int t = 0; first + t < tiles; t++) {
+                        layer_tiles::multiply_tiles<inner_columns::EACH>(sum, 0, slots, 0, 1,
+                                                                         inner_input<1>(first + t));
+                        slots[0] += layer_tiles::BYTES;
+                    }
                 }
                 step.ring.leave();
             }
@@ -296,10 +339,7 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
             break;
 #pragma unroll
         for (int group = 0; group < COLUMN_GROUPS; group++)
-            add_tile_part(
-                task, team.number, row * team.size + team.member, group,
-                inner_columns::add_up(layer_tiles::results(add(sum[0][group], sum[1][group]))),
-                step.round, more, last);
+            add_inner(task, step, team, row, group, sum[0], more, last);
     }
 }
 

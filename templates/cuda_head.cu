@@ -34,6 +34,7 @@ static __device__ __forceinline__ void decode_mix(const struct gpu_task &task, s
             int rows = MIX_ROWS - first < SUM_ROWS ? MIX_ROWS - first : SUM_ROWS;
             product.multiply_rows(step.ring, in.normed, rows, in.round);
             consumers_barrier();
+#pragma unroll 1
             for (int row = 0; row < rows; row++) {
                 if (mine && (first + row) % STREAMS == stream) {
                     float2 y = finish_split<STREAMS>(work_floats() + row * mix_product::ROW_FLOATS,
@@ -83,8 +84,10 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
         }
         consumers_barrier();
         float max = weights[0], total = 0;
+#pragma unroll 1
         for (int p = 1; p < STREAMS; p++)
             max = fmaxf(max, weights[p]);
+#pragma unroll 1
         for (int p = 0; p < STREAMS; p++)
             total += expf(weights[p] - max);
         float factor = (1.0f - STREAM_SMOOTHING) / total, least = STREAM_SMOOTHING / STREAMS;
@@ -92,6 +95,7 @@ static __device__ __forceinline__ void decode_weigh(const struct gpu_task &task,
             if (thread_id() < WARP) { // rows twice
                 int i = row_tile * TILE + thread_id() % TILE;
                 float y = 0;
+#pragma unroll 1
                 for (int p = 0; p < STREAMS; p++)
                     y += (expf(weights[p] - max) * factor + least) * scales[p] *
                          newest_residual(task, p)[i];

@@ -129,19 +129,23 @@ struct bf16_tiles {
         }
     };
 
-    // sums += `count` tiles, `apart` bytes from each other; the first one is tile n of several.
-    template <int EACH, int GROUPS, int PIECES, int TILES>
+    // sums += `count` tiles of each of ROWS rows, `apart` bytes from each other; the first one is
+    // tile n of several.
+    template <int EACH, int ROWS, int GROUPS, int PIECES, int TILES>
     static __device__ __forceinline__ void
-    multiply_tiles(float (&sums)[2][GROUPS][4], int n, const char *tiles, int apart, int count,
-                   const struct input<GROUPS, PIECES, TILES> &in) {
+    multiply_tiles(float (&sums)[ROWS][2][GROUPS][4], int n, const char *const (&tiles)[ROWS],
+                   int apart, int count, const struct input<GROUPS, PIECES, TILES> &in) {
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (t >= count)
                 break;
-            struct tile weights = load_fragment((const struct tile *)(tiles + t * apart));
 #pragma unroll
-            for (int piece = 0; piece < PIECES; piece++)
-                multiply(sums[(n + t) % 2][piece % GROUPS], weights, in.x[t][piece]);
+            for (int r = 0; r < ROWS; r++) {
+                struct tile weights = load_fragment((const struct tile *)(tiles[r] + t * apart));
+#pragma unroll
+                for (int piece = 0; piece < PIECES; piece++)
+                    multiply(sums[r][(n + t) % 2][piece % GROUPS], weights, in.x[t][piece]);
+            }
         }
     }
 };

@@ -62,12 +62,23 @@ enum {
     FLYING = FLYING_FIT < 2            ? 2
              : FLYING_FIT < RING_SLOTS ? FLYING_FIT
                                        : RING_SLOTS,
+    LAYERS_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
+    LAYERS_INT4 = layer_tiles::SCALES && !LAYERS_INT8,
     // The same, in slots, of what is copied while blocks tell each other most, which more would
     // delay: a layer's weights up to the first of the MLP that fill the ring. For these there is
     // more time with many streams; with int8 weights too, 2 to 3 % of a step.
     CALM = 2,
-    CALM_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
-    CALM_MLP = STREAMS > FEW_COLUMNS || CALM_INT8 ? 1 : 2,
+    CALM_MLP = STREAMS > FEW_COLUMNS || LAYERS_INT8 ? 1 : 2,
+    // Rows of tiles that a warp multiplies together: with few bytes and streams a row takes as long
+    // as its chain of products. Their slots are held for that time; int8 has few, of large rows.
+    ROWS_FIT = !WARPGROUPS || RING_SLOTS < 4 ? 1 // below sm_90 registers are short
+               : RING_SLOTS < 8              ? 2
+                                             : 4,
+    FEW_INT4 = LAYERS_INT4 && STREAMS <= FEW_COLUMNS,
+    GATE_UP_TOGETHER = FEW_INT4                                      ? ROWS_FIT
+                       : LAYERS_INT8 && STREAMS == 1 && ROWS_FIT > 1 ? 2
+                                                                     : 1,
+    DOWN_TOGETHER = FEW_INT4 && ROWS_FIT == 4 && PIECE_TILES == TEAM_TILES ? 3 : 1,
 };
 
 // count / size, upwards; neither is negative. Signed, a division takes more instructions.
@@ -251,9 +262,24 @@ struct ring : ring_place<RING_SLOTS> {
             wait_barrier(&workplace()->full[slot], parity);
     }
 
-    __device__ __forceinline__ void leave() {
-        arrive_as_warp(&workplace()->empty[slot]);
-        next();
+    // The same for the next COUNT slots: where they are.
+    template <int COUNT> __device__ __forceinline__ void wait(const char *(&slots)[COUNT]) const {
+        struct ring place = *this;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            place.wait();
+            slots[i] = ring_slot(place.slot);
+            place.next();
+            place.full = false;
+        }
+    }
+
+    template <int COUNT = 1> __device__ __forceinline__ void leave() {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            arrive_as_warp(&workplace()->empty[slot]);
+            next();
+        }
         if (WARPGROUPS && layer_tiles::SCALES)
             full = has_ended(&workplace()->full[slot], parity);
     }
@@ -336,8 +362,9 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
 }
 
 // Products of rows of TILES tiles in PLANES planes that share activations: KS 16s of COLUMNS
-// columns, told as TOLD says.
-template <typename FORMAT, typename TOLD, int TILES, int PLANES, int KS, int COLUMNS>
+// columns, told as TOLD says. Up to TOGETHER rows are multiplied together, where a slot holds one.
+template <typename FORMAT, typename TOLD, int TILES, int PLANES, int KS, int COLUMNS,
+          int TOGETHER = 1>
 struct row_product {
     typedef struct side_by_side<FORMAT, COLUMNS> beside;
     typedef typename TOLD::number number;
@@ -415,10 +442,10 @@ struct row_product {
     }
 
     // Waits for all of this warp's activations, and takes those of chunk 0. If they are many, some
-    // lanes ask for one of the block's alone first: many questions delay the answers.
+    // lanes ask for a few alone first, blocks for different ones: many questions delay the answers.
     __device__ __forceinline__ void await(const float *input, unsigned round) {
-        const int other = block_id() % (CHUNK * WARP_TILES) * WARPS + warp_id();
-        const int tile = CHUNKS == 1 && other < TILES ? other : warp_id();
+        const int mine = first_tile(0, 0), each = count_tiles(0, 0);
+        const int tile = mine + (CHUNKS == 1 && each > 0 ? block_id() % each : 0);
         if (COLUMNS > FEW_COLUMNS && lane_id() < 4 && tile < TILES) {
             const number *one = (const number *)input + tile * (GIVEN * WARP) + lane_id();
             while (look_again_alone(strange(look(one, round), round)))
@@ -447,21 +474,50 @@ struct row_product {
     }
 
     // sum += the slots of chunk `chunk` times their activations.
-    __device__ __forceinline__ void multiply_chunk(float (&sum)[2][GROUPS][4], struct ring &ring,
-                                                   int chunk) const {
+    template <int ROWS>
+    __device__ __forceinline__ void multiply_chunk(float (&sum)[ROWS][2][GROUPS][4],
+                                                   struct ring &ring, int chunk) const {
 #pragma unroll
         for (int s = 0; s < CHUNK; s++) {
             if (CHUNKS > 1 && slot_first(chunk, s * BATCHES) >= ALL_TILES)
                 return;
-            ring.wait();
-            const char *mine =
-                ring_slot(ring.slot) + first_tile(chunk, s * BATCHES) * FORMAT::BYTES;
+            const char *tiles[ROWS];
+            ring.wait(tiles);
 #pragma unroll
-            for (int b = 0; b < BATCHES; b++)
-                FORMAT::template multiply_tiles<EACH>(
-                    sum, b * BATCH, mine + b * BATCH * FORMAT::BYTES, FORMAT::BYTES,
-                    count_tiles(chunk, s * BATCHES + b), in[s * BATCHES + b]);
-            ring.leave();
+            for (int r = 0; r < ROWS; r++)
+                tiles[r] += first_tile(chunk, s * BATCHES) * FORMAT::BYTES;
+#pragma unroll
+            for (int b = 0; b < BATCHES; b++) {
+                FORMAT::template multiply_tiles<EACH>(sum, b * BATCH, tiles, FORMAT::BYTES,
+                                                      count_tiles(chunk, s * BATCHES + b),
+                                                      in[s * BATCHES + b]);
+#pragma unroll
+                for (int r = 0; r < ROWS; r++)
+                    tiles[r] += BATCH * FORMAT::BYTES;
+            }
+            ring.leave<ROWS>();
+        }
+    }
+
+    // The next ROWS rows: their sums to `to` [ROWS, ROW_FLOATS].
+    template <int ROWS>
+    __device__ __forceinline__ void multiply_together(struct ring &ring, const float *input,
+                                                      float *to, unsigned round) {
+        float sum[ROWS][2][GROUPS][4] = {};
+#pragma unroll 1
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            if (CHUNKS > 1) // all are told: await saw them
+                ask(input, chunk + 1 < CHUNKS ? chunk + 1 : 0, round);
+            multiply_chunk(sum, ring, chunk);
+            if (CHUNKS > 1)
+                take();
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS * GROUPS; i++) {
+            float(&halves)[2][GROUPS][4] = sum[i / GROUPS];
+            split_sums<COLUMNS>::leave(
+                to + i * split_sums<COLUMNS>::FLOATS, lane_id() / 4, lane_id() % 4,
+                beside::add_up(FORMAT::results(add(halves[0][i % GROUPS], halves[1][i % GROUPS]))));
         }
     }
 
@@ -469,24 +525,15 @@ struct row_product {
     // a barrier.
     __device__ __forceinline__ void multiply_rows(struct ring &ring, const float *input, int rows,
                                                   unsigned round) {
+        int row = 0;
+        if constexpr (TOGETHER > 1 && SLOTS == 1) {
 #pragma unroll 1
-        for (int row = 0; row < rows; row++) {
-            float sum[2][GROUPS][4] = {};
-#pragma unroll 1
-            for (int chunk = 0; chunk < CHUNKS; chunk++) {
-                if (CHUNKS > 1) // all are told: await saw them
-                    ask(input, chunk + 1 < CHUNKS ? chunk + 1 : 0, round);
-                multiply_chunk(sum, ring, chunk);
-                if (CHUNKS > 1)
-                    take();
-            }
-#pragma unroll
-            for (int group = 0; group < GROUPS; group++)
-                split_sums<COLUMNS>::leave(
-                    work_floats() + (row * GROUPS + group) * split_sums<COLUMNS>::FLOATS,
-                    lane_id() / 4, lane_id() % 4,
-                    beside::add_up(FORMAT::results(add(sum[0][group], sum[1][group]))));
+            for (; row + TOGETHER <= rows; row += TOGETHER)
+                multiply_together<TOGETHER>(ring, input, work_floats() + row * ROW_FLOATS, round);
         }
+#pragma unroll 1
+        for (; row < rows; row++)
+            multiply_together<1>(ring, input, work_floats() + row * ROW_FLOATS, round);
     }
 };
 

@@ -227,42 +227,52 @@ template <int TILE_BYTES> struct quantized_tiles {
         return f;
     }
 
-    // As above, in each column with what belongs to its tile.
-    template <int EACH, int GROUPS, int PIECES, int TILES>
+    // As above, in each column with what belongs to its tile. Products of one row wait for each
+    // other: those of several rows take turns.
+    template <int EACH, int ROWS, int GROUPS, int PIECES, int TILES>
     static __device__ __forceinline__ void
-    multiply_tiles(float (&sums)[2][GROUPS][4], int n, const char *tiles, int apart, int count,
-                   const struct input<GROUPS, PIECES, TILES> &in) {
+    multiply_tiles(float (&sums)[ROWS][2][GROUPS][4], int n, const char *const (&tiles)[ROWS],
+                   int apart, int count, const struct input<GROUPS, PIECES, TILES> &in) {
         enum { CHAINS = TILES > 1 ? 2 : 1 }; // shorter ones
-        float products[CHAINS][GROUPS][4] = {};
+        float products[ROWS][CHAINS][GROUPS][4] = {};
         if (!format::OFFSETS) {
 #pragma unroll
-            for (int i = 0; i < 4 * GROUPS; i++)
-                products[0][i / 4][i % 4] = in.total[i / 4][i % 2];
+            for (int i = 0; i < 4 * GROUPS * ROWS; i++)
+                products[i / 4 / GROUPS][0][i / 4 % GROUPS][i % 4] =
+                    in.total[i / 4 % GROUPS][i % 2];
         }
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             if (t >= count)
                 break;
-            struct quants q = format::unpack_f16(tiles + t * apart);
+            struct quants q[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+                q[r] = format::unpack_f16(tiles[r] + t * apart);
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++)
-                multiply<F16>(products[piece / GROUPS % CHAINS][piece % GROUPS],
-                              q.halves[piece / GROUPS % INPUTS], in.x[t][piece]);
+#pragma unroll
+                for (int r = 0; r < ROWS; r++)
+                    multiply<F16>(products[r][piece / GROUPS % CHAINS][piece % GROUPS],
+                                  q[r].halves[piece / GROUPS % INPUTS], in.x[t][piece]);
         }
-        const struct factors even = column_factors<EACH, TILES>(tiles, apart, count, 0);
-        const struct factors odd =
-            EACH == 1 ? column_factors<EACH, TILES>(tiles, apart, count, 1) : even;
 #pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
+        for (int r = 0; r < ROWS; r++) {
+            const struct factors even = column_factors<EACH, TILES>(tiles[r], apart, count, 0);
+            const struct factors odd =
+                EACH == 1 ? column_factors<EACH, TILES>(tiles[r], apart, count, 1) : even;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const struct factors &f = i % 2 ? odd : even;
-                float &sum = sums[n % 2][group][i], product = products[0][group][i];
-                if (CHAINS > 1)
-                    product += products[1][group][i];
-                sum += f.scale[i / 2] * product;
-                if (format::OFFSETS)
-                    sum += f.offset[i / 2] * in.total[group][i % 2];
+            for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const struct factors &f = i % 2 ? odd : even;
+                    float &sum = sums[r][n % 2][group][i], product = products[r][0][group][i];
+                    if (CHAINS > 1)
+                        product += products[r][1][group][i];
+                    sum += f.scale[i / 2] * product;
+                    if (format::OFFSETS)
+                        sum += f.offset[i / 2] * in.total[group][i % 2];
+                }
             }
         }
     }

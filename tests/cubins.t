@@ -56,14 +56,16 @@ compiled("1.8B", [[model_type = "qwen2_parscale", hidden_size = 1536, intermedia
     num_hidden_layers = 36, num_attention_heads = 16, num_key_value_heads = 2,
     vocab_size = 151936, parscale_n = 8]], ARCHITECTURES)
 for _, case in ipairs({
-    { "int8", 'weight_dtype = "int8"', 0 },
-    { "int4", 'weight_dtype = "int4"', 24 },
-    { "int8-cache", 'cache_dtype = "int8"', 0 },
+    { "int8", 8, 'weight_dtype = "int8"' },
+    { "int4", 8, 'weight_dtype = "int4"' },
+    { "int4-p4", 4, 'weight_dtype = "int4"' }, -- rows of tiles that are multiplied together
+    { "int8-cache", 8, 'cache_dtype = "int8"' },
 }) do
-    compiled("1.8B-" .. case[1], [[model_type = "qwen2_parscale", hidden_size = 1536,
+    local name, P, dtype = table.unpack(case)
+    compiled("1.8B-" .. name, ([[model_type = "qwen2_parscale", hidden_size = 1536,
         intermediate_size = 8320, num_hidden_layers = 36, num_attention_heads = 16,
-        num_key_value_heads = 2, vocab_size = 151936, parscale_n = 8, ]] .. case[2], "80 90",
-        case[3])
+        num_key_value_heads = 2, vocab_size = 151936, parscale_n = %d, %s]]):format(P, dtype),
+        "80 90")
 end
 compiled("SmolLM2", [[model_type = "llama", hidden_size = 576, intermediate_size = 1536,
     num_hidden_layers = 30, num_attention_heads = 9, num_key_value_heads = 3, head_dim = 64,

@@ -75,6 +75,8 @@ local HARMLESS = {
         "keeps few copies under way: who reads them waits too",
     ["look_again_alone(strange(look(from, round), round)) of decode_step"] =
         "asks for one of those that are then waited for",
+    ["look_again_alone(strange(look(one, round), round)) of decode_step"] =
+        "asks for some of those that are then waited for",
 }
 
 -- engine.cu with each of these statements, and each wait for numbers that are told, behind a

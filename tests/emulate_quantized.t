@@ -2,7 +2,8 @@
 -- int8 and int4 weights on the emulated GPU against the plain CPU path with the same pack: golden
 -- models, quantised, and shapes that no golden folder has. Widths end in the middle of a tile of 32
 -- columns; a row of P = 16 is longer than what a warp copies ahead. The last ones with warpgroups,
--- one of them with teams of blocks, and with rows that take larger slots.
+-- where some rows of tiles are multiplied together; one of them with teams of blocks, and with rows
+-- that take larger slots.
 
 local here = arg[0]:match("^(.*/)") or "./"
 package.path = here .. "../?.lua;" .. here .. "?.lua;" .. package.path
@@ -15,6 +16,10 @@ local tap = require("tap")
 local KL, ERROR = 3e-4, 15e-3 -- nats; of the logits' deviation
 local SMALL, SMALL_RING = "EMULATOR_SHARED=101376", "-DSHARED_BYTES=101376"
 
+local PLAIN = [[model_type = "llama", hidden_size = 16, intermediate_size = 150,
+    num_hidden_layers = 2, num_attention_heads = 3, num_key_value_heads = 3, head_dim = 16,
+    vocab_size = 40, tie_word_embeddings = true]]
+
 -- A golden folder or the end of a spec; P; tokens; what the kernels are compiled with and the
 -- emulated GPU has, unless that is little shared memory.
 local MODELS = {
@@ -24,9 +29,8 @@ local MODELS = {
         num_hidden_layers = 2, num_attention_heads = 3, num_key_value_heads = 1, head_dim = 22,
         vocab_size = 70, parscale_n = 16, parscale_n_tokens = 20, tie_word_embeddings = false]],
       16, 9 },
-    { [[model_type = "llama", hidden_size = 16, intermediate_size = 150, num_hidden_layers = 2,
-        num_attention_heads = 3, num_key_value_heads = 3, head_dim = 16, vocab_size = 40,
-        tie_word_embeddings = true]], 1, 24 },
+    { PLAIN, 1, 24 },
+    { PLAIN, 1, 24, "-DEMULATOR_WARPGROUPS", "" },
     { "p3-hd16-odd-bf16", 3, 24, "-DEMULATOR_WARPGROUPS", "" },
     { [[model_type = "qwen2_parscale", hidden_size = 1040, intermediate_size = 232,
         num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1, head_dim = 16,
