@@ -254,26 +254,22 @@ static __device__ __forceinline__ struct job head_job(const struct gpu_task &tas
 struct ring : ring_place<RING_SLOTS> {
     bool full = false; // whether it is known already that the slot is
 
-    // Until the slot is full; and then to the next one, this is the producer's again.
-    // With few bytes a weight that one is full already, most times: it is asked here, as the answer
-    // takes a while; where registers suffice for that.
-    __device__ __forceinline__ void wait() const {
-        if (!full)
-            wait_barrier(&workplace()->full[slot], parity);
-    }
-
-    // The same for the next COUNT slots: where they are.
+    // Until the next COUNT slots are full: where they are.
     template <int COUNT> __device__ __forceinline__ void wait(const char *(&slots)[COUNT]) const {
         struct ring place = *this;
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            place.wait();
+            if (!place.full)
+                wait_barrier(&workplace()->full[place.slot], place.parity);
             slots[i] = ring_slot(place.slot);
             place.next();
             place.full = false;
         }
     }
 
+    // To the slot behind these, which are the producer's again. With few bytes a weight it is full
+    // already, most times: that is asked here, as the answer takes a while, where registers suffice
+    // for it.
     template <int COUNT = 1> __device__ __forceinline__ void leave() {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
