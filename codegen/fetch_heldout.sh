@@ -14,7 +14,7 @@ fail() {
 }
 
 mkdir -p "$(dirname "$folder")"
-part=$(mktemp -d "$folder.XXXXXX")
+part=$(mktemp -d -p "$(dirname "$folder")")
 trap 'rm -rf "$part"' EXIT INT TERM
 
 echo "fetching the Python sources of $package, 0.5 MB"

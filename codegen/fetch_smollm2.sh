@@ -16,7 +16,7 @@ fail() {
 
 folder=$(dirname "$file")
 mkdir -p "$folder"
-part=$(mktemp -d "$folder/fetch.XXXXXX")
+part=$(mktemp -d -p "$folder")
 trap 'rm -rf "$part"' EXIT INT TERM
 
 free=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1024) }')

@@ -22,7 +22,7 @@ fi
 if [ ! -d "$folder" ]; then
     echo "fetching NVRTC: package $package, 90 MB" >&2
     mkdir -p "$1"
-    part=$(mktemp -d "$1/fetch.XXXXXX")
+    part=$(mktemp -d -p "$1")
     trap 'rm -rf "$part"' EXIT INT TERM
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --dest "$part" "$package" >&2 || {

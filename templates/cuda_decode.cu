@@ -236,13 +236,21 @@ static __device__ __forceinline__ void add_tile_part(const struct gpu_task &task
 
 typedef struct side_by_side<layer_tiles, STREAMS> inner_columns;
 
-// The same of a group of columns of a team's row, whose sums these are.
+// add_tile_part of ROWS of the team's rows, WARPS apart, whose sums these are.
+template <int ROWS>
 static __device__ __forceinline__ void
 add_inner(const struct gpu_task &task, const struct step &step, const struct team &team, int row,
-          int group, const float (&sum)[2][COLUMN_GROUPS][4], bool more, bool last) {
-    add_tile_part(task, team.number, row * team.size + team.member, group,
-                  inner_columns::add_up(layer_tiles::results(add(sum[0][group], sum[1][group]))),
-                  step.round, more, last);
+          const float (&sum)[ROWS][2][COLUMN_GROUPS][4], bool more, bool last) {
+#pragma unroll
+    for (int i = 0; i < ROWS * COLUMN_GROUPS; i++) {
+        const float(&halves)[2][COLUMN_GROUPS][4] = sum[i / COLUMN_GROUPS];
+        const int group = i % COLUMN_GROUPS,
+                  row_tile = (row + i / COLUMN_GROUPS * WARPS) * team.size + team.member;
+        add_tile_part(
+            task, team.number, row_tile, group,
+            inner_columns::add_up(layer_tiles::results(add(halves[0][group], halves[1][group]))),
+            step.round, more, last);
+    }
 }
 
 // The share of TILES tiles side by side of a team's channels.
@@ -304,10 +312,7 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
             step.ring.wait(slots);
             multiply_pieces(sum, slots, 0, in);
             step.ring.leave<DOWN_TOGETHER>();
-#pragma unroll
-            for (int i = 0; i < DOWN_TOGETHER * COLUMN_GROUPS; i++)
-                add_inner(task, step, team, row + i / COLUMN_GROUPS * WARPS, i % COLUMN_GROUPS,
-                          sum[i / COLUMN_GROUPS], more, last);
+            add_inner(task, step, team, row, sum, more, last);
         }
     }
 #pragma unroll 1
@@ -321,9 +326,9 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
                     break;
                 const char *slots[1];
                 step.ring.wait(slots);
-                if (row < team.rows() && first + PIECE_TILES <= tiles)
+                if (row < team.rows() && first + PIECE_TILES <= tiles) {
                     multiply_pieces(sum, slots, first, in);
-                else if (row < team.rows()) {
+                } else if (row < team.rows()) {
                     slots[0] += warp_id() * PIECE_BYTES;
 #pragma unroll 1
                     for (int t = 0; first + t < tiles; t++) {
@@ -337,9 +342,7 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
         }
         if (row >= team.rows())
             break;
-#pragma unroll
-        for (int group = 0; group < COLUMN_GROUPS; group++)
-            add_inner(task, step, team, row, group, sum[0], more, last);
+        add_inner(task, step, team, row, sum, more, last);
     }
 }
 

@@ -63,7 +63,6 @@ enum {
              : FLYING_FIT < RING_SLOTS ? FLYING_FIT
                                        : RING_SLOTS,
     LAYERS_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
-    LAYERS_INT4 = layer_tiles::SCALES && !LAYERS_INT8,
     // The same, in slots, of what is copied while blocks tell each other most, which more would
     // delay: a layer's weights up to the first of the MLP that fill the ring. For these there is
     // more time with many streams; with int8 weights too, 2 to 3 % of a step.
@@ -74,7 +73,7 @@ enum {
     ROWS_FIT = !WARPGROUPS || RING_SLOTS < 4 ? 1 // below sm_90 registers are short
                : RING_SLOTS < 8              ? 2
                                              : 4,
-    FEW_INT4 = LAYERS_INT4 && STREAMS <= FEW_COLUMNS,
+    FEW_INT4 = layer_tiles::SCALES && !LAYERS_INT8 && STREAMS <= FEW_COLUMNS,
     GATE_UP_TOGETHER = FEW_INT4                                      ? ROWS_FIT
                        : LAYERS_INT8 && STREAMS == 1 && ROWS_FIT > 1 ? 2
                                                                      : 1,
