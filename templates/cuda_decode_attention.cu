@@ -34,8 +34,12 @@ static __device__ inline struct attention_split divide_attention(int position) {
     int splits = (tiles + warps - 1) / warps;
     splits = splits < most ? splits : most;
     splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
-    return {warps, splits, (tiles - 1) % (splits * warps), (int)blockIdx.x / splits,
-            (int)blockIdx.x % splits};
+    return {warps,
+            splits,
+            (tiles - 1) % (splits * warps),
+            (int)blockIdx.x / splits,
+            (int)blockIdx.x % splits,
+            tiles > splits * warps};
 }
 
 // The queries of an item, scaled for powers of two, to shared memory: a lane's fragments of 16

@@ -64,10 +64,14 @@ enum {
                                        : RING_SLOTS,
     LAYERS_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
     // The same, in slots, of what is copied while blocks tell each other most, which more would
-    // delay: a layer's weights up to the first of the MLP that fill the ring. For these there is
-    // more time with many streams; with int8 weights too, 2 to 3 % of a step.
+    // delay: a layer's weights up to the first of the MLP that fill the ring. Of these about half a
+    // row of gate and up, which is one of int8's slots.
     CALM = 2,
-    CALM_MLP = STREAMS > FEW_COLUMNS || LAYERS_INT8 ? 1 : 2,
+    HALF_ROW_SLOTS =
+        (HIDDEN_COLUMN_TILES * (int)layer_tiles::BYTES / 2 + SLOT_BYTES - 1) / SLOT_BYTES,
+    CALM_MLP = LAYERS_INT8          ? 1
+               : HALF_ROW_SLOTS > 2 ? HALF_ROW_SLOTS
+                                    : 2,
     // Rows of tiles that a warp multiplies together: with few bytes and streams a row takes as long
     // as its chain of products. Their slots are held for that time; int8 has few, of large rows.
     ROWS_FIT = !WARPGROUPS || RING_SLOTS < 4 ? 1 // below sm_90 registers are short
@@ -133,6 +137,7 @@ struct attention_split {
     int splits;       // blocks that share an item; 1, if a block has several items
     int newest;       // of an item's warps, the one that attends the newest position
     int item, number; // this block's first item, if there is one; its number among the splits
+    bool again;       // whether a warp attends more than one row of tiles
 };
 
 // What lies in shared memory behind the slots and the sums.
@@ -334,6 +339,12 @@ struct filling {
     }
 };
 
+// CALM_MLP; but copies delay the keys and values of many streams that attend much, by 1 to 2 % of a
+// step.
+static __device__ __forceinline__ int calm_mlp() {
+    return STREAMS > FEW_COLUMNS && workplace()->split.again ? 1 : (int)CALM_MLP;
+}
+
 // The producer's whole work: all that this block multiplies.
 static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
     struct filling filling = {{}, {}, 0, FLYING, 0};
@@ -348,7 +359,7 @@ static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
             if (layer < LAYERS && n < 2)
                 filling.limit(CALM, 1 << 30);
             if (n == 2)
-                filling.limit(CALM_MLP, layer < LAYERS ? RING_SLOTS : 0);
+                filling.limit(calm_mlp(), layer < LAYERS ? RING_SLOTS : 0);
             filling.copy(layer == LAYERS ? head_job(task, n) : layer_job(weights, team, n));
         }
     }

@@ -128,8 +128,9 @@ for source, device, size, dtype, streams, what, context, value in text:gmatch(
         what .. " has a figure", value)
     found[table.concat({ source, size, dtype, what, context }, " ")] = tonumber(value)
 end
-for _, key in ipairs({ "first_start_s ", "later_start_s ", "upload_s ", "pack_bytes ",
-    "gpu_cache_bytes ", "gpu_activation_bytes ", "read_gb_s ", "decode_ms 20", "prefill_ms 9" }) do
+for _, key in ipairs({ "first_start_s ", "later_start_s ", "driver_start_s ", "upload_s ",
+    "pack_bytes ", "gpu_cache_bytes ", "gpu_activation_bytes ", "read_gb_s ", "decode_ms 20",
+    "prefill_ms 9" }) do
     tap.ok(found["parscale.c test bf16 " .. key], "a row of " .. key, text .. said)
 end
 local joules = found["parscale.c test bf16 joules_token 20"] -- of 43 tokens, one step in vain

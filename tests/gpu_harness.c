@@ -8,8 +8,10 @@
 //     gpu_harness speed PACK STREAMS CONTEXT PROMPT  ms a step behind CONTEXT, ms a prompt
 //     gpu_harness start PACK STREAMS cache|nocache   seconds to open, and their parts
 //     gpu_harness step PACK STREAMS CONTEXT          one decode step, for a profiler
+//     gpu_harness first PACK STREAMS LABEL           CSV: LABEL,STREAMS,what,context,value; the
+//                                                    first start, if the cache of kernels is empty
 //     gpu_harness table PACK STREAMS LABEL PROMPT STEPS CONTEXT...
-//                                                    CSV: LABEL,STREAMS,what,context,value
+//                                                    the same of all else
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
@@ -269,18 +271,12 @@ static void row(const struct table *table, const char *what, size_t context, dou
     fflush(stdout);
 }
 
-static void start_rows(const struct table *table) {
-    static const char *const NAMES[] = {"first_start_s", NULL, "later_start_s"};
-    for (int i = 0; i < 3; i++) { // without the kernel cache; to fill it; with it
-        double began = clock_seconds();
-        struct parscale *model = open_on("cuda", table->pack, table->streams, i == 0, NULL);
-        const struct parscale_start *start = &parscale_info(model)->start;
-        if (NAMES[i])
-            row(table, NAMES[i], 0, clock_seconds() - began - start->upload_alone);
-        if (i == 2)
-            row(table, "upload_s", 0, start->upload);
-        parscale_close(model);
-    }
+// Opens the model as this program's first; its row is the seconds without the upload.
+static struct parscale *open_timed(const struct table *table, const char *what) {
+    double began = clock_seconds();
+    struct parscale *model = open_on("cuda", table->pack, table->streams, false, NULL);
+    row(table, what, 0, clock_seconds() - began - parscale_info(model)->start.upload_alone);
+    return model;
 }
 
 // Joules of a step behind `context` positions, which the cache holds: of some seconds of them.
@@ -309,9 +305,10 @@ static void decode_rows(const struct table *table, struct parscale *model, size_
 }
 
 static void print_table(const struct table *table, char **contexts) {
-    start_rows(table);
-    struct parscale *model = open_on("cuda", table->pack, table->streams, false, NULL);
+    struct parscale *model = open_timed(table, "later_start_s");
     const struct parscale_info *info = parscale_info(model);
+    row(table, "driver_start_s", 0, info->start.device);
+    row(table, "upload_s", 0, info->start.upload);
     row(table, "pack_bytes", 0, (double)info->pack_bytes);
     row(table, "gpu_cache_bytes", 0, (double)info->gpu_cache_bytes);
     row(table, "gpu_activation_bytes", 0, (double)info->gpu_activation_bytes);
@@ -398,6 +395,10 @@ int main(int argc, char **argv) {
         start(argv[2], streams, strcmp(argv[4], "nocache") == 0);
     else if (strcmp(argv[1], "step") == 0)
         step(argv[2], streams, strtoul(argv[4], NULL, 10));
+    else if (strcmp(argv[1], "first") == 0)
+        parscale_close(
+            open_timed(&(struct table){.pack = argv[2], .streams = streams, .label = argv[4]},
+                       "first_start_s"));
     else if (strcmp(argv[1], "table") == 0 && argc > 7)
         print_table(&(struct table){argv[2], argv[4], streams, strtoul(argv[5], NULL, 10),
                                     strtoul(argv[6], NULL, 10)},

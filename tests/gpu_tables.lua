@@ -175,9 +175,9 @@ end
 -- What the largest P takes.
 local function start_table(out, all)
     out[#out + 1] = ""
-    put(out, "largest P", "first start, s", "later, ms", "upload, s", "pack, MB", "cache, MB",
-        "other GPU memory, MB")
-    put(out, "---", "---:", "---:", "---:", "---:", "---:", "---:")
+    put(out, "largest P", "first start, s", "later, ms", "of it the driver, ms", "upload, s",
+        "pack, MB", "cache, MB", "other GPU memory, MB")
+    put(out, "---", "---:", "---:", "---:", "---:", "---:", "---:", "---:")
     for _, line in ipairs(all.lines) do
         local function last(what, unit)
             for i = #STREAMS, 1, -1 do
@@ -188,8 +188,8 @@ local function start_table(out, all)
         end
         if line.source == OWN then
             put(out, name_of(line), last("first_start_s", 1), last("later_start_s", 1e-3),
-                last("upload_s", 1), last("pack_bytes", 1e6), last("gpu_cache_bytes", 1e6),
-                last("gpu_activation_bytes", 1e6))
+                last("driver_start_s", 1e-3), last("upload_s", 1), last("pack_bytes", 1e6),
+                last("gpu_cache_bytes", 1e6), last("gpu_activation_bytes", 1e6))
         end
     end
 end
