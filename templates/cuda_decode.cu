@@ -276,17 +276,27 @@ enum {
 typedef typename layer_tiles::input<COLUMN_GROUPS, INNER_PIECES, INNER_BATCH>
     inner_inputs[TEAM_TILES / INNER_BATCH];
 
-// sum += a piece of each of ROWS rows, which are in `slots`: of their tiles those from `first` on.
+// Waits for this warp's next pieces of down_proj, of a row each.
+template <int ROWS>
+static __device__ __forceinline__ void await_pieces(const struct ring &ring,
+                                                    const char *(&pieces)[ROWS]) {
+    ring.wait(pieces);
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+        pieces[r] += warp_id() * PIECE_BYTES;
+}
+
+// sum += such pieces: of their rows' tiles those from `first` on.
 template <int ROWS>
 static __device__ __forceinline__ void multiply_pieces(float (&sum)[ROWS][2][COLUMN_GROUPS][4],
-                                                       const char *const (&slots)[ROWS], int first,
+                                                       const char *const (&pieces)[ROWS], int first,
                                                        const inner_inputs &in) {
 #pragma unroll
     for (int t = 0; t < PIECE_TILES; t += INNER_BATCH) {
         const char *tiles[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; r++)
-            tiles[r] = slots[r] + warp_id() * PIECE_BYTES + t * layer_tiles::BYTES;
+            tiles[r] = pieces[r] + t * layer_tiles::BYTES;
         layer_tiles::multiply_tiles<inner_columns::EACH>(
             sum, t, tiles, layer_tiles::BYTES, INNER_BATCH, in[(first + t) / INNER_BATCH]);
     }
@@ -308,9 +318,9 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
         for (; tiles == TEAM_TILES && row + (DOWN_TOGETHER - 1) * WARPS < team.rows();
              row += DOWN_TOGETHER * WARPS) {
             float sum[DOWN_TOGETHER][2][COLUMN_GROUPS][4] = {};
-            const char *slots[DOWN_TOGETHER];
-            step.ring.wait(slots);
-            multiply_pieces(sum, slots, 0, in);
+            const char *pieces[DOWN_TOGETHER];
+            await_pieces(step.ring, pieces);
+            multiply_pieces(sum, pieces, 0, in);
             step.ring.leave<DOWN_TOGETHER>();
             add_inner(task, step, team, row, sum, more, last);
         }
@@ -324,17 +334,16 @@ static __device__ __forceinline__ void outer_part(const struct gpu_task &task, s
             for (int first = 0; first < TEAM_TILES; first += PIECE_TILES) {
                 if (first >= tiles)
                     break;
-                const char *slots[1];
-                step.ring.wait(slots);
+                const char *piece[1];
+                await_pieces(step.ring, piece);
                 if (row < team.rows() && first + PIECE_TILES <= tiles) {
-                    multiply_pieces(sum, slots, first, in);
+                    multiply_pieces(sum, piece, first, in);
                 } else if (row < team.rows()) {
-                    slots[0] += warp_id() * PIECE_BYTES;
 #pragma unroll 1
                     for (int t = 0; first + t < tiles; t++) {
-                        layer_tiles::multiply_tiles<inner_columns::EACH>(sum, 0, slots, 0, 1,
+                        layer_tiles::multiply_tiles<inner_columns::EACH>(sum, 0, piece, 0, 1,
                                                                          inner_input<1>(first + t));
-                        slots[0] += layer_tiles::BYTES;
+                        piece[0] += layer_tiles::BYTES;
                     }
                 }
                 step.ring.leave();
@@ -372,12 +381,8 @@ static __device__ __forceinline__ void add_parts(const struct gpu_task &task, in
         for (int i = 0; i < TOGETHER; i++)
             sum = add(sum, without_round(part[i]));
     }
-    for (int distance = ADDED_LANES; distance < WARP; distance *= 2) {
-        sum.x += __shfl_xor_sync(0xffffffff, sum.x, distance);
-        sum.y += __shfl_xor_sync(0xffffffff, sum.y, distance);
-        sum.z += __shfl_xor_sync(0xffffffff, sum.z, distance);
-        sum.w += __shfl_xor_sync(0xffffffff, sum.w, distance);
-    }
+    for (int distance = ADDED_LANES; distance < WARP; distance *= 2)
+        sum = add(sum, shuffle(sum, distance));
     if (lane_id() < ADDED_LANES)
         stream_sums::leave(to, n / ADDED_PAIRS, n % ADDED_PAIRS, sum);
 }

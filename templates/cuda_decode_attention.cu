@@ -29,9 +29,9 @@ static __device__ __forceinline__ int attended_tiles(int positions) {
 static __device__ inline struct attention_split divide_attention(int position) {
     const int most = (int)gridDim.x / ATTENTION_ITEMS, tiles = attended_tiles(position + 1);
     const int few = most < 1 ? 1 : most < SPLITS_AT_ONCE ? most : (int)SPLITS_AT_ONCE;
-    int warps = (tiles + few - 1) / few;
+    int warps = quotient_up(tiles, few);
     warps = warps < HALF_WARPS ? HALF_WARPS : warps < WARPS ? warps : (int)WARPS;
-    int splits = (tiles + warps - 1) / warps;
+    int splits = quotient_up(tiles, warps);
     splits = splits < most ? splits : most;
     splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;
     return {warps,
@@ -196,12 +196,6 @@ static __device__ __forceinline__ float4 all_columns(const float4 &all,
         total = make_float2(total.x + columns[i].z * factor.x, total.y + columns[i].w * factor.y);
     }
     return make_float4(most.x, most.y, total.x, total.y);
-}
-
-static __device__ __forceinline__ float4 shuffle(const float4 &x, int distance) {
-    return make_float4(
-        __shfl_xor_sync(0xffffffff, x.x, distance), __shfl_xor_sync(0xffffffff, x.y, distance),
-        __shfl_xor_sync(0xffffffff, x.z, distance), __shfl_xor_sync(0xffffffff, x.w, distance));
 }
 
 // The same of nothing.

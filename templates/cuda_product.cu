@@ -193,6 +193,12 @@ static __device__ __forceinline__ float4 add(const float (&a)[4], const float (&
     return make_float4(a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]);
 }
 
+static __device__ __forceinline__ float4 shuffle(const float4 &x, int distance) {
+    return make_float4(
+        __shfl_xor_sync(0xffffffff, x.x, distance), __shfl_xor_sync(0xffffffff, x.y, distance),
+        __shfl_xor_sync(0xffffffff, x.z, distance), __shfl_xor_sync(0xffffffff, x.w, distance));
+}
+
 // The sum of x over the warp, the same in all lanes.
 static __device__ inline float warp_sum(float x) {
     for (int distance = 16; distance > 0; distance /= 2)
