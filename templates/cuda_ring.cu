@@ -64,8 +64,8 @@ enum {
                                        : RING_SLOTS,
     LAYERS_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
     // The same, in slots, of what is copied while blocks tell each other most, which more would
-    // delay: a layer's weights up to the first of the MLP that fill the ring. Of these about half a
-    // row of gate and up, which is one of int8's slots.
+    // delay: a layer's weights up to the first of the MLP that fill the ring. Of these half a row
+    // of gate and up, and not less than two slots; of int8's, which are larger than bf16's, one.
     CALM = 2,
     HALF_ROW_SLOTS =
         (HIDDEN_COLUMN_TILES * (int)layer_tiles::BYTES / 2 + SLOT_BYTES - 1) / SLOT_BYTES,

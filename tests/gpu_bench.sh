@@ -71,6 +71,7 @@ for folder in bench/*/; do
             $contexts >>"$csv" || failures=1
     done
 done
+rm -rf "$cache"
 
 if wanted peer; then
     if python3 -c 'import torch; assert torch.cuda.is_available()' 2>"$results/peer.log"; then

@@ -48,6 +48,14 @@ static struct parscale *open_on(const char *device, const char *pack, int stream
     return model;
 }
 
+// Opens the GPU as this program's first: the seconds that it takes.
+static struct parscale *open_timed(const char *pack, int streams, bool no_cache, double *seconds) {
+    double began = clock_seconds();
+    struct parscale *model = open_on("cuda", pack, streams, no_cache, NULL);
+    *seconds = clock_seconds() - began;
+    return model;
+}
+
 static void must(int code, const struct parscale *model) {
     if (code) {
         fprintf(stderr, "gpu_harness: %s\n", parscale_error(model));
@@ -271,11 +279,11 @@ static void row(const struct table *table, const char *what, size_t context, dou
     fflush(stdout);
 }
 
-// Opens the model as this program's first; its row is the seconds without the upload.
-static struct parscale *open_timed(const struct table *table, const char *what) {
-    double began = clock_seconds();
-    struct parscale *model = open_on("cuda", table->pack, table->streams, false, NULL);
-    row(table, what, 0, clock_seconds() - began - parscale_info(model)->start.upload_alone);
+// Opens the model; its row is the seconds without the upload.
+static struct parscale *start_row(const struct table *table, const char *what) {
+    double seconds;
+    struct parscale *model = open_timed(table->pack, table->streams, false, &seconds);
+    row(table, what, 0, seconds - parscale_info(model)->start.upload_alone);
     return model;
 }
 
@@ -305,7 +313,7 @@ static void decode_rows(const struct table *table, struct parscale *model, size_
 }
 
 static void print_table(const struct table *table, char **contexts) {
-    struct parscale *model = open_timed(table, "later_start_s");
+    struct parscale *model = start_row(table, "later_start_s");
     const struct parscale_info *info = parscale_info(model);
     row(table, "driver_start_s", 0, info->start.device);
     row(table, "upload_s", 0, info->start.upload);
@@ -368,10 +376,9 @@ static void fill(const char *pack, int streams, size_t piece) {
 // Seconds to open a model, without the upload first: without those of its seconds in which nothing
 // else was waited for.
 static void start(const char *pack, int streams, bool no_cache) {
-    double began = clock_seconds();
-    struct parscale *model = open_on("cuda", pack, streams, no_cache, NULL);
+    double all;
+    struct parscale *model = open_timed(pack, streams, no_cache, &all);
     const struct parscale_start *parts = &parscale_info(model)->start;
-    double all = clock_seconds() - began;
     printf("start streams=%d without_upload=%.3f seconds=%.3f check=%.3f device=%.3f kernels=%.3f "
            "upload=%.3f upload_alone=%.3f load=%.3f\n",
            streams, all - parts->upload_alone, all, parts->check, parts->device, parts->kernels,
@@ -397,8 +404,8 @@ int main(int argc, char **argv) {
         step(argv[2], streams, strtoul(argv[4], NULL, 10));
     else if (strcmp(argv[1], "first") == 0)
         parscale_close(
-            open_timed(&(struct table){.pack = argv[2], .streams = streams, .label = argv[4]},
-                       "first_start_s"));
+            start_row(&(struct table){.pack = argv[2], .streams = streams, .label = argv[4]},
+                      "first_start_s"));
     else if (strcmp(argv[1], "table") == 0 && argc > 7)
         print_table(&(struct table){argv[2], argv[4], streams, strtoul(argv[5], NULL, 10),
                                     strtoul(argv[6], NULL, 10)},
