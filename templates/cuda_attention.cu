@@ -8,8 +8,9 @@ enum {
     HEAD_GROUPS = (GROUP_HEADS + 7) / 8,              // a warp's queries are 8 columns
     PREFIX_TILES = (PREFIX_TOKENS + TILE - 1) / TILE, //
     PREFIX_BLOCK_TILES = PREFIX_TILES * HEAD_TILES,   // of one plane of keys or values
-    RESULT_FLOATS = HEAD_TILES * WARP * 4,            // a warp's sums, as its lanes hold them
-    ATTENTION_PARTIAL = RESULT_FLOATS + 16,           // and of each pair of columns maxima, totals
+    PREFIX_SPAN_BYTES = 2 * HEAD_TILES * TILE_BYTES * WEIGHT_PLANES, // a row of keys and values
+    RESULT_FLOATS = HEAD_TILES * WARP * 4,  // a warp's sums, as its lanes hold them
+    ATTENTION_PARTIAL = RESULT_FLOATS + 16, // and of each pair of columns maxima, totals
 };
 
 // Instead of a maximum, where there is no score yet: a difference to itself is a number.
@@ -74,65 +75,89 @@ static __device__ __forceinline__ void soften(struct attention &a, float (&score
     }
 }
 
-// Where the 16 positions of one row of key tiles lie: of the prefix or of the cache.
+// Where the 16 positions of one row of key tiles lie, of the prefix or of the cache: in global
+// memory, or copied to shared memory, keys, then values, plane by plane.
 struct span {
-    const struct tile *keys, *values; // this lane's part
-    int value_stride;                 // tiles from 16 dimensions of the values to the next
-    int planes;                       // that add up: PREFIX_BLOCK_TILES apart
-    int positions;                    // before this row of tiles
-    bool causal;                      // of the cache; else all PREFIX_TOKENS are visible
-    struct cache_row row;             // of the cache
+    const struct tile *keys, *values;
+    int value_stride;     // tiles from 16 dimensions of the values to the next
+    int plane_stride;     // tiles from a plane to the next one
+    int planes;           // that add up
+    int positions;        // before this row of tiles
+    bool causal;          // of the cache; else all PREFIX_TOKENS are visible
+    struct cache_row row; // of the cache
 };
 
 // Row `t` of tiles, counted through prefix and cache of a stream and kv head.
 static __device__ __forceinline__ struct span find_span(const struct gpu_task &task, int stream,
                                                         int kv_head, int t) {
     struct span s;
-    if (t < PREFIX_TILES) {
+    s.causal = t >= PREFIX_TILES;
+    s.planes = s.causal ? 1 : (int)WEIGHT_PLANES;
+    s.plane_stride = PREFIX_BLOCK_TILES;
+    s.row.newest = -1;
+    if (s.causal) {
+        t -= PREFIX_TILES;
+        s.keys = (const struct tile *)cache_place(task, stream, kv_head, t);
+        s.values = cache_row::values(s.keys);
+        s.value_stride = 1;
+    } else {
         long long block = ((long long)task.layer * STREAMS + stream) * KV_HEADS + kv_head;
-        long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP + chunk_id();
+        long long first = block * PREFIX_BLOCK_TILES * WEIGHT_PLANES * WARP;
         s.keys =
             (const struct tile *)(task.weights + PREFIX_K_OFFSET) + first + t * HEAD_TILES * WARP;
         s.values = (const struct tile *)(task.weights + PREFIX_V_OFFSET) + first + t * WARP;
         s.value_stride = PREFIX_TILES;
-        s.planes = WEIGHT_PLANES;
-        s.positions = t * TILE;
-        s.causal = false;
-        s.row.newest = -1;
-        return s;
     }
-    t -= PREFIX_TILES;
-    s.keys = cache_row::keys(task, stream, kv_head, t);
-    s.values = cache_row::values(s.keys);
-    s.value_stride = 1;
-    s.planes = 1;
     s.positions = t * TILE;
-    s.causal = true;
-    s.row.newest = -1;
     return s;
 }
 
+// The same, copied to `row` in shared memory.
+static __device__ __forceinline__ struct span copied_span(const char *row, int t) {
+    struct span s;
+    s.causal = t >= PREFIX_TILES;
+    s.planes = s.causal ? 1 : (int)WEIGHT_PLANES;
+    s.plane_stride = 2 * HEAD_TILES;
+    s.row.newest = -1;
+    s.keys = (const struct tile *)row;
+    s.values = s.causal ? cache_row::values(s.keys) : s.keys + HEAD_TILES * WARP;
+    s.value_stride = 1;
+    s.positions = (s.causal ? t - PREFIX_TILES : t) * TILE;
+    return s;
+}
+
+// This lane's part of a tile of the prefix, or of a bf16 cache.
+template <bool SHARED>
+static __device__ __forceinline__ struct tile span_tile(const struct tile *from, bool causal) {
+    if (!SHARED)
+        return load_tile(from + (causal ? lane_id() : chunk_id()));
+    return causal ? from[lane_id()] : load_fragment(from);
+}
+
+template <bool SHARED>
 static __device__ __forceinline__ void load_keys(struct tile (&keys)[HEAD_TILES], struct span &s,
                                                  int plane) {
     if (cache_row::QUANTIZED && s.causal) {
-        s.row.load_scales(s.keys);
-        s.row.load(keys, s.keys);
+        s.row.template load_scales<SHARED>(s.keys);
+        s.row.template load<SHARED>(keys, s.keys);
         return;
     }
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++)
-        keys[d] = load_tile(s.keys + (plane * PREFIX_BLOCK_TILES + d) * WARP);
+        keys[d] = span_tile<SHARED>(s.keys + (plane * s.plane_stride + d) * WARP, s.causal);
 }
 
+template <bool SHARED>
 static __device__ __forceinline__ void load_values(struct tile (&values)[HEAD_TILES],
                                                    const struct span &s, int plane) {
     if (cache_row::QUANTIZED && s.causal) {
-        s.row.load(values, s.values);
+        s.row.template load<SHARED>(values, s.values);
         return;
     }
 #pragma unroll
     for (int d = 0; d < HEAD_TILES; d++)
-        values[d] = load_tile(s.values + (plane * PREFIX_BLOCK_TILES + d * s.value_stride) * WARP);
+        values[d] = span_tile<SHARED>(
+            s.values + (plane * s.plane_stride + d * s.value_stride) * WARP, s.causal);
 }
 
 static __device__ __forceinline__ void add_scores(float (&score)[4], float (&low_score)[4],
@@ -155,19 +180,18 @@ static __device__ __forceinline__ void add_values(struct attention &a, const str
     }
 }
 
-// Attends a span whose keys are loaded, and its values too if LOADED. positions: how many of the
-// cache are seen.
-template <bool LOADED>
-static __device__ __forceinline__ void
-attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES],
-            struct tile (&values)[HEAD_TILES], int positions) {
+// Attends a span in shared memory. positions: how many of the cache are seen.
+static __device__ __forceinline__ void attend_span(struct attention &a, struct span &s,
+                                                   int positions) {
     const bool quantized = cache_row::QUANTIZED && s.causal;
+    struct tile keys[HEAD_TILES], values[HEAD_TILES];
+    load_keys<true>(keys, s, 0);
     if (s.causal)
         s.row.complete_keys(keys);
     float p[4] = {}, low_score[4] = {}; // two sums: shorter chains
     add_scores(p, low_score, a, keys);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
-        load_keys(keys, s, 1);
+        load_keys<true>(keys, s, 1);
         add_scores(p, low_score, a, keys);
     }
     if (quantized) {
@@ -185,13 +209,12 @@ attend_span(struct attention &a, struct span &s, struct tile (&keys)[HEAD_TILES]
     const struct columns high = {transpose(upper), transpose(lower)};
     const struct columns low = {transpose(low_parts(upper, p[0], p[1])),
                                 transpose(low_parts(lower, p[2], p[3]))};
-    if (!LOADED)
-        load_values(values, s, 0);
+    load_values<true>(values, s, 0);
     if (s.causal)
         s.row.complete_values(values);
     add_values(a, high, low, values);
     if (WEIGHT_PLANES > 1 && s.planes > 1) {
-        load_values(values, s, 1);
+        load_values<true>(values, s, 1);
         add_values(a, high, low, values);
     }
 }

@@ -1,9 +1,13 @@
 // The KV cache in bf16 tiles. cuda_cache_int8.cu is the same for a cache of integers.
 
-// Cache of one (layer, stream, kv head): for every 16 positions a row of tiles of keys, then one of
-// values.
-static __device__ inline char *cache_block(const struct gpu_task &task, int stream, int kv_head) {
-    return task.cache + cache_number(task, stream, kv_head) * CACHE_BLOCK_TILES * TILE_BYTES;
+// Cache of one (layer, stream, kv head): rows of 16 positions, each its tiles of keys, then its
+// tiles of values.
+enum { ROW_BYTES = 2 * HEAD_TILES * TILE_BYTES };
+
+static __device__ inline char *cache_place(const struct gpu_task &task, int stream, int kv_head,
+                                           int row) {
+    return task.cache + cache_number(task, stream, kv_head) * CACHE_BLOCK_TILES * TILE_BYTES +
+           (long long)row * ROW_BYTES;
 }
 
 // Element (row, column) of a tile of the cache: lane by lane.
@@ -12,14 +16,7 @@ static __device__ inline int fragment_index(int row, int column) {
     return (lane * 4 + word) * 2 + column % 2;
 }
 
-// The row of tiles that has a position.
-static __device__ __forceinline__ unsigned short *row_of(const struct gpu_task &task, int stream,
-                                                         int kv_head, int position) {
-    return (unsigned short *)cache_block(task, stream, kv_head) +
-           position / TILE * 2 * HEAD_TILES * TILE_ELEMENTS;
-}
-
-// Where a dimension of its key, or of its value, lies there.
+// Where a dimension of a position's key, or of its value, lies in its row.
 static __device__ __forceinline__ unsigned short *key_place(unsigned short *row, int position,
                                                             int dim) {
     return row + dim / TILE * TILE_ELEMENTS + fragment_index(position % TILE, dim % TILE);
@@ -44,12 +41,6 @@ struct cache_row {
     int newest;          // a position that the cache has not yet; -1: it has all
     const char *entries; // in shared memory: its key and its value, bf16 [2, HEAD_TILES, TILE]
 
-    // This lane's part of the row's tiles.
-    static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
-                                                              int stream, int kv_head, int row) {
-        const struct tile *block = (const struct tile *)cache_block(task, stream, kv_head);
-        return block + lane_id() + row * 2 * HEAD_TILES * WARP;
-    }
     static __device__ __forceinline__ const struct tile *values(const struct tile *keys) {
         return keys + HEAD_TILES * WARP;
     }
@@ -116,8 +107,9 @@ struct cache_row {
     }
 
     // What an int8 cache has besides.
-    __device__ __forceinline__ void load_scales(const struct tile *) {
+    template <bool SHARED> __device__ __forceinline__ void load_scales(const struct tile *) {
     }
+    template <bool SHARED>
     __device__ __forceinline__ void load(struct tile (&)[HEAD_TILES], const struct tile *) const {
     }
     __device__ __forceinline__ void make_f16(struct tile (&)[HEAD_TILES], const struct tile *,
@@ -137,7 +129,7 @@ static __device__ __forceinline__ void store_newest(const struct gpu_task &task,
     for (int n = (warp_id() + 1) * gridDim.x - 1 - blockIdx.x; n < items; n += WARPS * gridDim.x) {
         int stream = n / KV_HEADS, kv_head = n % KV_HEADS;
         const float *key = task.qkv + stream * QKV_FLOATS + (HEADS + kv_head) * HEAD_DIM;
-        unsigned short *row = row_of(task, stream, kv_head, position);
+        unsigned short *row = (unsigned short *)cache_place(task, stream, kv_head, position / TILE);
         float numbers[cache_row::NUMBERS];
         await_all(numbers, round, [=](int i, float &number) {
             if (cache_row::number_place(i) >= 0)
@@ -217,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) prefill_cache(const struct
     if (end <= 0)
         return;
     store_row(
-        (struct tile *)row_of(task, stream, kv_head, row * TILE) + values * HEAD_TILES * WARP,
+        (struct tile *)cache_place(task, stream, kv_head, row) + values * HEAD_TILES * WARP,
         projected_head(task, stream * task.tokens + token, HEADS + values * KV_HEADS + kv_head),
         values, first, end);
 }

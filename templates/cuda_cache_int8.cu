@@ -159,17 +159,14 @@ struct cache_row {
     int newest;                         // a position that the cache has not yet; -1: it has all
     const struct cache_entry *entries;  // made of them, [WARP]
 
-    static __device__ __forceinline__ const struct tile *keys(const struct gpu_task &task,
-                                                              int stream, int kv_head, int row) {
-        return (const struct tile *)cache_place(task, stream, kv_head, row);
-    }
     static __device__ __forceinline__ const struct tile *values(const struct tile *keys) {
         return (const struct tile *)((const char *)keys + HEAD_TILES * BYTE_TILE);
     }
 
-    __device__ __forceinline__ void load_scales(const struct tile *keys) {
+    template <bool SHARED> __device__ __forceinline__ void load_scales(const struct tile *keys) {
         const char *scales = (const char *)keys + ROW_SCALES;
-        struct tile t = load_tile((const struct tile *)scales + lane_id() / 4);
+        const struct tile *from = (const struct tile *)scales + lane_id() / 4;
+        struct tile t = SHARED ? *from : load_tile(from);
         key_scale[0] = __uint_as_float(t.x);
         key_scale[1] = __uint_as_float(t.y);
         value_scale[0] = __uint_as_float(t.z);
@@ -177,12 +174,13 @@ struct cache_row {
     }
 
     // Bytes of a row's keys, or values; complete_* makes numbers of them.
+    template <bool SHARED>
     __device__ __forceinline__ void load(struct tile (&tiles)[HEAD_TILES],
                                          const struct tile *from) const {
 #pragma unroll
         for (int d = 0; d < HEAD_TILES; d++) {
-            struct columns bytes =
-                load_columns((const struct columns *)from + d * WARP + lane_id());
+            const struct columns *mine = (const struct columns *)from + d * WARP + lane_id();
+            struct columns bytes = SHARED ? *mine : load_columns(mine);
             tiles[d].x = bytes.x;
             tiles[d].y = bytes.y;
         }
@@ -253,7 +251,7 @@ struct cache_row {
     __device__ __forceinline__ void make_f16(struct tile (&tiles)[HEAD_TILES],
                                              const struct tile *keys, bool values) {
         float even[2], odd[2]; // scales of words x and z, y and w; keys': of x and y, z and w
-        load_scales(keys);
+        load_scales<false>(keys);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             even[i] = __shfl_sync(0xffffffff, value_scale[i], lane_id() % 4 * 8);

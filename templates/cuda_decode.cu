@@ -495,7 +495,6 @@ static __device__ __forceinline__ void decode_mlp(const struct gpu_task &task, s
             consumers_barrier(); // before others take the place of the sums
         }
         if (part == team.first) { // attention is over
-            prefetch_attention(task);
             store_newest(task, workplace()->position, step.round);
         }
         gather_inner(task, part * layer_tiles::INPUTS, share.tiles * layer_tiles::INPUTS,

@@ -365,76 +365,102 @@ static __device__ __forceinline__ void fill_attended(const struct gpu_task &task
                                             0.0f, round);
 }
 
-// Asks for the keys and values of a row of tiles.
-static __device__ __forceinline__ void prefetch_span(const struct span &s) {
-    const bool bytes = cache_row::QUANTIZED && s.causal;
-    const int tile = bytes ? WARP / 2 : WARP, mine = bytes ? lane_id() / 2 : 0;
-#pragma unroll
-    for (int d = 0; d < HEAD_TILES; d++) {
-        prefetch(s.keys + d * tile + mine);
-        prefetch(s.values + d * s.value_stride * tile + mine);
+// Copies a row of tiles for copied_span.
+static __device__ __forceinline__ void copy_span(const struct span &s, char *to,
+                                                 unsigned long long *full) {
+    if (s.causal) {
+        copy_part(to, s.keys, ROW_BYTES, full);
+        return;
+    }
+#pragma unroll 1
+    for (int plane = 0; plane < WEIGHT_PLANES; plane++) {
+        copy_part(to, s.keys + plane * s.plane_stride * WARP, HEAD_TILES * TILE_BYTES, full);
+        to += HEAD_TILES * TILE_BYTES;
+#pragma unroll 1
+        for (int d = 0; d < HEAD_TILES; d++) {
+            copy_part(to, s.values + (plane * s.plane_stride + d * s.value_stride) * WARP,
+                      TILE_BYTES, full);
+            to += TILE_BYTES;
+        }
     }
 }
 
-// Asks for the first keys and values that the warps of this block attend in the next layer: loads
-// that wait for memory delay those behind them, also of what other blocks tell. With many streams
-// so much is asked for that it delays more than it saves.
-static __device__ __forceinline__ void prefetch_attention(const struct gpu_task &task) {
-    const struct attention_split split = workplace()->split;
-    const struct attention_item item(split.item);
-    const int t = split.number * split.warps + warp_id();
-    if (STREAMS > FEW_COLUMNS || task.layer == LAYERS - 1 || split.item >= ATTENTION_ITEMS ||
-        warp_id() >= split.warps || t >= attended_tiles(workplace()->position + 1))
-        return;
-    struct gpu_task next = task;
-    next.layer++;
-    prefetch_span(find_span(next, item.stream, item.kv_head, t));
+// How many rows of tiles the warps of a block attend together, from row `first` on of `tiles`.
+static __device__ __forceinline__ int attended_rows(const struct attention_split &split, int first,
+                                                    int tiles) {
+    return tiles - first < split.warps ? tiles - first : split.warps;
 }
 
-// queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in
-// earlier steps: those are loaded before queries are told.
-static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
-                                                        unsigned round) {
-    const struct attention_split split = workplace()->split;
-    // As registers allow: values are loaded with their keys; both before the wait.
-    const bool LOADED = WARPGROUPS && HEAD_TILES <= 6, EARLY = WARPGROUPS && HEAD_TILES <= 8;
-    const int positions = workplace()->position + 1, tiles = attended_tiles(positions);
-    const int stride = split.splits * split.warps,
-              part = warp_id() < split.warps ? split.number * split.warps + warp_id() : tiles;
+// The producer's: all that this block attends of a layer, in the order of decode_attention. Rows of
+// tiles that warps attend together lie side by side in slots, SLOT_SPANS in each.
+static __device__ __forceinline__ void copy_attended(const struct gpu_task &task, int layer,
+                                                     struct filling &filling) {
+    const struct attention_split &split = workplace()->split;
+    const int tiles = attended_tiles(workplace()->position + 1);
+    struct gpu_task its = task;
+    its.layer = layer;
+    if (!layer_tiles::SCALES && split.again) // much is to come before the MLP
+        filling.limit(FLYING);
 #pragma unroll 1
     for (int n = split.item; n < ATTENTION_ITEMS; n += gridDim.x) {
         const struct attention_item item(n);
-        int t = part;
-        struct tile keys[HEAD_TILES], values[HEAD_TILES];
-        struct span s = find_span(task, item.stream, item.kv_head, t < tiles ? t : tiles - 1);
-        bool loaded = EARLY;
-        if (EARLY) {
-            load_keys(keys, s, 0);
-            if (LOADED)
-                load_values(values, s, 0);
+#pragma unroll 1
+        for (int first = split.number * split.warps; first < tiles;
+             first += split.splits * split.warps) {
+            const int end = first + attended_rows(split, first, tiles);
+#pragma unroll 1
+            for (int t = first; t < end;) {
+                const int last = t + SLOT_SPANS < end ? t + SLOT_SPANS : end,
+                          learned = t >= PREFIX_TILES     ? 0
+                                    : last < PREFIX_TILES ? last - t
+                                                          : PREFIX_TILES - t;
+                char *to = filling.take_slot();
+                unsigned long long *full = &workplace()->full[filling.to.slot];
+                begin_copies(full, learned * PREFIX_SPAN_BYTES + (last - t - learned) * ROW_BYTES);
+#pragma unroll 1
+                for (; t < last; t++, to += SPAN_BYTES)
+                    copy_span(find_span(its, item.stream, item.kv_head, t), to, full);
+                end_copies(full);
+                filling.next_slot();
+            }
         }
-        await_queries(task, item, part == split.newest, round);
+    }
+}
+
+// queries, keys, values and cache -> input of o_proj. All positions but the newest were stored in
+// earlier steps: their keys and values come through the ring.
+static __device__ __forceinline__ void decode_attention(const struct gpu_task &task,
+                                                        struct ring &ring, unsigned round) {
+    const struct attention_split split = workplace()->split;
+    const int positions = workplace()->position + 1, tiles = attended_tiles(positions),
+              start = split.number * split.warps;
+#pragma unroll 1
+    for (int n = split.item; n < ATTENTION_ITEMS; n += gridDim.x) {
+        const struct attention_item item(n);
+        await_queries(task, item, start + warp_id() == split.newest && warp_id() < split.warps,
+                      round);
         consumers_barrier();
         struct attention a;
         load_queries(a);
         start_attention(a);
+        int slots = 0; // of the rows before, which the producer has not back yet
 #pragma unroll 1
-        for (; t < tiles; t += stride) {
-            if (!loaded) {
-                s = find_span(task, item.stream, item.kv_head, t);
-                load_keys(keys, s, 0);
-                if (LOADED)
-                    load_values(values, s, 0);
+        for (int first = start; first < tiles; first += split.splits * split.warps) {
+            ring.leave_slots(slots);
+            const int rows = attended_rows(split, first, tiles), t = first + warp_id();
+            slots = quotient_up(rows, SLOT_SPANS);
+            if (warp_id() < rows) {
+                struct span s = copied_span(ring.wait_further(warp_id() / SLOT_SPANS) +
+                                                warp_id() % SLOT_SPANS * SPAN_BYTES,
+                                            t);
+                if (t == tiles - 1)
+                    s.row.add_newest(newest_entries(), positions - 1);
+                attend_span(a, s, positions);
             }
-            if (t + stride < tiles)
-                prefetch_span(find_span(task, item.stream, item.kv_head, t + stride));
-            if (t == tiles - 1)
-                s.row.add_newest(newest_entries(), positions - 1);
-            loaded = false;
-            attend_span<LOADED>(a, s, keys, values, positions);
         }
         add_warps(task, split, n, a);
-        consumers_barrier(); // before others take the place of the sums
+        ring.leave_slots(slots); // behind what other blocks wait for
+        consumers_barrier();     // before others take the place of the sums
     }
     add_attention(task, split.splits, round);
     fill_attended(task, round);

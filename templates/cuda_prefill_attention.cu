@@ -50,9 +50,9 @@ static __device__ __forceinline__ char *gathered_steps(const struct gpu_task &ta
 static __device__ __forceinline__ void load_row(struct tile (&tiles)[HEAD_TILES], struct span &s,
                                                 bool values, int plane) {
     if (values)
-        load_values(tiles, s, plane);
+        load_values<false>(tiles, s, plane);
     else
-        load_keys(tiles, s, plane);
+        load_keys<false>(tiles, s, plane);
 }
 
 // All of them as f16.

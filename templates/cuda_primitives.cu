@@ -292,15 +292,6 @@ static __device__ inline struct tile load_tile(const struct tile *from) {
 #endif
 }
 
-// Asks for what is read soon, to be in the L2 cache then.
-static __device__ inline void prefetch(const void *global) {
-#ifdef EMULATOR
-    (void)global;
-#else
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
-#endif
-}
-
 // Copies 16 bytes from global to shared memory past the L1 cache, behind the thread's back; zeros
 // without a look at `global` if they are not `wanted`.
 static __device__ inline void copy_async(void *shared, const void *global, bool wanted) {
@@ -662,23 +653,34 @@ static __device__ inline void wait_barrier(unsigned long long *barrier, unsigned
 #endif
 }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-enum { COPY_ARRIVALS = 1 };
+// Whether copies that a barrier tells the end of are bulk copies, each started by one thread: from
+// compute capability 9.0 on.
+#if defined(EMULATOR) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+enum { BULK_COPIES = 1 };
 #else
-enum { COPY_ARRIVALS = WARP };
+enum { BULK_COPIES = 0 };
 #endif
+enum { COPY_ARRIVALS = BULK_COPIES ? 1 : WARP };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// An arrival; but the phase does not end before so many bytes are copied.
 static __device__ inline void expect_bytes(unsigned long long *barrier, int bytes) {
+#ifdef EMULATOR
+    emulate_expect_bytes(barrier, bytes);
+#else
     asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(
                      shared_address(barrier)),
                  "r"(bytes)
                  : "memory");
+#endif
 }
 
+// ONCE: what is read once, and need not stay in the L2 cache.
 template <bool ONCE>
 static __device__ inline void copy_bulk(void *shared, const void *global, int bytes,
                                         unsigned long long *barrier) {
+#ifdef EMULATOR
+    emulate_copy_bulk(shared, global, bytes, barrier);
+#else
     if (!ONCE) {
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
                      " [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
@@ -692,53 +694,68 @@ static __device__ inline void copy_bulk(void *shared, const void *global, int by
                  ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
                  "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
                  : "memory");
-}
 #endif
+}
 
 // Copies to shared memory, behind the warp's back: its lanes all call this with the same arguments,
-// and may write there. `bytes`: a multiple of 16. COPY_ARRIVALS of `barrier`'s arrivals are those
-// of one copy when it is there. ONCE: what is read once, and need not stay in the L2 cache.
+// and may write there. Between begin_copies, which says how many bytes there are in all, and
+// end_copies come parts of them, multiples of 16 bytes. COPY_ARRIVALS of `barrier`'s arrivals are
+// those of all parts when they are there.
+static __device__ inline void begin_copies(unsigned long long *barrier, int bytes) {
+    if constexpr (BULK_COPIES)
+        if (threadIdx.x % WARP == 0)
+            expect_bytes(barrier, bytes);
+}
+
+template <bool ONCE = true>
+static __device__ inline void copy_part(void *shared, const void *global, int bytes,
+                                        unsigned long long *barrier) {
+    if constexpr (BULK_COPIES) {
+        if (threadIdx.x % WARP == 0)
+            copy_bulk<ONCE>(shared, global, bytes, barrier);
+    } else {
+        for (int i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16)
+            copy_async((char *)shared + i, (const char *)global + i, true);
+    }
+}
+
+static __device__ inline void end_copies(unsigned long long *barrier) {
+#ifndef EMULATOR
+    if constexpr (!BULK_COPIES)
+        asm volatile(
+            "cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+            : "memory");
+#endif
+}
+
+// One part.
 template <bool ONCE = true>
 static __device__ inline void copy_slot(void *shared, const void *global, int bytes,
                                         unsigned long long *barrier) {
-#ifdef EMULATOR
-    emulate_copy_slot(shared, global, bytes, barrier);
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (threadIdx.x % WARP == 0) {
-        expect_bytes(barrier, bytes);
-        copy_bulk<ONCE>(shared, global, bytes, barrier);
-    }
-#else
-    for (int i = threadIdx.x % WARP * 16; i < bytes; i += WARP * 16)
-        copy_async((char *)shared + i, (const char *)global + i, true);
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
-                 : "memory");
-#endif
+    begin_copies(barrier, bytes);
+    copy_part<ONCE>(shared, global, bytes, barrier);
+    end_copies(barrier);
 }
 
-// The same for `pieces` pieces of `bytes` bytes, at most WARP: `stride` apart in global, `apart` in
-// shared memory.
+// `pieces` parts of `bytes` bytes, at most WARP: `stride` apart in global, `apart` in shared
+// memory.
 template <bool ONCE = true>
 static __device__ inline void copy_pieces(char *shared, int apart, const char *global,
                                           long long stride, int bytes, int pieces,
                                           unsigned long long *barrier) {
-#ifdef EMULATOR
-    emulate_copy_pieces(shared, apart, global, stride, bytes, pieces, barrier);
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    int lane = threadIdx.x % WARP;
-    if (lane == 0)
-        expect_bytes(barrier, pieces * bytes);
-    __syncwarp();
-    if (lane < pieces)
-        copy_bulk<ONCE>(shared + lane * apart, global + lane * stride, bytes, barrier);
-#else
-    int chunks = bytes / 16;
-    for (int i = threadIdx.x % WARP; i < pieces * chunks; i += WARP)
-        copy_async(shared + i / chunks * apart + i % chunks * 16,
-                   global + i / chunks * stride + i % chunks * 16, true);
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
-                 : "memory");
-#endif
+    begin_copies(barrier, pieces * bytes);
+    if constexpr (BULK_COPIES) {
+        int lane = threadIdx.x % WARP;
+        __syncwarp();
+        if (lane < pieces)
+            copy_bulk<ONCE>(shared + lane * apart, global + lane * stride, bytes, barrier);
+    } else {
+        int chunks = bytes / 16;
+        for (int i = threadIdx.x % WARP; i < pieces * chunks; i += WARP)
+            copy_async(shared + i / chunks * apart + i % chunks * 16,
+                       global + i / chunks * stride + i % chunks * 16, true);
+    }
+    end_copies(barrier);
 }
 
 // The chunk of this lane, 4g + i, of a tile in shared memory that lies there as in the pack: chunk

@@ -28,15 +28,18 @@ enum {
     MLP_CHANNELS = 64, // of a block, in one go
     MLP_TILES = MLP_CHANNELS / TILE_COLUMNS,
     TEAM_TILES = TEAM * MLP_TILES,
-    // A slot holds at least 32 tiles; with few bytes a whole row of q|k|v or of gate and up, and
-    // for each warp all of the team's tiles of a row of down_proj, so that warps wait once for
-    // each.
-    LEAST_SLOT_BYTES = 32 * TILE_ROOM,
+    // Keys and values of a row of tiles, of the prefix or of the cache.
+    SPAN_BYTES = (int)PREFIX_SPAN_BYTES > (int)ROW_BYTES ? (int)PREFIX_SPAN_BYTES : (int)ROW_BYTES,
+    // A slot holds at least 32 tiles, or these keys and values; with few bytes a whole row of q|k|v
+    // or of gate and up, and for each warp all of the team's tiles of a row of down_proj, so that
+    // warps wait once for each.
+    LEAST_SLOT_BYTES = 32 * TILE_ROOM > SPAN_BYTES ? 32 * TILE_ROOM : (int)SPAN_BYTES,
     LAYER_ROW_BYTES = (HIDDEN_COLUMN_TILES + WARPS - 1) / WARPS * WARPS * layer_tiles::BYTES,
     TEAM_BYTES = WARPS * TEAM_TILES * layer_tiles::BYTES,
     SLOT_BYTES = layer_tiles::SCALES
                      ? slot_size(slot_size(LEAST_SLOT_BYTES, LAYER_ROW_BYTES), TEAM_BYTES)
                      : (int)LEAST_SLOT_BYTES,
+    SLOT_SPANS = SLOT_BYTES / SPAN_BYTES, // that lie side by side in a slot
     // Of a row of down_proj, in a slot.
     PIECE_TILES = TEAM_TILES < 4 || (int)TEAM_BYTES <= (int)SLOT_BYTES ? TEAM_TILES : 4,
     PIECE_BYTES = PIECE_TILES * layer_tiles::BYTES,
@@ -63,10 +66,13 @@ enum {
              : FLYING_FIT < RING_SLOTS ? FLYING_FIT
                                        : RING_SLOTS,
     LAYERS_INT8 = layer_tiles::SCALES && (int)layer_tiles::BYTES == (int)head_tiles::BYTES,
+    LAYERS_INT4 = layer_tiles::SCALES && !LAYERS_INT8,
     // The same, in slots, of what is copied while blocks tell each other most, which more would
-    // delay: a layer's weights up to the first of the MLP that fill the ring. Of these half a row
-    // of gate and up, and not less than two slots; of int8's, which are larger than bf16's, one.
-    CALM = 2,
+    // delay: a layer's weights, keys and values up to the first of the MLP that fill the ring. Two,
+    // but three with int4, where a layer takes less time than its chain of phases. Of the MLP half
+    // a row of gate and up, and not less than two slots; of int8's, which are larger than bf16's,
+    // one.
+    CALM = LAYERS_INT4 ? 3 : 2,
     HALF_ROW_SLOTS =
         (HIDDEN_COLUMN_TILES * (int)layer_tiles::BYTES / 2 + SLOT_BYTES - 1) / SLOT_BYTES,
     CALM_MLP = LAYERS_INT8          ? 1
@@ -77,7 +83,7 @@ enum {
     ROWS_FIT = !WARPGROUPS || RING_SLOTS < 4 ? 1 // below sm_90 registers are short
                : RING_SLOTS < 8              ? 2
                                              : 4,
-    FEW_INT4 = layer_tiles::SCALES && !LAYERS_INT8 && STREAMS <= FEW_COLUMNS,
+    FEW_INT4 = LAYERS_INT4 && STREAMS <= FEW_COLUMNS,
     GATE_UP_TOGETHER = FEW_INT4                                      ? ROWS_FIT
                        : LAYERS_INT8 && STREAMS == 1 && ROWS_FIT > 1 ? 2
                                                                      : 1,
@@ -271,6 +277,30 @@ struct ring : ring_place<RING_SLOTS> {
         }
     }
 
+    // Until the slot `further` behind the next one is full: where it is.
+    __device__ __forceinline__ const char *wait_further(int further) const {
+        struct ring place = *this;
+        const char *slots[1];
+#pragma unroll 1
+        for (; further > 0; further--) {
+            place.next();
+            place.full = false;
+        }
+        place.wait(slots);
+        return slots[0];
+    }
+
+    // To the slot behind the next `count`, each when it is full: before that it may be the one of a
+    // round before, which other warps have not left.
+    __device__ __forceinline__ void leave_slots(int count) {
+#pragma unroll 1
+        for (; count > 0; count--) {
+            const char *slot[1];
+            wait(slot);
+            leave();
+        }
+    }
+
     // To the slot behind these, which are the producer's again. With few bytes a weight it is full
     // already, most times: that is asked here, as the answer takes a while, where registers suffice
     // for it.
@@ -292,7 +322,7 @@ struct filling {
     int most, slots; // under way; slots for which that holds, then FLYING does
 
     // For the next `count` slots at most `most_flying` copies are under way.
-    __device__ __forceinline__ void limit(int most_flying, int count) {
+    __device__ __forceinline__ void limit(int most_flying, int count = 1 << 30) {
         most = most_flying;
         slots = count;
     }
@@ -313,6 +343,12 @@ struct filling {
         return ring_slot(to.slot);
     }
 
+    // Its copies have begun.
+    __device__ __forceinline__ void next_slot() {
+        to.next();
+        flying++;
+    }
+
     __device__ __forceinline__ void copy(const struct job &job) {
 #pragma unroll 1
         for (int group = 0; group < job.groups; group++) {
@@ -325,8 +361,7 @@ struct filling {
                 int bytes = left < job.most ? left : job.most;
                 copy_pieces(take_slot(), PIECE_BYTES, from, job.piece_stride, bytes, pieces,
                             &workplace()->full[to.slot]);
-                to.next();
-                flying++;
+                next_slot();
                 from += bytes;
                 left -= bytes;
                 if (left == 0) {
@@ -338,34 +373,6 @@ struct filling {
         }
     }
 };
-
-// CALM_MLP; but copies delay the keys and values of many streams that attend much, by 1 to 2 % of a
-// step.
-static __device__ __forceinline__ int calm_mlp() {
-    return STREAMS > FEW_COLUMNS && workplace()->split.again ? 1 : (int)CALM_MLP;
-}
-
-// The producer's whole work: all that this block multiplies.
-static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
-    struct filling filling = {{}, {}, 0, FLYING, 0};
-    const struct team team; // the other warps' is in shared memory: here registers are few
-#pragma unroll 1
-    for (int layer = task.ids ? LAYERS : 0; layer <= LAYERS; layer++) {
-        const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
-        int first = layer == LAYERS && STREAMS == 1 ? 2 : 0;
-        int end = layer == LAYERS ? 3 : 2 + 2 * team.parts();
-#pragma unroll 1
-        for (int n = first; n < end; n++) {
-            if (layer < LAYERS && n < 2)
-                filling.limit(CALM, 1 << 30);
-            if (n == 2)
-                filling.limit(calm_mlp(), layer < LAYERS ? RING_SLOTS : 0);
-            filling.copy(layer == LAYERS ? head_job(task, n) : layer_job(weights, team, n));
-        }
-    }
-    while (filling.flying > 0) // a block must not end before its copies
-        filling.wait_for_oldest();
-}
 
 // Products of rows of TILES tiles in PLANES planes that share activations: KS 16s of COLUMNS
 // columns, told as TOLD says. Up to TOGETHER rows are multiplied together, where a slot holds one.

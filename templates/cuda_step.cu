@@ -36,12 +36,36 @@ static __device__ __forceinline__ void decode_layers(struct gpu_task &task, stru
 #pragma unroll 1
     for (task.layer = 0; task.layer < LAYERS; task.layer++) {
         decode_qkv(task, step);
-        decode_attention(task, step.round);
+        decode_attention(task, step.ring, step.round);
         decode_o(task, step);
         decode_mlp(task, step);
         decode_add(task, step);
         step.round++;
     }
+}
+
+// The producer's whole work: all that this block multiplies.
+static __device__ __forceinline__ void fill_ring(const struct gpu_task &task) {
+    struct filling filling = {{}, {}, 0, FLYING, 0};
+    const struct team &team = workplace()->team; // registers are few here
+#pragma unroll 1
+    for (int layer = task.ids ? LAYERS : 0; layer <= LAYERS; layer++) {
+        const char *weights = task.weights + LAYERS_OFFSET + layer * LAYER_STRIDE;
+        int first = layer == LAYERS && STREAMS == 1 ? 2 : 0;
+        int end = layer == LAYERS ? 3 : 2 + 2 * team.parts();
+#pragma unroll 1
+        for (int n = first; n < end; n++) {
+            if (layer < LAYERS && n < 2)
+                filling.limit(CALM);
+            if (n == 2)
+                filling.limit(CALM_MLP, layer < LAYERS ? RING_SLOTS : 0);
+            filling.copy(layer == LAYERS ? head_job(task, n) : layer_job(weights, team, n));
+            if (n == 0 && layer < LAYERS)
+                copy_attended(task, layer, filling);
+        }
+    }
+    while (filling.flying > 0) // a block must not end before its copies
+        filling.wait_for_oldest();
 }
 
 // Grid: multiprocessors, all blocks at once.

@@ -169,15 +169,14 @@ static struct phase_barrier *find_barrier(unsigned long long *barrier) {
     return b;
 }
 
-static void arrive_at(struct phase_barrier *b, unsigned long long *barrier, unsigned arrivals,
-                      const known_clock &told) {
+// What is told with an arrival or with bytes that are copied; the phase ends when all of both are
+// there.
+static void tell_barrier(struct phase_barrier *b, unsigned long long *barrier,
+                         const known_clock &told) {
     struct block *block = current->block;
-    if (arrivals > b->pending)
-        emulate_fault("more arrivals at a barrier than it was initialised with");
-    b->pending -= arrivals;
     b->coming = join_clocks(b->coming, told);
     note_progress();
-    if (b->pending)
+    if (b->pending || b->bytes)
         return;
     b->pending = b->arrivals;
     b->phase++;
@@ -189,10 +188,24 @@ static void arrive_at(struct phase_barrier *b, unsigned long long *barrier, unsi
             fiber->waits = wait_for::nothing;
 }
 
+static void arrive_at(struct phase_barrier *b, unsigned long long *barrier) {
+    if (b->pending == 0)
+        emulate_fault("more arrivals at a barrier than it was initialised with");
+    b->pending--;
+    tell_barrier(b, barrier, what_it_tells(current));
+}
+
 void emulate_arrive(unsigned long long *barrier) {
     struct phase_barrier *b = find_barrier(barrier);
     raise(&b->coming_flow, *tell_flow());
-    arrive_at(b, barrier, 1, what_it_tells(current));
+    arrive_at(b, barrier);
+}
+
+void emulate_expect_bytes(unsigned long long *barrier, int bytes) {
+    struct phase_barrier *b = find_barrier(barrier);
+    b->bytes += (size_t)bytes;
+    b->unstarted += (size_t)bytes;
+    arrive_at(b, barrier);
 }
 
 bool emulate_test_barrier(unsigned long long *barrier, unsigned parity) {
@@ -213,17 +226,21 @@ void emulate_wait_barrier(unsigned long long *barrier, unsigned parity) {
 
 // ---- Copies whose end a barrier tells ----
 
-void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier,
-                     unsigned arrivals) {
-    if (!find_barrier(barrier)->published)
+void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier) {
+    struct phase_barrier *b = find_barrier(barrier);
+    if (!b->published)
         emulate_fault("a copy to a barrier that is not published");
-    current->block->slot_copies.push_back(
-        {to, from, bytes, barrier, arrivals, what_it_tells(current)});
+    if (bytes > b->unstarted)
+        emulate_fault("a copy of %zu bytes to a barrier that expects %zu", bytes, b->unstarted);
+    b->unstarted -= bytes;
+    raise(&b->coming_flow, *tell_flow()); // with the phase's end, which is behind this copy's
+    current->block->slot_copies.push_back({to, from, bytes, barrier, what_it_tells(current)});
 }
 
 void end_slot_copy(const struct slot_copy &copy) {
     struct block *block = current->block;
     struct phase_barrier *b = &block->phase_barriers.at(copy.barrier);
     land_slot(copy, b->index);
-    arrive_at(b, copy.barrier, copy.arrivals, with_time(copy.told, block, COPIES_TOLD + b->index));
+    b->bytes -= copy.bytes;
+    tell_barrier(b, copy.barrier, with_time(copy.told, block, COPIES_TOLD + b->index));
 }

@@ -97,9 +97,8 @@ void emulate_publish_barriers();
 void emulate_arrive(unsigned long long *barrier);
 void emulate_wait_barrier(unsigned long long *barrier, unsigned parity);
 bool emulate_test_barrier(unsigned long long *barrier, unsigned parity);
-void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier);
-void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,
-                         int pieces, unsigned long long *barrier);
+void emulate_expect_bytes(unsigned long long *barrier, int bytes);
+void emulate_copy_bulk(void *shared, const void *global, int bytes, unsigned long long *barrier);
 unsigned emulate_shuffle(unsigned word, int distance);
 
 // For tests that leave out a statement: false if it is the one that EMULATOR_SKIP names.

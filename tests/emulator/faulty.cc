@@ -123,6 +123,22 @@ static void pass_numbers(const struct arguments &a, unsigned places, bool waits)
     }
 }
 
+// A copy of 4 * WARP bytes, to a barrier that expects so many.
+static void copy_expecting(const struct arguments &a, int bytes) {
+    unsigned long long *barrier = (unsigned long long *)shared_memory();
+    if (thread() >= WARP)
+        return;
+    if (thread() == 0) {
+        init_barrier(barrier, COPY_ARRIVALS);
+        publish_barriers();
+    }
+    __syncwarp();
+    begin_copies(barrier, bytes);
+    copy_part(shared_words() + 4, a.data, 4 * WARP, barrier);
+    end_copies(barrier);
+    wait_barrier(barrier, 0);
+}
+
 // `early`: of all copies but the first, one is read when that many before it is there.
 template <int early> static void pass_on(const struct arguments &a) {
     unsigned long long *full = (unsigned long long *)shared_memory(), *empty = full + SLOTS;
@@ -268,6 +284,10 @@ static const struct kernel KERNELS[] = {
          }
      },
      NULL, true},
+    {"a copy of more bytes than are expected", "expects 16",
+     [](const struct arguments &a) { copy_expecting(a, 16); }, NULL, true},
+    {"a copy of fewer", "waits for threads that never come",
+     [](const struct arguments &a) { copy_expecting(a, 8 * WARP); }, NULL, true},
     {"no barrier", "nothing orders",
      [](const struct arguments &) {
          shared_words()[thread()] = 1;

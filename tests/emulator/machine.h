@@ -129,6 +129,7 @@ struct warp {
 // A barrier in shared memory that threads arrive at without waiting.
 struct phase_barrier {
     unsigned arrivals, pending, phase; // of a phase, still to come in this one, how many have ended
+    size_t bytes, unstarted;             // still to come in this phase; of these not being copied yet
     unsigned index;                    // among those of the block
     unsigned maker;                    // the thread that initialised it,
     uint32_t time;                     // when
@@ -143,8 +144,7 @@ struct slot_copy {
     const void *from;
     size_t bytes;
     unsigned long long *barrier;
-    unsigned arrivals; // of those that the barrier expects
-    known_clock told;  // by the thread that started it
+    known_clock told; // by the thread that started it
 };
 
 // One launch. Launches have consecutive numbers.
@@ -226,8 +226,7 @@ void end_clocks(struct block *block);
 // Threads meet at a barrier, whole warps in order.
 void meet(struct fiber *const *fibers, unsigned count);
 
-void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier,
-                     unsigned arrivals);
+void start_slot_copy(char *to, const void *from, size_t bytes, unsigned long long *barrier);
 
 // Ends a copy of the current thread's block.
 void end_slot_copy(const struct slot_copy &copy);

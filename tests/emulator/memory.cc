@@ -492,11 +492,11 @@ bool copies_under_way() {
 
 // ---- Copies whose end a barrier tells ----
 
-static void copy_piece(char *shared, const char *global, int bytes, unsigned long long *barrier,
-                       unsigned arrivals, const void *code) {
+void emulate_copy_bulk(void *shared, const void *global, int bytes, unsigned long long *barrier) {
+    const void *code = __builtin_return_address(0);
     if ((size_t)shared % 16 || (size_t)global % 16 || bytes % 16 || bytes <= 0)
         emulate_fault("a copy that is not aligned (code %#lx)", code_offset(code));
-    size_t at = (size_t)(shared - arena);
+    size_t at = (size_t)((char *)shared - arena);
     for (size_t i = at / SHARED_GRAIN; i < (at + (size_t)bytes) / SHARED_GRAIN; i++)
         if (shared_cells[i].written % MOST_TIME >= current->block->start_time &&
             shared_cells[i].written >> TIME_BITS < COPIED)
@@ -505,23 +505,7 @@ static void copy_piece(char *shared, const char *global, int bytes, unsigned lon
                           at, code_offset(code));
     access_shared(at, (size_t)bytes, true, shared_record(UNDER_WAY + current->thread), code);
     access(global, (size_t)bytes, false, code);
-    start_slot_copy(shared, global, (size_t)bytes, barrier, arrivals);
-}
-
-void emulate_copy_slot(void *shared, const void *global, int bytes, unsigned long long *barrier) {
-    if (current->thread % LANES == 0)
-        copy_piece((char *)shared, (const char *)global, bytes, barrier, LANES,
-                   __builtin_return_address(0));
-}
-
-// The arrivals of a copy are divided among its pieces.
-void emulate_copy_pieces(char *shared, int apart, const char *global, long long stride, int bytes,
-                         int pieces, unsigned long long *barrier) {
-    if (current->thread % LANES)
-        return;
-    for (int i = 0; i < pieces; i++)
-        copy_piece(shared + i * apart, global + i * stride, bytes, barrier,
-                   LANES / pieces + (i < LANES % pieces), __builtin_return_address(0));
+    start_slot_copy((char *)shared, global, (size_t)bytes, barrier);
 }
 
 void land_slot(const struct slot_copy &copy, unsigned index) {
