@@ -30,7 +30,8 @@ static __device__ inline struct attention_split divide_attention(int position) {
     const int most = (int)gridDim.x / ATTENTION_ITEMS, tiles = attended_tiles(position + 1);
     const int few = most < 1 ? 1 : most < SPLITS_AT_ONCE ? most : (int)SPLITS_AT_ONCE;
     int warps = quotient_up(tiles, few);
-    warps = warps < HALF_WARPS ? HALF_WARPS : warps < WARPS ? warps : (int)WARPS;
+    warps = warps < HALF_WARPS ? (int)HALF_WARPS : warps;
+    warps = warps < ATTENDING_WARPS ? warps : (int)ATTENDING_WARPS;
     int splits = quotient_up(tiles, warps);
     splits = splits < most ? splits : most;
     splits = splits < 1 ? 1 : splits < MOST_SPLITS ? splits : MOST_SPLITS;

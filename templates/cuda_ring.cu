@@ -58,6 +58,9 @@ enum {
     SLOTS_THAT_FIT =
         (SHARED_BYTES - WORK_BYTES - INNER_BYTES - KEPT_BYTES - REST_BYTES) / SLOT_BYTES,
     RING_SLOTS = SLOTS_THAT_FIT < MOST_SLOTS ? SLOTS_THAT_FIT : MOST_SLOTS,
+    // Warps that attend together: the ring holds what they attend.
+    SPANS_FIT = RING_SLOTS * SLOT_SPANS,
+    ATTENDING_WARPS = SPANS_FIT < WARPS ? SPANS_FIT : WARPS,
     FEW_COLUMNS = 4,                  // whose activations all are asked for at once
     MOST_GIVEN = WARPGROUPS ? 24 : 8, // float4 of activations that a lane keeps
     FLYING_BYTES = 80 << 10,          // under way, at most
@@ -139,7 +142,7 @@ struct team {
 
 // How a step's attention is divided: the same in all layers.
 struct attention_split {
-    int warps;        // of a block that attend: at least half of them
+    int warps;        // of a block that attend: at least half of them, if the ring has room
     int splits;       // blocks that share an item; 1, if a block has several items
     int newest;       // of an item's warps, the one that attends the newest position
     int item, number; // this block's first item, if there is one; its number among the splits
