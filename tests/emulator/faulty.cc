@@ -286,7 +286,7 @@ static const struct kernel KERNELS[] = {
      NULL, true},
     {"a copy of more bytes than are expected", "expects 16",
      [](const struct arguments &a) { copy_expecting(a, 16); }, NULL, true},
-    {"a copy of fewer", "waits for threads that never come",
+    {"a copy of fewer bytes than are expected", "waits for threads that never come",
      [](const struct arguments &a) { copy_expecting(a, 8 * WARP); }, NULL, true},
     {"no barrier", "nothing orders",
      [](const struct arguments &) {
