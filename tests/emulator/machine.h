@@ -129,7 +129,7 @@ struct warp {
 // A barrier in shared memory that threads arrive at without waiting.
 struct phase_barrier {
     unsigned arrivals, pending, phase; // of a phase, still to come in this one, how many have ended
-    size_t bytes, unstarted;             // still to come in this phase; of these not being copied yet
+    size_t bytes, unstarted;           // still to come in this phase; of these not being copied yet
     unsigned index;                    // among those of the block
     unsigned maker;                    // the thread that initialised it,
     uint32_t time;                     // when
